@@ -1,0 +1,44 @@
+"""
+The bus's key names: who writes which key is told in DESIGN.md section 3.
+
+`{p}` is the partition's hash tag, so that everything one commit touches lies
+in one slot. A MAD knows only the keys in this file; the names of what only a
+replica may touch are in `gateway.store.names`.
+"""
+
+import zlib
+
+CONFIG = "eb:config"
+MADS = "eb:mads"
+# A hint that lanes or MADs changed; losing it costs at most a second.
+NEWS = "eb:news"
+GROUP = "session-manager"
+DEFAULT_PARTITIONS = 16
+
+
+def partition_of(session_id: str, partitions: int) -> int:
+    """
+    The partition of a session: CRC-32 (as in zlib) of its id modulo *partitions*.
+    """
+    return zlib.crc32(session_id.encode()) % partitions
+
+
+def ingress(partition: int, mad: str) -> str:
+    """
+    The stream on which *mad* publishes its commands of one partition.
+    """
+    return f"eb:{{{partition}}}:in:{mad}"
+
+
+def reply(partition: int, mad: str, command_id: str) -> str:
+    """
+    The stream on which the one reply to one request appears.
+    """
+    return f"eb:{{{partition}}}:reply:{mad}:{command_id}"
+
+
+def wake(mad: str, instance: str) -> str:
+    """
+    The channel that tells one MAD instance which of its replies are there.
+    """
+    return f"eb:wake:{mad}:{instance}"

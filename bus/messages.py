@@ -1,0 +1,256 @@
+"""
+The words on the wire: envelope, reply, and the values that replies carry.
+
+Everything here is an immutable value without I/O. The packing of these values
+into stream entries is `bus.codec`; what a command means is `handlers`.
+"""
+
+import math
+import re
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
+
+from bus.errors import Invalid
+
+SCHEMA = 1
+MAX_COMMAND_BYTES = 256 * 1024
+MAX_DEPTH = 32
+MAX_INTEGER = 2**53
+
+State = Literal["active", "dormant", "archived"]
+
+_SESSION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_COMMAND_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_@.-]{0,63}")
+
+
+class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """
+    One command as it travels; unknown fields are ignored, so it can grow.
+
+    Attributes:
+        v: schema number; a newer one than SCHEMA is refused.
+        id: `<instance>.<partition>.<n>` for publishers that count their
+            commands (the SDK), any other id of at most 80 characters else.
+        kind: what to do, for example `session.update`.
+        session: the session it is for; decides the partition.
+        body: the kind's own fields, msgpack.
+        expected_version: refuse unless the session has this version.
+        deadline_ms: milliseconds after the arrival of the stream entry, on the
+            server's clock, from which on the command must not be applied.
+        token: JWT of the principal who asks.
+        reply: whether somebody waits for a reply.
+        trace: W3C traceparent, or empty.
+    """
+
+    v: int
+    id: str
+    kind: str
+    session: str = ""
+    body: msgspec.Raw = msgspec.Raw(b"\x80")
+    expected_version: int | None = None
+    deadline_ms: int | None = None
+    token: str = ""
+    reply: bool = False
+    trace: str = ""
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """
+    What became of one command; the first reply is the only one there ever is.
+
+    Attributes:
+        id: the command's id.
+        code: `ok`, or the code of a refusal (see `bus.errors`).
+        message: empty if ok, else for people.
+        details: empty if ok, else for programs.
+        body: the result's fields, msgpack; nil if there is none.
+    """
+
+    id: str
+    code: str = "ok"
+    message: str = ""
+    details: dict[str, Any] = {}  # JSON values
+    body: msgspec.Raw = msgspec.Raw(b"\xc0")
+
+
+class TimelineEntry(msgspec.Struct, frozen=True, gc=False):
+    """
+    One entry of a session's timeline.
+
+    Attributes:
+        seq: 1, 2, 3 … per session, in commit order, without gap or duplicate.
+        at: when it was committed, on the bus server's clock.
+        author: the MAD that published it.
+        entry: what was appended; JSON-compatible.
+    """
+
+    seq: int
+    at: datetime
+    author: str
+    entry: Any  # JSON value; pre-encoded bytes on the way out
+
+
+class TimelinePage(msgspec.Struct, frozen=True):
+    """
+    Entries in ascending seq, and the `after` of the next page (None: the end).
+    """
+
+    entries: tuple[TimelineEntry, ...]
+    next: int | None = None
+
+
+class Session(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    The forever conversation as its callers see it.
+
+    Attributes:
+        version: 1 at creation; rises by one per change of state.
+        last_seq: seq of the newest timeline entry; 0 if there is none.
+        acl: principals beside the owner who may work with it.
+        participants: MAD name → what is known of its part.
+        recent_timeline: the newest entries, at most 20, oldest first;
+            filled by `get_session` only.
+    """
+
+    id: str
+    version: int
+    owner_id: str
+    created_at: datetime
+    last_active: datetime
+    state: State = "active"
+    last_seq: int = 0
+    acl: tuple[str, ...] = ()
+    participants: dict[str, dict[str, Any]] = {}  # JSON values
+    work_in_progress: dict[str, Any] = {}  # JSON values
+    context_summary: dict[str, Any] = {}  # JSON values
+    recent_timeline: tuple[Any, ...] = ()  # TimelineEntry; encoded inside a replica
+
+
+class CommandOutcome(msgspec.Struct, frozen=True):
+    """
+    What is known of a command by its id.
+
+    Attributes:
+        state: `applied`; `rejected` (then *code* says why); `pending` (read by
+            a replica, not settled); `unknown` (never arrived, or forgotten).
+        code: the first reply's code, empty if none is kept.
+        message: the first reply's message, empty if none is kept.
+    """
+
+    state: Literal["applied", "rejected", "pending", "unknown"]
+    code: str = ""
+    message: str = ""
+
+
+def check_session_id(value: str) -> str:
+    """
+    *value*, if it is 1 to 64 letters, digits, `_`, `.` or `-`.
+
+    Raises:
+        Invalid: naming the field `session`.
+    """
+    return _matching(_SESSION_ID, "session", value)
+
+
+def check_command_id(value: str) -> str:
+    """
+    *value*, if it is 1 to 80 letters, digits, `_`, `.` or `-`.
+
+    Raises:
+        Invalid: naming the field `id`.
+    """
+    return _matching(_COMMAND_ID, "id", value)
+
+
+def check_name(value: str, field: str) -> str:
+    """
+    *value*, if it can name a MAD or a user; *field* is named if it cannot.
+
+    Raises:
+        Invalid: the name is empty, over 64 characters or has other characters.
+    """
+    return _matching(_NAME, field, value)
+
+
+def check_json(value: object, field: str) -> None:
+    """
+    Accept *value* if every store of ours can hold it unchanged.
+
+    That is: null, booleans, integers within ±2^53, finite floats, text without
+    lone surrogates, lists, and objects whose keys are text without NUL or `.`
+    and do not begin with `$` (MongoDB reads those as operators and paths), at
+    most MAX_DEPTH deep. Walks without recursion, so depth cannot exhaust it.
+
+    Raises:
+        Invalid: naming *field* and what is wrong with its value.
+    """
+    level: list[object] = [value]
+    for _ in range(MAX_DEPTH + 1):
+        deeper: list[object] = []
+        for item in level:
+            deeper.extend(_children(item, field))
+        if not deeper:
+            return
+        level = deeper
+    raise _invalid(field, f"is nested deeper than {MAX_DEPTH} levels")
+
+
+def _children(item: object, field: str) -> Iterable[object]:
+    kind = type(item)
+    if kind is str:
+        return _check_text(item, field)
+    if kind is dict:
+        return _check_keys(item, field)  # type: ignore[arg-type]
+    if kind is list or kind is tuple:
+        return item  # type: ignore[return-value]
+    if item is None or kind is bool:
+        return ()
+    if kind is int:
+        return _check_integer(item, field)  # type: ignore[arg-type]
+    if kind is float and math.isfinite(item):  # type: ignore[arg-type]
+        return ()
+    raise _invalid(field, f"holds {_shown(item)}, which JSON cannot carry")
+
+
+def _check_text(item: object, field: str) -> Iterable[object]:
+    try:
+        str(item).encode()
+    except UnicodeEncodeError as error:
+        raise _invalid(field, "holds text that is not valid Unicode") from error
+    return ()
+
+
+def _check_integer(item: int, field: str) -> Iterable[object]:
+    if -MAX_INTEGER <= item <= MAX_INTEGER:
+        return ()
+    raise _invalid(field, "holds an integer beyond ±2^53; send it as text")
+
+
+def _check_keys(item: dict[object, object], field: str) -> Iterable[object]:
+    for key in item:
+        if type(key) is not str:
+            raise _invalid(field, f"has a key {_shown(key)} that is not text")
+        if "\0" in key or "." in key or key.startswith("$"):
+            raise _invalid(
+                field, f"has the key {_shown(key)}; no NUL, '.' or leading $"
+            )
+        _check_text(key, field)
+    return item.values()
+
+
+def _matching(pattern: re.Pattern[str], field: str, value: object) -> str:
+    if isinstance(value, str) and pattern.fullmatch(value):
+        return value
+    raise _invalid(field, f"is {_shown(value)}; wanted {pattern.pattern}")
+
+
+def _invalid(field: str, what: str) -> Invalid:
+    return Invalid(f"{field} {what}", field=field)
+
+
+def _shown(value: object) -> str:
+    return ascii(value)[:80]

@@ -1,0 +1,83 @@
+"""
+Key names that only replicas and the archiver may touch (DESIGN.md section 3).
+"""
+
+REPLICAS = "eb:replicas"
+ARCHIVER_GROUP = "archiver"
+
+
+def owner(partition: int | str) -> str:
+    """
+    The lane's owner, `<epoch>:<replica>`, with a TTL.
+    """
+    return f"eb:{{{partition}}}:owner"
+
+
+def epoch(partition: int | str) -> str:
+    """
+    The last epoch given out; outlives every owner.
+    """
+    return f"eb:{{{partition}}}:epoch"
+
+
+def session(partition: int, session_id: str) -> str:
+    """
+    The hot state of one session, a hash.
+    """
+    return f"eb:{{{partition}}}:session:{session_id}"
+
+
+def recent(partition: int, session_id: str) -> str:
+    """
+    The newest timeline entries of one session, a list, oldest first.
+    """
+    return f"eb:{{{partition}}}:recent:{session_id}"
+
+
+def ledger(partition: int, command_id: str) -> str:
+    """
+    The first reply to one command, a string with a TTL.
+    """
+    return f"eb:{{{partition}}}:ledger:{command_id}"
+
+
+def publishers(partition: int) -> str:
+    """
+    Hash `<mad>:<instance>` → how far its commands are settled.
+    """
+    return f"eb:{{{partition}}}:publishers"
+
+
+def outbox(partition: int) -> str:
+    """
+    The stream of what MongoDB must hold, one entry a commit.
+    """
+    return f"eb:{{{partition}}}:outbox"
+
+
+def backlog(partition: int) -> str:
+    """
+    How many outbox records the archiver has not confirmed yet.
+    """
+    return f"eb:{{{partition}}}:backlog"
+
+
+def dead(partition: int) -> str:
+    """
+    The stream of dead letters.
+    """
+    return f"eb:{{{partition}}}:dead"
+
+
+def attempts(partition: int) -> str:
+    """
+    Hash `<mad>/<entry>/<index>` → which replicas tried a suspect alone.
+    """
+    return f"eb:{{{partition}}}:attempts"
+
+
+def checkpoints(partition: int) -> str:
+    """
+    Hash MAD → the entry id below which its ingress is wholly settled.
+    """
+    return f"eb:{{{partition}}}:checkpoints"
