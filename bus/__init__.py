@@ -1,0 +1,43 @@
+"""
+The contract and the wire: all that a MAD's author installs.
+"""
+
+from bus.client import Mad, connect
+from bus.errors import (
+    AlreadyExists,
+    Defect,
+    EverbusError,
+    Expired,
+    Forbidden,
+    Invalid,
+    NotFound,
+    Overloaded,
+    ReplyTimeout,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+    VersionConflict,
+)
+from bus.messages import CommandOutcome, Session, TimelineEntry, TimelinePage
+
+__all__ = [
+    "AlreadyExists",
+    "CommandOutcome",
+    "Defect",
+    "EverbusError",
+    "Expired",
+    "Forbidden",
+    "Invalid",
+    "Mad",
+    "NotFound",
+    "Overloaded",
+    "ReplyTimeout",
+    "Session",
+    "TimelineEntry",
+    "TimelinePage",
+    "TooLarge",
+    "Unauthenticated",
+    "Unavailable",
+    "VersionConflict",
+    "connect",
+]

@@ -6,6 +6,7 @@ each in a field `c`, in the order in which their publisher issued them: one
 XADD is all or nothing, so a batch can never arrive with a hole in it.
 """
 
+import re
 from typing import Any, NamedTuple
 
 import msgspec
@@ -19,6 +20,8 @@ REPLY_FIELD = b"r"
 pack = msgspec.msgpack.Encoder().encode
 _envelope = msgspec.msgpack.Decoder(Envelope)
 _reply = msgspec.msgpack.Decoder(Reply)
+# Eighteen digits at most, so that a forged count stays a 64-bit number.
+_ORDINAL = re.compile(r"([^.]+)\.(0|[1-9][0-9]{0,17})\.([1-9][0-9]{0,17})")
 
 
 class Ordinal(NamedTuple):
@@ -85,9 +88,17 @@ def unpack_reply(packed: bytes) -> Reply:
 
 def unpack(packed: bytes, kind: type[Any]) -> Any:
     """
-    The value of type *kind* in *packed*; raises msgspec.ValidationError.
+    The value of type *kind* in *packed*.
+
+    Raises:
+        msgspec.ValidationError: of another type, not msgpack, or nested too deep.
     """
-    return msgspec.msgpack.decode(packed, type=kind)
+    try:
+        return msgspec.msgpack.decode(packed, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        if isinstance(error, msgspec.ValidationError):
+            raise
+        raise msgspec.ValidationError(f"not msgpack: {error}") from error
 
 
 def command_id(instance: str, partition: int, n: int) -> str:
@@ -100,8 +111,10 @@ def command_id(instance: str, partition: int, n: int) -> str:
 def ordinal_of(identifier: str) -> Ordinal | None:
     """
     The ordinal in a command id; None for an id that its sender made freely.
+
+    No two ids have the same ordinal: `i.0.7` has one, `i.0.07` has none.
     """
-    parts = identifier.split(".")
-    if len(parts) != 3 or not (parts[1].isdecimal() and parts[2].isdecimal()):
+    found = _ORDINAL.fullmatch(identifier)
+    if found is None:
         return None
-    return Ordinal(parts[0], int(parts[1]), int(parts[2]))
+    return Ordinal(found[1], int(found[2]), int(found[3]))

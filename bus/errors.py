@@ -23,7 +23,8 @@ class EverbusError(Exception):
     code: ClassVar[str] = "defect"
     status: ClassVar[int] = 500
 
-    def __init__(self, message: str, **details: Any) -> None:  # JSON values
+    # Positional only, since a detail from the wire may have any name.
+    def __init__(self, message: str, /, **details: Any) -> None:  # JSON values
         super().__init__(message)
         self.message = message
         self.details = details

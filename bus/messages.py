@@ -189,14 +189,15 @@ def check_json(value: object, field: str) -> None:
         Invalid: naming *field* and what is wrong with its value.
     """
     level: list[object] = [value]
-    for _ in range(MAX_DEPTH + 1):
-        deeper: list[object] = []
-        for item in level:
-            deeper.extend(_children(item, field))
-        if not deeper:
+    for _ in range(MAX_DEPTH):
+        level = [child for item in level for child in _children(item, field)]
+        if not level:
             return
-        level = deeper
-    raise _invalid(field, f"is nested deeper than {MAX_DEPTH} levels")
+    # What is left lies in MAX_DEPTH containers; an empty one counts as well.
+    for item in level:
+        if isinstance(item, dict | list | tuple):
+            raise _invalid(field, f"is nested deeper than {MAX_DEPTH} levels")
+        _children(item, field)
 
 
 def _children(item: object, field: str) -> Iterable[object]:

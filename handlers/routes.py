@@ -15,7 +15,7 @@ from bus.errors import AlreadyExists, Forbidden, Invalid, NotFound, VersionConfl
 from bus.messages import Session, TimelinePage, check_json, check_name
 from handlers import commands as body
 from handlers.commands import Command, Event, Outcome, WarmPage
-from handlers.session import appended, changed, new_session, patched
+from handlers.session import MAX_ACL, appended, changed, new_session, patched
 
 MAX_PAGE = 1000
 
@@ -131,8 +131,11 @@ def append_timeline(
     """
     there = _existing(session, command)
     wanted: body.AppendTimeline = command.body
-    check_json(_decoded(wanted.entry), "entry")
-    after, packed = appended(there, command.mad, bytes(wanted.entry), now)
+    entry = _decoded(wanted.entry)
+    check_json(entry, "entry")
+    # What was checked is what is kept: in the bytes as they came, a key given
+    # twice could hide a value that no check has seen.
+    after, packed = appended(there, command.mad, msgspec.msgpack.encode(entry), now)
     event = msgspec.structs.replace(
         _event("timeline.appended", command, after.version), seq=after.last_seq
     )
@@ -241,7 +244,11 @@ def _without_tail(session: Session) -> Session:
 
 
 def _with(names: tuple[str, ...], name: str) -> tuple[str, ...]:
-    return names if name in names else (*names, name)
+    if name in names:
+        return names
+    if len(names) >= MAX_ACL:
+        raise Invalid(f"acl has {len(names)} names; at most {MAX_ACL}", field="acl")
+    return (*names, name)
 
 
 def _decoded(raw: msgspec.Raw) -> Any:

@@ -34,11 +34,14 @@ def recent(partition: int, session_id: str) -> str:
     return f"eb:{{{partition}}}:recent:{session_id}"
 
 
-def ledger(partition: int, command_id: str) -> str:
+def ledger(partition: int, command: str) -> str:
     """
     The first reply to one command, a string with a TTL.
+
+    *command* is `<mad>:<command id>`: a MAD that uses another one's command id
+    must not be given that one's reply.
     """
-    return f"eb:{{{partition}}}:ledger:{command_id}"
+    return f"eb:{{{partition}}}:ledger:{command}"
 
 
 def publishers(partition: int) -> str:

@@ -1,0 +1,181 @@
+"""
+One connection to the bus, written to and read from in whole batches.
+
+redis-py owns the connection: address, TLS, authentication, handshake. What it
+would do per command (pack in pure Python, a timeout object per reply, up to
+ten retries that repeat side effects) happens here once per batch: hiredis
+packs, one write, one deadline, and no retry at all. A failed exchange closes
+the connection, since a reply that comes late would answer the wrong command.
+"""
+
+import asyncio
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import hiredis
+from redis.asyncio import Connection, ConnectionPool
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
+
+from bus.errors import Forbidden, Overloaded, Unauthenticated, Unavailable
+
+Argument = bytes | str | int | float
+Command = tuple[Argument, ...]
+
+CONNECT_TIMEOUT_S = 3.0
+EXCHANGE_TIMEOUT_S = 5.0
+# Refusals of the server that pass by themselves; none of them has an effect.
+PASSING = frozenset(
+    {
+        "BUSY",
+        "CLUSTERDOWN",
+        "LOADING",
+        "MASTERDOWN",
+        "MISCONF",
+        "NOREPLICAS",
+        "READONLY",
+        "TRYAGAIN",
+        "UNBLOCKED",
+    }
+)
+
+
+_pack: Callable[[Command], bytes] = hiredis.pack_command  # type: ignore[assignment]
+
+
+class WireFailed(Unavailable):
+    """
+    The connection broke; what was in flight may or may not have happened.
+    """
+
+
+class Wire:
+    """
+    A connection that one task at a time exchanges batches on.
+
+    Opened by the first exchange, and again by the first one after a failure.
+    """
+
+    def __init__(self, url: str, *, name: str = "everbus") -> None:
+        self._pool = ConnectionPool.from_url(
+            url,
+            protocol=2,  # one shape of replies on every server version
+            decode_responses=False,
+            socket_timeout=None,  # the exchange has one deadline instead
+            socket_connect_timeout=CONNECT_TIMEOUT_S,
+            retry=Retry(NoBackoff(), 0),
+            client_name=name,
+        )
+        self._connection: Connection | None = None
+
+    @property
+    def connected(self) -> bool:
+        """
+        Whether the last exchange left a usable connection.
+        """
+        return self._connection is not None
+
+    async def exchange(
+        self, commands: Sequence[Command], *, timeout_s: float = EXCHANGE_TIMEOUT_S
+    ) -> list[Any]:
+        """
+        The replies to *commands*, in order, after one write.
+
+        A reply that is an error is returned, not raised: the others count.
+
+        Raises:
+            WireFailed: the connection broke or *timeout_s* passed; the effect
+                of every command is unknown. Never retried here.
+        """
+        packed = b"".join(map(_pack, commands))
+        try:
+            async with asyncio.timeout(timeout_s):
+                connection = self._connection or await self._connect()
+                await connection.send_packed_command(packed, check_health=False)
+                return [await _read(connection) for _ in commands]
+        except (TimeoutError, OSError, RedisError) as error:
+            await self.close()
+            raise WireFailed(f"bus connection failed: {_told(error)}") from error
+        except BaseException:
+            # Cancelled between write and read: the replies belong to nobody.
+            await self.close()
+            raise
+
+    async def call(
+        self, *command: Argument, timeout_s: float = EXCHANGE_TIMEOUT_S
+    ) -> Any:
+        """
+        The reply to one command; as `exchange`, but an error reply is raised.
+
+        Raises:
+            WireFailed: as in `exchange`.
+            Unavailable, Overloaded, Forbidden, Unauthenticated: by `refusal`.
+            ResponseError: any other error reply.
+        """
+        [reply] = await self.exchange([command], timeout_s=timeout_s)
+        if isinstance(reply, ResponseError):
+            raise refusal(reply)
+        return reply
+
+    async def close(self) -> None:
+        """
+        Close the connection, if there is one; never raises.
+        """
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.disconnect(nowait=True)
+
+    async def _connect(self) -> Connection:
+        # redis-py types neither of the two calls.
+        connection: Connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
+        try:
+            await connection.connect()  # type: ignore[no-untyped-call]
+        except AuthenticationError as error:
+            raise Unauthenticated(
+                f"the bus refuses the credentials: {error}"
+            ) from error
+        except ResponseError as error:
+            raise refusal(error) from error
+        self._connection = connection
+        return connection
+
+
+def refusal(error: ResponseError) -> Exception:
+    """
+    What an error reply of the server means in our words; itself if nothing.
+    """
+    text = str(error)
+    # redis-py cuts the codes that it knows off the text.
+    word = error_word(error)
+    if word == "OOM":
+        return Overloaded(f"the bus is out of memory: {text}")
+    if word == "NOPERM":
+        return Forbidden(f"the bus refuses: {text}. Ask for `everbus mads add`")
+    if word in ("NOAUTH", "WRONGPASS"):
+        return Unauthenticated(f"the bus refuses the credentials: {text}")
+    if word in PASSING:
+        return Unavailable(f"the bus refuses for now: {text}")
+    return error
+
+
+def error_word(error: ResponseError) -> str:
+    """
+    The code that an error reply begins with, for example `NOGROUP`.
+    """
+    return getattr(error, "status_code", None) or str(error).partition(" ")[0]
+
+
+async def _read(connection: Connection) -> Any:
+    try:
+        # Infinite here, since the caller's one deadline covers the batch.
+        return await connection.read_response(
+            disable_decoding=True, timeout=math.inf, disconnect_on_error=False
+        )
+    except ResponseError as error:
+        return error
+
+
+def _told(error: BaseException) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,228 @@
+"""
+The processes that `everbus` can be: manager and archiver.
+
+The composition root proper: settings become objects here, and only here.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Annotated
+
+import structlog
+import typer
+import uvloop
+from prometheus_client import start_http_server
+
+from archiver.drain import Drain
+from bus import keys
+from bus.errors import Unavailable
+from bus.messages import SCHEMA
+from bus.wire import Wire
+from compose.exits import CONFLICT, USAGE, Failed
+from compose.logs import configure_logs
+from compose.settings import Settings, load_settings
+from gateway.batch import Limits
+from gateway.delivery import KINDS
+from gateway.failpoints import armed, disarmed
+from gateway.identity import Identity, Key
+from gateway.lane import LaneParts
+from gateway.policy import Policy
+from gateway.replica import NameTaken, Replica
+from gateway.settlement import Settlement
+from gateway.store.warm import NoWarmTier, WarmStore
+from handlers.routes import HANDLERS, Route
+
+log = structlog.get_logger()
+
+START_TIMEOUT_S = 30.0
+
+Role = Callable[[Settings, asyncio.Event], Awaitable[None]]
+
+
+def manager(
+    name: Annotated[
+        str, typer.Option(help="This replica's name; default: host and a number.")
+    ] = "",
+) -> None:
+    """
+    Serve commands: one replica of the SessionManager.
+
+    Stops on SIGTERM or Ctrl-C: finishes its batch and hands its lanes over.
+
+    Example: EVERBUS_REDIS_URL=redis://bus:6379 EVERBUS_JWT_SECRET_FILE=/run/jwt
+    everbus manager
+    """
+    settings = load_settings(os.environ)
+    if name:
+        settings = settings.model_copy(update={"replica": name})
+    try:
+        _run(run_manager, settings)
+    except NameTaken as error:
+        raise Failed(str(error), CONFLICT) from error
+
+
+def archiver() -> None:
+    """
+    Bring what was committed into MongoDB.
+
+    Example: EVERBUS_MONGO_URL=mongodb://db:27017 everbus archiver
+    """
+    _run(run_archiver, load_settings(os.environ))
+
+
+async def run_manager(settings: Settings, stop: asyncio.Event) -> None:
+    """
+    Serve as a replica until *stop* is set.
+
+    Raises:
+        Unavailable: the bus cannot be reached at the start.
+        Failed: the settings do not fit together, or do not fit the bus.
+    """
+    partitions = await _partitions(settings)
+    warm = _warm(settings)
+    name = settings.replica or f"{socket.gethostname()}-{os.getpid()}"
+    replica = Replica(
+        name, lane_parts(settings, partitions, warm), ttl_ms=settings.lane_ttl_ms
+    )
+    serving = asyncio.ensure_future(replica.run(stop))
+    log.info("manager.ready", replica=name, partitions=partitions)
+    try:
+        await serving
+    finally:
+        if isinstance(warm, WarmStore):
+            warm.close()
+
+
+async def run_archiver(settings: Settings, stop: asyncio.Event) -> None:
+    """
+    Drain the outboxes until *stop* is set.
+    """
+    warm = _warm(settings)
+    if not isinstance(warm, WarmStore):
+        raise Failed("EVERBUS_MONGO_URL is not set; the archiver needs it", USAGE)
+    partitions = await _partitions(settings)
+    name = f"archiver-{socket.gethostname()}-{os.getpid()}"
+    drain = Drain(settings.redis_url, partitions, warm, name)
+    log.info("archiver.ready", partitions=partitions)
+    try:
+        await drain.run(stop)
+    finally:
+        warm.close()
+
+
+def lane_parts(
+    settings: Settings,
+    partitions: int,
+    warm: WarmStore | NoWarmTier,
+    routes: Mapping[str, Route] = HANDLERS,
+) -> LaneParts:
+    """
+    What the lanes of a replica are built from.
+
+    Args:
+        routes: what each kind means; tests put a handler that fails in here.
+    """
+    identity = identity_of(settings)
+    policy = Policy(KINDS)
+
+    return LaneParts(
+        redis_url=settings.redis_url,
+        partitions=partitions,
+        settlement=lambda: Settlement(identity, policy, routes),
+        warm=warm,
+        incarnation=uuid.uuid4().hex[:12],
+        limits=Limits(
+            reply_ttl_ms=settings.reply_ttl_s * 1000,
+            ledger_ttl_ms=settings.ledger_ttl_s * 1000,
+        ),
+        batch_commands=settings.batch_commands,
+        outbox_records=settings.outbox_max_records,
+        fail=armed(settings.fail_point) if settings.fail_point else disarmed,
+    )
+
+
+def identity_of(settings: Settings) -> Identity:
+    """
+    The judge of tokens, with the configured keys.
+
+    Raises:
+        Failed: no key is configured, or one of them is unfit.
+    """
+    try:
+        found = [
+            Key(listed["algorithm"], listed["key"], listed["kid"])
+            for listed in json.loads(settings.jwt_keys.get_secret_value() or "[]")
+        ]
+        secret = settings.jwt_secret.get_secret_value()
+        if secret:
+            found.append(Key("HS256", secret))
+        if settings.jwt_public_key:
+            found.append(Key(settings.jwt_algorithm, settings.jwt_public_key))
+        return Identity(
+            found, issuer=settings.jwt_issuer, audience=settings.jwt_audience
+        )
+    except ValueError as error:
+        raise Failed(
+            f"no usable key for tokens: {error}. Set EVERBUS_JWT_SECRET (HS256), "
+            "EVERBUS_JWT_PUBLIC_KEY with EVERBUS_JWT_ALGORITHM, or EVERBUS_JWT_KEYS",
+            USAGE,
+        ) from error
+
+
+def _warm(settings: Settings) -> WarmStore | NoWarmTier:
+    if not settings.mongo_url:
+        return NoWarmTier()
+    return WarmStore(settings.mongo_url, settings.mongo_database)
+
+
+async def _partitions(settings: Settings) -> int:
+    """
+    The number of partitions that this bus was set up with, by us if by nobody.
+
+    Raises:
+        Failed: the bus has another number than the settings.
+    """
+    wire = Wire(settings.redis_url, name="everbus-start")
+    try:
+        async with asyncio.timeout(START_TIMEOUT_S):
+            await _set_up(wire, settings)
+            told = await wire.call("HGET", keys.CONFIG, "partitions")
+    except TimeoutError as error:
+        raise Unavailable(f"the bus did not answer in {START_TIMEOUT_S} s") from error
+    finally:
+        await wire.close()
+    if int(told) != settings.partitions:
+        raise Failed(
+            f"this bus has {int(told)} partitions, fixed when it was set up; "
+            f"set EVERBUS_PARTITIONS={int(told)}",
+            CONFLICT,
+        )
+    return int(told)
+
+
+async def _set_up(wire: Wire, settings: Settings) -> None:
+    for field, value in (("partitions", settings.partitions), ("schema", SCHEMA)):
+        await wire.call("HSETNX", keys.CONFIG, field, value)
+
+
+def _run(role: Role, settings: Settings) -> None:
+    """
+    Run one role until SIGTERM or SIGINT, then let it end in order.
+    """
+    configure_logs(settings.log_format, settings.log_level)
+    if settings.metrics_port:
+        start_http_server(settings.metrics_port, addr="127.0.0.1")
+    uvloop.run(_until_signal(role, settings))
+
+
+async def _until_signal(role: Role, settings: Settings) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await role(settings, stop)

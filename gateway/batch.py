@@ -1,0 +1,288 @@
+"""
+The writes of the commands that are settled together, until they are committed.
+
+Nothing here touches a server: a batch is staged in memory and becomes the one
+`commit` call, which takes effect as a whole or not at all.
+"""
+
+from collections import Counter
+from typing import Any, NamedTuple
+
+import msgspec
+
+from bus import keys
+from bus.codec import pack
+from bus.messages import Reply, Session
+from bus.wire import Argument, Command
+from gateway.delivery import Entry, Work, without_token
+from gateway.progress import Progress
+from gateway.store import hot, names
+from gateway.store.letters import MAX_KEPT_BYTES, DeadLetter
+from gateway.store.outbox import Record, pack_records
+from gateway.store.scripts import script
+from handlers.commands import Event, Outcome
+
+TO_STREAM, TO_LEDGER = 1, 2
+
+
+class Limits(NamedTuple):
+    """
+    What a commit keeps, and for how long.
+    """
+
+    reply_ttl_ms: int = 60_000
+    ledger_ttl_ms: int = 600_000
+    dead_letters: int = 10_000
+
+
+class Change:
+    """
+    What a batch does to one session.
+
+    Attributes:
+        read: the session as it was when the batch began; None: there was none.
+        now: the session after the batch; None: there is none.
+    """
+
+    __slots__ = ("entries", "events", "now", "read")
+
+    def __init__(self, read: Session | None) -> None:
+        self.read = read
+        self.now = read
+        self.entries: list[bytes] = []
+        self.events: list[Event] = []
+
+    def apply(self, outcome: Outcome) -> None:
+        """
+        Note what one more command did.
+        """
+        self.now = outcome.session
+        if outcome.event is not None:
+            self.events.append(outcome.event)
+        if outcome.session is None:
+            self.entries.clear()
+        elif outcome.entry is not None:
+            self.entries.append(outcome.entry)
+
+    def arguments(self) -> list[Argument]:
+        """
+        The session's part of the commit script's arguments.
+        """
+        if self.now is None:
+            return [-1 if self.read is not None else 0, 0, -1]
+        if self.now is self.read:
+            return [0, 0, -1]
+        fields = hot.field_arguments(self.read, self.now)
+        tail = self.now.recent_timeline
+        fresh = self.entries[-len(tail) :] if tail else []
+        keep = len(tail) if self.entries or self._tail_shrank() else -1
+
+        return [len(fields), *fields, len(fresh), *fresh, keep]
+
+    def record(self) -> Record | None:
+        """
+        What the archiver must know of it; None if nothing changed.
+        """
+        last = self.now or self.read
+        if last is None or not self.events:
+            return None
+        deleted = self.now is None
+        moved = any(event.kind != "timeline.appended" for event in self.events)
+        return Record(
+            session=last.id,
+            created_at=last.created_at,
+            version=self.events[-1].version,
+            last_seq=last.last_seq,
+            last_active=last.last_active,
+            state=msgspec.structs.replace(last, recent_timeline=())
+            if moved and not deleted
+            else None,
+            entries=tuple(msgspec.Raw(entry) for entry in self.entries),
+            events=tuple(self.events),
+            deleted=deleted,
+        )
+
+    def _tail_shrank(self) -> bool:
+        before = self.read.recent_timeline if self.read else ()
+        return self.now is not None and len(self.now.recent_timeline) < len(before)
+
+
+class Batch:
+    """
+    Staged changes, replies, dead letters and acknowledgements of one partition.
+
+    Attributes:
+        changes: session id → what is done to it.
+        kept: `<mad>:<command id>` → the first reply, as the ledger will keep it.
+        outcomes: how many commands ended how, by (kind, code).
+    """
+
+    def __init__(self, partition: int, limits: Limits) -> None:
+        self.partition = partition
+        self.changes: dict[str, Change] = {}
+        self.kept: dict[str, bytes] = {}
+        self.outcomes: Counter[tuple[str, str]] = Counter()
+        self._limits = limits
+        self._progress: dict[str, Progress] = {}
+        self._acks: dict[str, list[str]] = {}
+        self._trims: dict[str, str] = {}
+        self._replies: list[tuple[Work, int, bytes]] = []
+        self._wakes: dict[str, list[str]] = {}
+        self._letters: list[tuple[str, bytes]] = []
+        self._forget: list[str] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._acks or self._replies or self._letters or self._progress)
+
+    @property
+    def letters(self) -> list[str]:
+        """
+        The causes of the dead letters staged so far.
+        """
+        return [cause for cause, _ in self._letters]
+
+    def touch(self, session_id: str, session: Session | None) -> Change:
+        """
+        The change of a session; *session* is how it was before the batch's first.
+        """
+        change = self.changes.get(session_id)
+        if change is None:
+            change = self.changes[session_id] = Change(session)
+        return change
+
+    def reply(self, work: Work, packed: bytes, flags: int) -> None:
+        """
+        Stage a reply to its stream, to the ledger, or to both.
+        """
+        envelope = work.envelope
+        if envelope is None:
+            return
+        if flags & TO_LEDGER:
+            self.kept[work.command] = packed
+        self._replies.append((work, flags, packed))
+        if flags & TO_STREAM and work.ordinal is not None:
+            channel = keys.wake(work.entry.mad, work.ordinal.instance)
+            self._wakes.setdefault(channel, []).append(envelope.id)
+
+    def bury(self, work: Work, cause: str, message: str, at_ms: int) -> None:
+        """
+        Stage a dead letter.
+        """
+        envelope = work.envelope
+        letter = DeadLetter(
+            mad=work.entry.mad,
+            entry=work.entry.id,
+            index=work.index,
+            cause=cause,
+            message=message,
+            at_ms=at_ms,
+            attempts=tuple(work.attempts),
+            envelope=None if envelope is None else without_token(envelope),
+            packed=work.packed[:MAX_KEPT_BYTES] if envelope is None else b"",
+        )
+        self._letters.append((cause, pack(letter)))
+
+    def settle(self, work: Work, progress: Progress | None, now_s: int) -> None:
+        """
+        Stage that *work* is over, and its entry's acknowledgement if it was last.
+        """
+        if progress is not None and work.ordinal and work.publisher:
+            progress.settle(work.ordinal.n, now_s)
+            self._progress[work.publisher] = progress
+        if work.suspect:
+            self._forget.append(work.name)
+        work.entry.unsettled -= 1
+        if work.entry.unsettled == 0:
+            self.acknowledge(work.entry)
+
+    def acknowledge(self, entry: Entry) -> None:
+        """
+        Stage the acknowledgement of a whole entry.
+        """
+        self._acks.setdefault(entry.mad, []).append(entry.id)
+
+    def trim(self, mad: str, below: str) -> None:
+        """
+        Stage the removal of what lies below id *below* on an ingress.
+        """
+        self._trims[mad] = below
+        self._acks.setdefault(mad, [])
+
+    @property
+    def acknowledged(self) -> dict[str, list[str]]:
+        """
+        MAD → ids of the entries that the commit acknowledges.
+        """
+        return self._acks
+
+    def command(self, owner: str) -> Command:
+        """
+        The commit call, valid while the lane's owner value is *owner*.
+        """
+        records = [r for c in self.changes.values() if (r := c.record()) is not None]
+        limits = self._limits
+        head: list[Argument] = [
+            owner,
+            len(self.changes),
+            len(self._acks),
+            len(self._replies),
+            keys.GROUP,
+            limits.reply_ttl_ms,
+            limits.ledger_ttl_ms,
+            limits.dead_letters,
+            len(records),
+            pack_records(records) if records else b"",
+        ]
+        return script("commit", self._keys(), *head, *self._arguments())
+
+    def _keys(self) -> list[str]:
+        p = self.partition
+        fixed = [
+            names.owner(p),
+            names.outbox(p),
+            names.backlog(p),
+            names.publishers(p),
+            names.dead(p),
+            names.attempts(p),
+            names.checkpoints(p),
+        ]
+        for session_id in self.changes:
+            fixed += (names.session(p, session_id), names.recent(p, session_id))
+        fixed += (keys.ingress(p, mad) for mad in self._acks)
+        for work, _, _ in self._replies:
+            identifier = work.envelope.id if work.envelope else ""
+            fixed += (
+                keys.reply(p, work.entry.mad, identifier),
+                names.ledger(p, work.command),
+            )
+        return fixed
+
+    def _arguments(self) -> list[Argument]:
+        arguments: list[Argument] = [
+            "" if change.read is None else change.read.version
+            for change in self.changes.values()
+        ]
+        for change in self.changes.values():
+            arguments += change.arguments()
+        arguments.append(2 * len(self._progress))
+        for publisher, progress in self._progress.items():
+            arguments += (publisher, progress.pack())
+        arguments += (len(self._forget), *self._forget)
+        arguments.append(len(self._letters))
+        for letter in self._letters:
+            arguments += letter
+        for mad, ids in self._acks.items():
+            arguments += (mad, len(ids), *ids, self._trims.get(mad, ""))
+        for _, flags, packed in self._replies:
+            arguments += (flags, packed)
+        arguments.append(len(self._wakes))
+        for channel, ids in self._wakes.items():
+            arguments += (channel, " ".join(ids))
+        return arguments
+
+
+def packed_reply(command_id: str, body: Any) -> bytes:
+    """
+    The wire form of an ok reply; *body* is a value of bus.messages or None.
+    """
+    return pack(Reply(id=command_id, body=msgspec.Raw(pack(body))))

@@ -1,0 +1,44 @@
+"""
+Named points at which a test can make a replica die, as kill -9 would.
+
+Armed by `EVERBUS_FAIL_POINT=<point>:<nth passing>`, in development only.
+"""
+
+import os
+import signal
+from collections.abc import Callable
+
+POINTS = ("after_read", "after_load", "before_commit", "after_commit", "takeover")
+
+FailPoint = Callable[[str], None]
+
+
+def disarmed(point: str) -> None:
+    """
+    Pass *point* unharmed.
+    """
+
+
+def armed(setting: str) -> FailPoint:
+    """
+    A fail point that kills this process at the nth passing of one point.
+
+    Raises:
+        ValueError: *setting* is not `<point>:<n>` with a known point.
+    """
+    point, _, nth = setting.partition(":")
+    if point not in POINTS or not nth.isdecimal():
+        raise ValueError(
+            f"fail point {setting!r}; wanted <point>:<n>, point one of {POINTS}"
+        )
+    left = int(nth)
+
+    def passing(name: str) -> None:
+        nonlocal left
+        if name != point:
+            return
+        left -= 1
+        if left <= 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return passing

@@ -1,0 +1,438 @@
+"""
+One lane: the commands of one partition, from its streams to their commits.
+
+A lane is a loop of turns. A turn commits the batch before and reads the next
+entries in one write; then what is unknown is loaded, and the commands are
+judged in order. Whatever disturbs it (a lost connection, a vanished group, a
+stale session), the remedy is one and the same: forget everything and begin
+with what is pending, since pending is exactly what was not committed.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import structlog
+from redis.exceptions import ResponseError
+
+from bus.errors import EverbusError, Unavailable
+from bus.messages import TimelinePage
+from bus.wire import Command, Wire, error_word, refusal
+from gateway import metrics
+from gateway.batch import Batch, Limits
+from gateway.delivery import Work
+from gateway.errors import Disturbed, Superseded
+from gateway.failpoints import FailPoint, disarmed
+from gateway.intake import WAIT_MS, Intake
+from gateway.lookup import Lookup
+from gateway.parking import Parking
+from gateway.settlement import Now, Settlement, Verdict
+from gateway.store import names
+from gateway.store.scripts import load_scripts, script
+from handlers.commands import WarmPage
+
+log = structlog.get_logger()
+
+MAX_ATTEMPTS = 5
+FIRST_RETRY_S = 0.1
+HELD_RETRY_S = 0.25
+MAX_WAITING = 1_000
+TRIM_EVERY_S = 1.0
+HISTORY_BYTES = 2_000
+
+
+class WarmTier(Protocol):
+    """
+    Where the older part of a timeline is read from.
+    """
+
+    async def page(self, session_id: str, wanted: WarmPage) -> TimelinePage:
+        """
+        Entries of *wanted*, all of them; raises Unavailable if it cannot.
+        """
+        ...
+
+
+class LaneParts(NamedTuple):
+    """
+    What a lane is built from, the same for all lanes of a replica.
+    """
+
+    redis_url: str
+    partitions: int
+    settlement: Callable[[], Settlement]
+    warm: WarmTier
+    incarnation: str
+    limits: Limits = Limits()
+    batch_commands: int = 256
+    outbox_records: int = 50_000
+    fail: FailPoint = disarmed
+
+
+class Lane:
+    """
+    Serves one partition while *owner* is the value of its owner key.
+
+    Attributes:
+        polled_at: monotonic time of the last completed exchange; a lane whose
+            exchanges stop completing is deaf, however connected it seems.
+    """
+
+    def __init__(self, number: int, owner: str, parts: LaneParts) -> None:
+        self.number = number
+        self.owner = owner
+        self.polled_at = time.monotonic()
+        self._parts = parts
+        self._wire = Wire(parts.redis_url, name=f"everbus-lane-{number}")
+        self._intake = Intake(self._wire, number, parts.partitions, owner)
+        self._settlement = parts.settlement()
+        self._lookup = Lookup(self._wire, number, self._settlement)
+        self._parking = Parking(time.monotonic)
+        self._queue: deque[Work] = deque()
+        self._now = Now(0)
+        self._mads: frozenset[str] = frozenset()
+        self._admitted: frozenset[str] = frozenset()
+        self._nudged = asyncio.Event()
+        self._stopping = False
+        self._life = 0
+        self._trimmed_at = 0.0
+        self._asides: set[asyncio.Task[None]] = set()
+
+    def admit(self, mads: frozenset[str]) -> None:
+        """
+        Serve these MADs from the next turn on.
+        """
+        if mads != self._mads:
+            self._mads = mads
+            self._nudged.set()
+
+    def stop(self) -> None:
+        """
+        Read no more, finish what was read, then let `run` return.
+        """
+        self._stopping = True
+        self._nudged.set()
+
+    def oldest_age_s(self) -> float:
+        """
+        Age of the oldest command read and not settled; 0 if there is none.
+        """
+        oldest = self._intake.oldest_ms()
+        return 0.0 if oldest is None else max(0.0, self._now.ms - oldest) / 1000
+
+    async def run(self) -> None:
+        """
+        Serve until stopped; survives every disturbance of the bus.
+
+        Raises:
+            Superseded: another replica owns the lane.
+        """
+        wait_s = FIRST_RETRY_S
+        try:
+            while True:
+                try:
+                    return await self._serve()
+                except EverbusError as error:
+                    self._disturbed(error)
+                except Superseded:
+                    raise
+                except Exception:  # a defect must not end the other lanes
+                    # A new life: the trial that was under way counts as failed.
+                    self._life += 1
+                    log.exception("lane.failed", lane=self.number)
+                    metrics.DISTURBED.labels("defect").inc()
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, 2.0)
+                if self._stopping:
+                    return None
+        finally:
+            for task in self._asides:
+                task.cancel()
+            await self._wire.close()
+
+    def _disturbed(self, error: EverbusError) -> None:
+        cause = error.cause if isinstance(error, Disturbed) else error.code
+        level = log.error if cause == "nogroup" else log.warning
+        level("lane.disturbed", lane=self.number, cause=cause, error=error.message)
+        metrics.DISTURBED.labels(cause).inc()
+
+    async def _serve(self) -> None:
+        """
+        Begin with what is pending, then take turns until stopped.
+        """
+        await self._open()
+        batch = Batch(self.number, self._parts.limits)
+        while True:
+            await self._turn(batch)
+            works = await self._next_works()
+            batch = await self._judged(works)
+            if batch or self._queue:
+                continue
+            if self._stopping:
+                return
+            if not works:
+                await self._rest()
+
+    async def _open(self) -> None:
+        """
+        Forget everything and read what is pending.
+        """
+        for task in self._asides:
+            task.cancel()
+        self._parking.clear()
+        self._queue.clear()
+        self._settlement.forget()
+        self._intake = Intake(
+            self._wire, self.number, self._parts.partitions, self.owner
+        )
+        await load_scripts(self._wire)
+        await self._admit()
+        backlog = await self._wire.call("GET", names.backlog(self.number))
+        self._note_backlog(int(backlog or 0))
+        pending = await self._intake.replay()
+        if pending:
+            self._parts.fail("takeover")
+            await self._suspect(pending)
+        self._polled()
+
+    async def _admit(self) -> None:
+        mads = self._mads
+        await self._intake.admit(mads)
+        self._admitted = mads
+
+    async def _suspect(self, pending: list[Work]) -> None:
+        """
+        Queue pending commands, each to be tried alone: one may be a killer.
+
+        Those that were tried alone before and never settled wait behind all
+        others, so that they kill nobody's work but their own session's.
+        """
+        log.info("lane.replays", lane=self.number, commands=len(pending))
+        histories = await self._wire.call(
+            "HMGET", names.attempts(self.number), *(work.name for work in pending)
+        )
+        for work, history in zip(pending, histories, strict=True):
+            work.suspect = True
+            work.attempts = self._died(history)
+        for work in pending:
+            if self._parking.joins(work):
+                continue
+            if work.attempts and work.trouble is None:
+                self._parking.park(work, _backoff_s(work))
+            else:
+                self._queue.append(work)
+
+    async def _turn(self, batch: Batch) -> None:
+        """
+        Commit *batch* and read the next entries, in one write.
+        """
+        self._stage_trims(batch)
+        commands: list[Command] = []
+        if batch:
+            self._parts.fail("before_commit")
+            commands.append(batch.command(self.owner))
+        reading = not self._stopping and len(self._queue) < self._parts.batch_commands
+        reading = reading and self._waiting() < MAX_WAITING and bool(self._intake.mads)
+        if reading:
+            commands.append(self._intake.read())
+        if not commands:
+            return
+        started = time.perf_counter()
+        replies = await self._wire.exchange(commands)
+        self._polled()
+        if batch:
+            self._committed(batch, replies[0], time.perf_counter() - started)
+        if reading:
+            now_ms, works = self._intake.accept(replies[-1])
+            self._now = Now(now_ms)
+            self._queue.extend(works)
+            if works:
+                self._parts.fail("after_read")
+
+    def _committed(self, batch: Batch, reply: Any, took_s: float) -> None:
+        if isinstance(reply, ResponseError):
+            if error_word(reply) == "NOSCRIPT":
+                raise Disturbed("the server forgot its scripts", cause="noscript")
+            raise refusal(reply)
+        if reply[0] == b"superseded":
+            raise Superseded
+        if reply[0] == b"stale":
+            raise Disturbed("a hot session changed under the lane", cause="stale")
+        self._parts.fail("after_commit")
+        self._intake.settled(batch.acknowledged)
+        self._note_backlog(int(reply[1]))
+        self._settlement.shrink()
+        self._count(batch, took_s)
+
+    def _count(self, batch: Batch, took_s: float) -> None:
+        for (kind, code), count in batch.outcomes.items():
+            metrics.COMMANDS.labels(kind, code).inc(count)
+        for cause in batch.letters:
+            log.error("command.buried", lane=self.number, cause=cause)
+            metrics.DEAD.labels(cause if cause in metrics.CAUSES else "other").inc()
+        metrics.BATCH.observe(batch.outcomes.total())
+        metrics.COMMIT.observe(took_s)
+
+    def _note_backlog(self, records: int) -> None:
+        if records:
+            metrics.BACKLOG.labels(self.number).set(records)
+        self._settlement.overloaded = records >= self._parts.outbox_records
+
+    async def _next_works(self) -> list[Work]:
+        """
+        The next commands to judge together; a suspect comes alone.
+        """
+        if self._admitted is not self._mads:
+            await self._admit()
+        if self._settlement.overloaded:
+            backlog = await self._wire.call("GET", names.backlog(self.number))
+            self._note_backlog(int(backlog or 0))
+        released = self._parking.release()
+        self._queue.extendleft(reversed(released))
+        works: list[Work] = []
+        while self._queue and len(works) < self._parts.batch_commands:
+            work = self._queue[0]
+            if work.suspect and works:
+                break
+            self._queue.popleft()
+            if self._parking.joins(work):
+                continue
+            works.append(work)
+            if work.suspect:
+                break
+        return works
+
+    async def _judged(self, works: Sequence[Work]) -> Batch:
+        """
+        The batch that settles *works*, as far as they can be settled now.
+        """
+        batch = Batch(self.number, self._parts.limits)
+        if not works:
+            return batch
+        await self._lookup.load(works)
+        self._parts.fail("after_load")
+        if works[0].suspect and not await self._may_try(works[0], batch):
+            return batch
+        for work in works:
+            # An earlier one of the same batch may have sent its session waiting.
+            if not self._parking.joins(work):
+                self._judge(work, batch)
+        metrics.PARKED.labels(self.number).set(len(self._parking))
+
+        return batch
+
+    async def _may_try(self, work: Work, batch: Batch) -> bool:
+        """
+        Note that a suspect is tried, unless it was tried too often: then bury it.
+        """
+        if len(work.attempts) >= MAX_ATTEMPTS:
+            self._settlement.bury(work, batch, self._now, "poison")
+            return False
+        reply = await self._wire.call(
+            *script(
+                "mark",
+                [names.owner(self.number), names.attempts(self.number)],
+                *(self.owner, work.name, self._trier, HISTORY_BYTES),
+            )
+        )
+        if isinstance(reply, list):
+            raise Superseded
+        return True
+
+    @property
+    def _trier(self) -> str:
+        return f"{self._parts.incarnation}#{self._life}"
+
+    def _died(self, history: bytes | None) -> list[str]:
+        """
+        One line for each life that noted a trial and never noted its end.
+
+        Our own present life does not count: a broken connection kills nobody.
+        """
+        tried_by = dict.fromkeys((history or b"").decode(errors="replace").split())
+        tried_by.pop(self._trier, None)
+        died = [f"{trier} died while trying it alone" for trier in tried_by]
+
+        return ["an owner died with it in a batch", *died] if died else []
+
+    def _judge(self, work: Work, batch: Batch) -> None:
+        verdict = self._settlement.judge(work, batch, self._now)
+        if verdict is Verdict.FAILED:
+            if len(work.attempts) >= MAX_ATTEMPTS:
+                self._settlement.bury(work, batch, self._now, "poison")
+            else:
+                self._parking.park(work, _backoff_s(work))
+        elif verdict is Verdict.HELD:
+            self._parking.park(work, HELD_RETRY_S)
+        elif verdict is Verdict.WARM:
+            task = asyncio.create_task(self._fetch(work))
+            self._asides.add(task)
+            task.add_done_callback(self._asides.discard)
+
+    async def _fetch(self, work: Work) -> None:
+        """
+        Fetch an older page aside; neither its session nor the lane waits.
+        """
+        if work.envelope is None or not isinstance(work.page, WarmPage):
+            raise AssertionError("only a page of the warm tier is fetched")
+        try:
+            work.page = await self._parts.warm.page(work.envelope.session, work.page)
+        except EverbusError as error:
+            work.page = error
+        except Exception as error:
+            log.exception("page.failed", session=work.envelope.session)
+            work.page = Unavailable(f"the warm tier failed: {type(error).__name__}")
+        self._queue.append(work)
+        self._nudged.set()
+
+    async def _rest(self) -> None:
+        """
+        Wait for news on the streams, a due session, a page, or a nudge.
+        """
+        due_s = self._parking.due_in_s()
+        wait_s = WAIT_MS / 1000 if due_s is None else min(WAIT_MS / 1000, due_s)
+        if self._waiting() >= MAX_WAITING or not self._intake.mads:
+            await self._nudge(wait_s)
+            return
+        reading = asyncio.ensure_future(self._intake.wait(int(wait_s * 1000)))
+        nudge = asyncio.ensure_future(self._nudged.wait())
+        try:
+            await asyncio.wait((reading, nudge), return_when=asyncio.FIRST_COMPLETED)
+            if reading.done():
+                reading.result()
+                self._polled()
+        finally:
+            # Cancelling closes the connection; the read has taken nothing.
+            for task in (reading, nudge):
+                task.cancel()
+            await asyncio.gather(reading, nudge, return_exceptions=True)
+        self._nudged.clear()
+
+    async def _nudge(self, wait_s: float) -> None:
+        try:
+            async with asyncio.timeout(wait_s):
+                await self._nudged.wait()
+        except TimeoutError:
+            pass
+        self._nudged.clear()
+        self._polled()
+
+    def _stage_trims(self, batch: Batch) -> None:
+        now = time.monotonic()
+        if now - self._trimmed_at < TRIM_EVERY_S:
+            return
+        self._trimmed_at = now
+        for mad, below in self._intake.trims().items():
+            batch.trim(mad, below)
+
+    def _waiting(self) -> int:
+        return len(self._parking) + len(self._asides)
+
+    def _polled(self) -> None:
+        self.polled_at = time.monotonic()
+
+
+def _backoff_s(work: Work) -> float:
+    return float(FIRST_RETRY_S * 2 ** (len(work.attempts) - 1))

@@ -1,0 +1,101 @@
+"""
+What a lane must know before it can judge, fetched in one round trip a batch.
+"""
+
+from collections.abc import Sequence
+
+from bus.codec import ordinal_of
+from bus.wire import Command, Wire
+from gateway.delivery import Work
+from gateway.progress import Progress
+from gateway.settlement import Settlement
+from gateway.store import hot, names
+
+# Who asks, and the command id that is asked about.
+Asked = tuple[str, str]
+
+
+class Lookup:
+    """
+    Fills a settlement's knowledge of one partition from the hot tier.
+    """
+
+    def __init__(self, wire: Wire, partition: int, settlement: Settlement) -> None:
+        self._wire = wire
+        self._partition = partition
+        self._known = settlement
+
+    async def load(self, works: Sequence[Work]) -> None:
+        """
+        Learn the sessions, publishers and first replies that *works* touch.
+
+        One round trip for what is not known yet, none if all of it is; a second
+        one for the first replies to commands that turn out to be repeated.
+
+        Raises:
+            WireFailed: the connection broke.
+        """
+        known = self._known
+        known.firsts.clear()
+        asked = [(w.entry.mad, a) for w in works if (a := known.asked_of(w))]
+        await self._load_unknown(works, asked)
+        for work in works:
+            known.sight(work)
+        await self._load_firsts(
+            [*_repeated(known, works), *(f"{mad}:{command}" for mad, command in asked)]
+        )
+
+    async def _load_unknown(self, works: Sequence[Work], asked: list[Asked]) -> None:
+        sessions = _unknown_sessions(self._known, works)
+        publishers = _unknown_publishers(self._known, works, asked)
+        if not sessions and not publishers:
+            return
+        p = self._partition
+        commands: list[Command] = [
+            c for session in sessions for c in hot.read_commands(p, session)
+        ]
+        if publishers:
+            commands.append(("HMGET", names.publishers(p), *publishers))
+        replies = await self._wire.exchange(commands)
+        for i, session in enumerate(sessions):
+            values, tail = replies[2 * i], replies[2 * i + 1]
+            self._known.sessions[session] = hot.session_of(session, values, tail)
+        if publishers:
+            for publisher, packed in zip(publishers, replies[-1], strict=True):
+                if packed is not None:
+                    self._known.progress[publisher] = Progress.parse(packed)
+
+    async def _load_firsts(self, wanted: list[str]) -> None:
+        if not wanted:
+            return
+        keys = [names.ledger(self._partition, command) for command in wanted]
+        [values] = await self._wire.exchange([("MGET", *keys)])
+        self._known.firsts.update(zip(wanted, values, strict=True))
+
+
+def _unknown_sessions(known: Settlement, works: Sequence[Work]) -> list[str]:
+    found = dict.fromkeys(
+        work.envelope.session
+        for work in works
+        if work.envelope is not None and work.trouble is None and work.envelope.session
+    )
+    return [session for session in found if session not in known.sessions]
+
+
+def _unknown_publishers(
+    known: Settlement, works: Sequence[Work], asked: list[Asked]
+) -> list[str]:
+    found = dict.fromkeys(work.publisher for work in works)
+    for mad, identifier in asked:
+        if (ordinal := ordinal_of(identifier)) is not None:
+            found[f"{mad}:{ordinal.instance}"] = None
+    return [name for name in found if name is not None and name not in known.progress]
+
+
+def _repeated(known: Settlement, works: Sequence[Work]) -> list[str]:
+    return [
+        work.command
+        for work in works
+        if work.envelope is not None
+        and (work.ordinal is None or known.settled_before(work))
+    ]

@@ -1,0 +1,130 @@
+#!lua
+--[[
+Commit one batch of settled commands: all of it, or none of it.
+
+Every check comes before the first write, since a script that fails midway
+keeps its earlier writes. The shebang makes the server refuse the script up
+front when it could not write (out of memory, read-only, failed AOF).
+
+KEYS  1 owner  2 outbox  3 backlog  4 publishers  5 dead  6 attempts
+      7 checkpoints, then S times: session hash, recent list; I times: ingress
+      stream; R times: reply stream, ledger key
+ARGV  1 owner value  2 S  3 I  4 R  5 group  6 reply TTL ms  7 ledger TTL ms
+      8 dead letter cap  9 outbox records  10 outbox value, then
+      S times the version that was read ('' for none);
+      S times: field count (-1 deletes), fields and values, entry count,
+        entries, tail length to keep (-1: the whole);
+      count, publisher fields and values; count, attempts to forget;
+      count, per dead letter: cause, value;
+      I times: MAD, id count, ids to acknowledge, id to trim below ('' for none);
+      R times: flags (1 reply stream, 2 ledger), value;
+      count, per wake-up: channel, message
+Returns  {'ok', backlog} | {'superseded'} | {'stale', index of session, ...}
+Atomicity  one script, one slot.
+]]
+local FIXED_KEYS, FIXED_ARGS = 7, 10
+local sessions, ingresses, replies = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then
+  return {'superseded'}
+end
+local stale = {'stale'}
+for i = 1, sessions do
+  local version = redis.call('HGET', KEYS[FIXED_KEYS + 2 * i - 1], 'version') or ''
+  if version ~= ARGV[FIXED_ARGS + i] then
+    stale[#stale + 1] = i
+  end
+end
+if #stale > 1 then
+  return stale
+end
+
+local at = FIXED_ARGS + sessions + 1
+local key = FIXED_KEYS + 1
+
+-- The next argument.
+local function take()
+  at = at + 1
+  return ARGV[at - 1]
+end
+
+-- The bounds of the next counted run of arguments; nil if it is empty.
+local function run()
+  local count = tonumber(take())
+  if count <= 0 then
+    return nil, count
+  end
+  at = at + count
+  return at - count, at - 1
+end
+
+for _ = 1, sessions do
+  local hash, recent = KEYS[key], KEYS[key + 1]
+  key = key + 2
+  local first, last = run()
+  if first then
+    redis.call('HSET', hash, unpack(ARGV, first, last))
+  elseif last == -1 then
+    redis.call('DEL', hash, recent)
+  end
+  first, last = run()
+  if first then
+    redis.call('RPUSH', recent, unpack(ARGV, first, last))
+  end
+  local keep = tonumber(take())
+  if keep == 0 then
+    redis.call('DEL', recent)
+  elseif keep > 0 then
+    redis.call('LTRIM', recent, -keep, -1)
+  end
+end
+
+local backlog = 0
+if tonumber(ARGV[9]) > 0 then
+  redis.call('XADD', KEYS[2], '*', 'b', ARGV[10], 'n', ARGV[9])
+  backlog = redis.call('INCRBY', KEYS[3], ARGV[9])
+end
+
+local first, last = run()
+if first then
+  redis.call('HSET', KEYS[4], unpack(ARGV, first, last))
+end
+first, last = run()
+if first then
+  redis.call('HDEL', KEYS[6], unpack(ARGV, first, last))
+end
+for _ = 1, tonumber(take()) do
+  local cause, letter = take(), take()
+  redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[8], '*', 'cause', cause, 'd', letter)
+end
+
+for _ = 1, ingresses do
+  local mad = take()
+  first, last = run()
+  if first then
+    redis.call('XACK', KEYS[key], ARGV[5], unpack(ARGV, first, last))
+  end
+  local below = take()
+  if below ~= '' then
+    redis.call('XTRIM', KEYS[key], 'MINID', '~', below)
+    redis.call('HSET', KEYS[7], mad, below)
+  end
+  key = key + 1
+end
+
+for _ = 1, replies do
+  local flags, value = take(), take()
+  if flags ~= '2' then
+    redis.call('XADD', KEYS[key], '*', 'r', value)
+    redis.call('PEXPIRE', KEYS[key], ARGV[6])
+  end
+  if flags ~= '1' then
+    redis.call('SET', KEYS[key + 1], value, 'PX', ARGV[7])
+  end
+  key = key + 2
+end
+-- Last, so that a woken reader finds what it was woken for.
+for _ = 1, tonumber(take()) do
+  redis.call('PUBLISH', take(), take())
+end
+return {'ok', backlog}

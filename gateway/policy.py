@@ -1,0 +1,162 @@
+"""
+Who may do what: a table, and the decision that reads it; deny by default.
+
+Pure and without I/O. It judges before a handler runs and sees no content of a
+session but its owner and its ACL, so no refusal can give any content away.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+from bus.errors import Forbidden
+from bus.messages import Session
+from gateway.identity import Principal, Role
+
+# What a principal is to a session; absent: there is no such session.
+Relation = Literal["owner", "member", "stranger", "absent"]
+Relations = frozenset[Relation]
+
+_NONE: Relations = frozenset()
+# Absent is allowed wherever a role has any rule: the handler then says
+# not_found, which gives nothing away, for nobody can guess a session's id.
+_OWN: Relations = frozenset({"owner", "absent"})
+_SHARED: Relations = _OWN | {"member"}
+_ANY: Relations = _SHARED | {"stranger"}
+_THERE: Relations = _ANY - {"absent"}
+
+RULES: Mapping[str, Mapping[Role, Relations]] = {
+    # On an existing session this is `or_get`, a read.
+    "session.create": {
+        "user": _SHARED,
+        "mad": _SHARED,
+        "operator": _THERE,
+        "admin": _ANY,
+    },
+    "session.get": {
+        "user": _SHARED,
+        "mad": _SHARED,
+        "operator": _ANY,
+        "admin": _ANY,
+    },
+    "session.update": {
+        "user": _SHARED,
+        "mad": _SHARED,
+        "operator": _ANY,
+        "admin": _ANY,
+    },
+    "session.delete": {
+        "user": _OWN,
+        "mad": _OWN,
+        "operator": _NONE,
+        "admin": _ANY,
+    },
+    "participant.add": {
+        "user": _SHARED,
+        "mad": _SHARED,
+        "operator": _ANY,
+        "admin": _ANY,
+    },
+    "participant.remove": {
+        "user": _SHARED,
+        "mad": _SHARED,
+        "operator": _ANY,
+        "admin": _ANY,
+    },
+    "timeline.append": {
+        "user": _SHARED,
+        "mad": _SHARED,
+        "operator": _ANY,
+        "admin": _ANY,
+    },
+    "timeline.read": {
+        "user": _SHARED,
+        "mad": _SHARED,
+        "operator": _ANY,
+        "admin": _ANY,
+    },
+    # What became of a command of the caller's own; no session is touched.
+    "request.outcome": {
+        "user": _ANY,
+        "mad": _ANY,
+        "operator": _ANY,
+        "admin": _ANY,
+    },
+}
+
+# These may create a session that somebody else will own.
+_FOUNDERS: frozenset[Role] = frozenset({"mad", "admin"})
+# These may change the ACL of a session that is not their own.
+_SHARERS: frozenset[Role] = frozenset({"operator", "admin"})
+_NO_RULES: Mapping[Role, Relations] = {}
+
+
+class Policy:
+    """
+    Decides on every command; complete over the kinds that it was made for.
+    """
+
+    def __init__(self, kinds: Iterable[str]) -> None:
+        """
+        Serve *kinds*, which must be exactly those that RULES has.
+
+        Raises:
+            ValueError: naming each kind without a rule and rule without a kind.
+        """
+        served = frozenset(kinds)
+        if served != RULES.keys():
+            raise ValueError(
+                f"kinds without a rule: {sorted(served - RULES.keys())}; rules "
+                f"without a kind: {sorted(RULES.keys() - served)}; mend RULES"
+            )
+
+    def allow(
+        self,
+        principal: Principal,
+        kind: str,
+        mad: str,
+        session: Session | None,
+        new_owner: str = "",
+    ) -> bool:
+        """
+        Let the command pass; True if the principal may change the ACL, too.
+
+        Args:
+            mad: the MAD on whose ingress the command came.
+            session: the one it is for, None if there is none.
+            new_owner: who is to own the session that `session.create` makes.
+
+        Raises:
+            Forbidden: no rule allows it.
+        """
+        role, name = principal.role, principal.name
+        relation = relation_of(name, session)
+        if relation not in RULES.get(kind, _NO_RULES).get(role, _NONE):
+            raise _denial(role, kind, "ask the session's owner or an admin")
+        if role == "mad" and name != mad:
+            raise _denial(role, kind, "use the token of the MAD that publishes")
+        if (
+            session is None
+            and kind == "session.create"
+            and new_owner != name
+            and role not in _FOUNDERS
+        ):
+            raise _denial(role, kind, "name yourself as its user_id")
+
+        return relation == "owner" or role in _SHARERS
+
+
+def relation_of(name: str, session: Session | None) -> Relation:
+    """
+    What the principal called *name* is to *session*.
+    """
+    if session is None:
+        return "absent"
+    if name == session.owner_id:
+        return "owner"
+    return "member" if name in session.acl else "stranger"
+
+
+def _denial(role: str, kind: str, remedy: str) -> Forbidden:
+    return Forbidden(
+        f"role {role} may not {kind[:80]!a} here; {remedy}", role=role, kind=kind[:80]
+    )

@@ -1,0 +1,282 @@
+"""
+One replica of the SessionManager: which lanes it serves, and for how long.
+
+Replicas agree on nothing but what Redis says: a list of the living, from which
+each computes by rendezvous hashing which lanes it should have, and an owner key
+a lane, which decides. A second that a replica is wrong about the others costs
+time, never order: every read and commit is fenced by the lane's epoch.
+"""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import structlog
+from redis.exceptions import ResponseError
+
+from bus import keys
+from bus.errors import EverbusError
+from bus.subscription import Subscription
+from bus.wire import Command, Wire
+from gateway import metrics
+from gateway.errors import Superseded
+from gateway.lane import Lane, LaneParts
+from gateway.store import names
+from gateway.store.scripts import load_scripts, script
+
+log = structlog.get_logger()
+
+LANE_TTL_MS = 5_000
+TICK_S = 1.0
+TICK_TIMEOUT_S = 2.0
+DEAF_S = 10.0
+
+
+class NameTaken(Exception):
+    """
+    Another process runs under this replica's name; two must never share one.
+    """
+
+
+def lane_owner(lane: int, replicas: Iterable[str]) -> str | None:
+    """
+    The replica that should own *lane*: highest random weight (rendezvous).
+
+    When a replica comes or goes, only the lanes it gains or loses move.
+    """
+    return max(replicas, key=lambda name: _weight(lane, name), default=None)
+
+
+def _weight(lane: int, name: str) -> bytes:
+    return hashlib.blake2b(f"{lane}:{name}".encode(), digest_size=8).digest()
+
+
+class Replica:
+    """
+    Serves its share of the lanes until told to stop.
+
+    Attributes:
+        lanes: lane number → the lane, while this replica serves it.
+    """
+
+    def __init__(
+        self, name: str, parts: LaneParts, *, ttl_ms: int = LANE_TTL_MS
+    ) -> None:
+        self.name = name
+        self.lanes: dict[int, Lane] = {}
+        self._parts = parts
+        self._life = parts.incarnation
+        self._ttl_ms = ttl_ms
+        self._wire = Wire(parts.redis_url, name=f"everbus-{name}")
+        self._serving: dict[int, asyncio.Task[None]] = {}
+        self._mads: frozenset[str] = frozenset()
+        self._news = asyncio.Event()
+        self._rival = False
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """
+        Serve until *stop* is set, then finish what was read and hand over.
+
+        Raises:
+            NameTaken: another process runs under the same name.
+        """
+        log.info("replica.started", replica=self.name)
+        listening = asyncio.create_task(self._subscription().run())
+        stopping = asyncio.create_task(self._stop_on(stop))
+        try:
+            while not stop.is_set():
+                await self._tick()
+                await self._pause()
+            await self._hand_over()
+        finally:
+            for task in (listening, stopping, *self._serving.values()):
+                task.cancel()
+            await asyncio.gather(
+                listening, stopping, *self._serving.values(), return_exceptions=True
+            )
+            await self._wire.close()
+            log.info("replica.stopped", replica=self.name)
+
+    def _subscription(self) -> Subscription:
+        return Subscription(
+            self._parts.redis_url,
+            keys.NEWS,
+            on_message=lambda _: self._news.set(),
+            on_subscribed=self._news.set,
+        )
+
+    async def _stop_on(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        self._news.set()
+
+    async def _pause(self) -> None:
+        """
+        Wait for the next tick; news makes it come at once.
+        """
+        try:
+            async with asyncio.timeout(min(TICK_S, self._ttl_ms / 3000)):
+                await self._news.wait()
+        except TimeoutError:
+            pass
+        self._news.clear()
+
+    async def _tick(self) -> None:
+        """
+        Renew what we own, learn who lives, take and hand over lanes.
+        """
+        if self._rival:
+            raise NameTaken(
+                f"another process runs as replica {self.name!r}; give each its own "
+                "EVERBUS_REPLICA"
+            )
+        try:
+            living = await self._renew()
+            self._drop_deaf()
+            await self._rebalance(living)
+        except EverbusError as error:
+            log.warning("replica.bus_away", replica=self.name, error=error.message)
+
+    async def _renew(self) -> list[str]:
+        if not self._wire.connected:
+            await load_scripts(self._wire)
+        owned = list(self.lanes.values())
+        replies = await self._exchange(
+            [
+                script("register", [names.REPLICAS], self.name, self._ttl_ms),
+                ("HKEYS", keys.MADS),
+                *(
+                    script(
+                        "renew", [names.owner(lane.number)], lane.owner, self._ttl_ms
+                    )
+                    for lane in owned
+                ),
+            ]
+        )
+        self._mads = _same(self._mads, frozenset(mad.decode() for mad in replies[1]))
+        for lane in owned:
+            lane.admit(self._mads)
+            metrics.OLDEST.labels(lane.number).set(lane.oldest_age_s())
+        return [name.decode() for name in replies[0]]
+
+    async def _exchange(self, commands: list[Command]) -> list[Any]:
+        """
+        The replies, of which none is an error.
+        """
+        replies = await self._wire.exchange(commands, timeout_s=TICK_TIMEOUT_S)
+        for reply in replies:
+            if isinstance(reply, ResponseError):
+                # Also NOSCRIPT: the next tick connects anew and loads them.
+                await self._wire.close()
+                raise EverbusError(f"the bus refuses: {reply}")
+        return replies
+
+    def _drop_deaf(self) -> None:
+        """
+        End lanes whose exchanges do not complete while ours do.
+        """
+        for number, lane in self.lanes.items():
+            silent_s = time.monotonic() - lane.polled_at
+            if silent_s > DEAF_S:
+                log.error("lane.deaf", lane=number, silent_s=round(silent_s, 1))
+                metrics.DISTURBED.labels("deaf").inc()
+                self._serving[number].cancel()
+
+    async def _rebalance(self, living: list[str]) -> None:
+        ours = {
+            lane
+            for lane in range(self._parts.partitions)
+            if lane_owner(lane, living) == self.name
+        }
+        for number in self.lanes.keys() - ours:
+            self.lanes[number].stop()
+        wanted = sorted(ours - self.lanes.keys())
+        if not wanted:
+            return
+        replies = await self._exchange(
+            [
+                script(
+                    "acquire",
+                    [names.owner(lane), names.epoch(lane)],
+                    *(self.name, self._life, self._ttl_ms),
+                )
+                for lane in wanted
+            ]
+        )
+        for number, (taken, owner) in zip(wanted, replies, strict=True):
+            if taken:
+                self._begin(number, owner.decode())
+
+    def _begin(self, number: int, owner: str) -> None:
+        lane = Lane(number, owner, self._parts)
+        lane.admit(self._mads)
+        self.lanes[number] = lane
+        metrics.OWNED.labels(number).set(1)
+        metrics.TAKEOVERS.inc()
+        log.info("lane.taken", lane=number, owner=owner)
+        self._serving[number] = asyncio.create_task(self._serve(lane))
+
+    async def _serve(self, lane: Lane) -> None:
+        """
+        Serve one lane to its end, then give it up.
+        """
+        try:
+            await lane.run()
+        except Superseded:
+            metrics.SUPERSEDED.inc()
+            log.warning("lane.superseded", lane=lane.number, owner=lane.owner)
+            await self._check_rival(lane.number)
+        finally:
+            self.lanes.pop(lane.number, None)
+            self._serving.pop(lane.number, None)
+            metrics.OWNED.labels(lane.number).set(0)
+            await self._release(lane)
+
+    async def _check_rival(self, number: int) -> None:
+        """
+        Notice a successor under our own name: then we are the one too many.
+        """
+        wire = Wire(self._parts.redis_url)
+        try:
+            owner = await wire.call("GET", names.owner(number))
+        except EverbusError:
+            return
+        finally:
+            await wire.close()
+        name, _, life = (owner or b"").decode().partition(":")[2].rpartition("/")
+        if name == self.name and life != self._life:
+            self._rival = True
+            self._news.set()
+
+    async def _release(self, lane: Lane) -> None:
+        wire = Wire(self._parts.redis_url)
+        try:
+            await load_scripts(wire)
+            await wire.call(
+                *script("release", [names.owner(lane.number)], lane.owner, keys.NEWS)
+            )
+        except EverbusError as error:
+            log.warning("lane.not_released", lane=lane.number, error=error.message)
+        finally:
+            await wire.close()
+
+    async def _hand_over(self) -> None:
+        """
+        Leave the list of the living, finish every lane's batch, release it.
+        """
+        try:
+            await self._exchange([script("register", [names.REPLICAS], self.name, 0)])
+        except EverbusError as error:
+            log.warning("replica.bus_away", replica=self.name, error=error.message)
+        for lane in self.lanes.values():
+            lane.stop()
+        if self._serving:
+            await asyncio.wait(self._serving.values(), timeout=self._ttl_ms / 1000)
+
+
+def _same(before: frozenset[str], after: frozenset[str]) -> frozenset[str]:
+    """
+    *before* if nothing changed, so that lanes can compare by identity.
+    """
+    return before if before == after else after

@@ -1,0 +1,395 @@
+"""
+The judgement of one command: from decoded work to staged writes.
+
+The order of the questions is the promise: has it been settled before, is it
+still in time, who asks, may they, and only then what it does. No I/O happens
+here; whatever has to be looked up was loaded before.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from enum import Enum, auto
+from typing import Any, NamedTuple
+
+import msgspec
+import structlog
+
+from bus.codec import ordinal_of, pack, unpack
+from bus.errors import (
+    AlreadyExists,
+    EverbusError,
+    Expired,
+    Invalid,
+    Overloaded,
+    Rejection,
+)
+from bus.messages import CommandOutcome, Envelope, Reply, Session, TimelinePage
+from gateway.batch import TO_LEDGER, TO_STREAM, Batch, packed_reply
+from gateway.delivery import OUTCOME_KIND, Work
+from gateway.identity import Identity, Principal
+from gateway.policy import Policy
+from gateway.progress import Progress
+from handlers.commands import Command, CreateSession
+from handlers.routes import HANDLERS, Route
+
+log = structlog.get_logger()
+
+MAX_SESSIONS = 2_000
+MAX_PUBLISHERS = 10_000
+
+
+class Now(NamedTuple):
+    """
+    The bus server's clock when the batch was read.
+    """
+
+    ms: int
+
+    @property
+    def datetime(self) -> datetime:
+        """
+        The same as a datetime in UTC, to the millisecond.
+        """
+        return datetime.fromtimestamp(self.ms / 1000, UTC)
+
+
+class Verdict(Enum):
+    """
+    What is to happen with a command that was judged.
+    """
+
+    SETTLED = auto()
+    # Failed for a fault of ours: tried again, its session waits.
+    FAILED = auto()
+    # Cannot be taken now and nobody waits to hear so: its session waits.
+    HELD = auto()
+    # Wants an older page of the timeline than the hot tier has.
+    WARM = auto()
+
+
+class RequestOutcome(msgspec.Struct, frozen=True):
+    """
+    Body of `request.outcome`: the id of the command that is asked about.
+    """
+
+    command_id: str
+
+
+class Known(OrderedDict[str, Any]):
+    """
+    What was loaded or made, least recently used first, at most *limit* of it.
+    """
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self._limit = limit
+
+    def shrink(self) -> None:
+        """
+        Forget the least recently used beyond the limit.
+        """
+        while len(self) > self._limit:
+            self.popitem(last=False)
+
+
+class Settlement:
+    """
+    Judges the commands of one lane in order.
+
+    What it knows of sessions and publishers is true while the lane's epoch is:
+    nobody else writes them, and the commit checks that it still holds.
+
+    Attributes:
+        sessions: session id → Session, or None where there is none.
+        progress: publisher → how far its commands are settled.
+        firsts: `<mad>:<command id>` → first reply as loaded from the ledger, or None.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        policy: Policy,
+        routes: Mapping[str, Route] = HANDLERS,
+    ) -> None:
+        self._identity = identity
+        self._policy = policy
+        self._routes = routes
+        self._bodies: dict[str, type[msgspec.Struct]] = {
+            OUTCOME_KIND: RequestOutcome,
+            **{kind: route.body for kind, route in self._routes.items()},
+        }
+        self.sessions: Known = Known(MAX_SESSIONS)
+        self.progress: Known = Known(MAX_PUBLISHERS)
+        self.firsts: dict[str, bytes | None] = {}
+        self.overloaded = False
+
+    def forget(self) -> None:
+        """
+        Drop all that is known, because it may not be true any more.
+        """
+        self.sessions.clear()
+        self.progress.clear()
+        self.firsts.clear()
+
+    def shrink(self) -> None:
+        """
+        Forget the least recently used, between batches only.
+        """
+        self.sessions.shrink()
+        self.progress.shrink()
+
+    def settled_before(self, work: Work) -> bool:
+        """
+        Whether an earlier delivery of the same command was settled.
+        """
+        if work.envelope is None:
+            return False
+        if work.ordinal is None:
+            return self.firsts.get(work.command) is not None
+        known: Progress | None = self.progress.get(work.publisher or "")
+        return known is not None and known.settled(work.ordinal.n)
+
+    def sight(self, work: Work) -> Progress | None:
+        """
+        The progress of the work's publisher, begun at this command if unknown.
+
+        Must see a publisher's commands in their order: the first one decides
+        which numbers count as gone.
+        """
+        if work.ordinal is None or work.publisher is None:
+            return None
+        known: Progress | None = self.progress.get(work.publisher)
+        if known is None:
+            known = Progress.starting_at(work.ordinal.n)
+            self.progress[work.publisher] = known
+        return known
+
+    def asked_of(self, work: Work) -> str | None:
+        """
+        The command id that a `request.outcome` asks about; None for others.
+        """
+        envelope = work.envelope
+        if envelope is None or envelope.kind != OUTCOME_KIND or work.trouble:
+            return None
+        try:
+            return str(self._body(envelope).command_id)
+        except Rejection:
+            return None
+
+    def judge(self, work: Work, batch: Batch, now: Now) -> Verdict:
+        """
+        Settle *work* into *batch*, or say why it has to wait.
+        """
+        envelope = work.envelope
+        if work.trouble is not None or envelope is None:
+            return self._malformed(work, batch, now)
+        known = work.command in batch.kept or self.settled_before(work)
+        if known and self._changes(envelope):
+            return self._repeated(work, envelope, batch, now)
+        try:
+            return self._judged(work, envelope, batch, now)
+        except Overloaded as error:
+            # Nobody would hear of it: an append must wait, never be lost.
+            if not envelope.reply:
+                return Verdict.HELD
+            return self._rejected(work, envelope, error, batch, now)
+        except Rejection as error:
+            return self._rejected(work, envelope, error, batch, now)
+        except Exception as error:
+            log.exception("command.failed", command=envelope.id, kind=envelope.kind)
+            work.attempts.append(f"{type(error).__name__}: {error}"[:300])
+            return Verdict.FAILED
+
+    def bury(self, work: Work, batch: Batch, now: Now, cause: str) -> None:
+        """
+        Give *work* up: a dead letter, and a reply to whoever waits.
+        """
+        died = work.attempts[-1] if work.attempts else "no attempt was recorded"
+        message = f"given up after {len(work.attempts)} attempts; the last: {died}"
+        batch.bury(work, cause, message, now.ms)
+        if work.envelope is not None:
+            self._refuse(work, work.envelope, EverbusError(message), batch)
+        self._settle(work, batch, now, cause)
+
+    def _judged(
+        self, work: Work, envelope: Envelope, batch: Batch, now: Now
+    ) -> Verdict:
+        deadline = envelope.deadline_ms
+        if deadline is not None and now.ms >= work.entry.arrived_ms + deadline:
+            raise Expired(
+                f"deadline of {deadline} ms after arrival had passed; not applied"
+            )
+        principal = self._identity.principal_of(envelope.token)
+        if envelope.kind == OUTCOME_KIND:
+            self._policy.allow(principal, envelope.kind, work.entry.mad, None)
+            asked = self._body(envelope).command_id
+            told = self._outcome(work.entry.mad, asked, batch)
+            return self._answer(work, envelope, told, batch, now)
+        session = self.sessions[envelope.session]
+        change = batch.touch(envelope.session, session)
+        command = self._command(work, envelope, principal, session)
+        if isinstance(work.page, EverbusError):
+            raise work.page
+        if isinstance(work.page, TimelinePage):
+            return self._answer(work, envelope, work.page, batch, now)
+        route = self._routes[envelope.kind]
+        if route.writes and self.overloaded:
+            raise Overloaded("the outbox is full: MongoDB is behind. Try again later")
+        outcome = route.handler(session, command, now.datetime)
+        if outcome.warm is not None:
+            work.page = outcome.warm
+            return Verdict.WARM
+        # Pack first: what cannot be packed must fail before it has an effect.
+        packed = packed_reply(envelope.id, outcome.reply) if envelope.reply else b""
+        change.apply(outcome)
+        self.sessions[envelope.session] = outcome.session
+
+        return self._answered(work, envelope, packed, batch, now)
+
+    def _command(
+        self,
+        work: Work,
+        envelope: Envelope,
+        principal: Principal,
+        session: Session | None,
+    ) -> Command:
+        """
+        The authorised command; the decision is taken on the session as it is.
+        """
+        body = self._body(envelope)
+        owner = body.user_id if isinstance(body, CreateSession) else ""
+        may_share = self._policy.allow(
+            principal, envelope.kind, work.entry.mad, session, owner
+        )
+        return Command(
+            id=envelope.id,
+            kind=envelope.kind,
+            session_id=envelope.session,
+            mad=work.entry.mad,
+            principal=principal.name,
+            body=body,
+            expected_version=envelope.expected_version,
+            may_share=may_share,
+        )
+
+    def _body(self, envelope: Envelope) -> Any:
+        try:
+            return unpack(envelope.body, self._bodies[envelope.kind])
+        except msgspec.ValidationError as error:
+            what, _, path = str(error).partition(" - at `$.")
+            field = path.rstrip("`") or "body"
+            raise Invalid(f"{field}: {what}", field=field) from error
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise Invalid(f"body is not msgpack: {error}", field="body") from error
+
+    def _changes(self, envelope: Envelope) -> bool:
+        route = self._routes.get(envelope.kind)
+        return route is not None and route.writes
+
+    def _repeated(
+        self, work: Work, envelope: Envelope, batch: Batch, now: Now
+    ) -> Verdict:
+        first = batch.kept.get(work.command) or self.firsts.get(work.command)
+        if envelope.reply and first is not None:
+            batch.reply(work, first, TO_STREAM)
+        elif envelope.reply:
+            late = AlreadyExists(
+                f"command {envelope.id} was settled before; its first reply is no "
+                "longer kept. Read the session to see its state"
+            )
+            batch.reply(work, _refusal(envelope, late), TO_STREAM)
+        self._settle(work, batch, now, "repeated")
+
+        return Verdict.SETTLED
+
+    def _answer(
+        self, work: Work, envelope: Envelope, body: Any, batch: Batch, now: Now
+    ) -> Verdict:
+        packed = packed_reply(envelope.id, body) if envelope.reply else b""
+
+        return self._answered(work, envelope, packed, batch, now)
+
+    def _answered(
+        self, work: Work, envelope: Envelope, packed: bytes, batch: Batch, now: Now
+    ) -> Verdict:
+        keep = TO_LEDGER if self._changes(envelope) else 0
+        if envelope.reply:
+            batch.reply(work, packed, TO_STREAM | keep)
+        elif keep and work.ordinal is None:
+            # A free id has no number to know it by: the ledger must.
+            batch.reply(work, packed_reply(envelope.id, None), TO_LEDGER)
+        self._settle(work, batch, now, "ok")
+
+        return Verdict.SETTLED
+
+    def _rejected(
+        self,
+        work: Work,
+        envelope: Envelope,
+        error: EverbusError,
+        batch: Batch,
+        now: Now,
+    ) -> Verdict:
+        self._refuse(work, envelope, error, batch)
+        if not envelope.reply:
+            batch.bury(work, error.code, error.message, now.ms)
+        self._settle(work, batch, now, error.code)
+
+        return Verdict.SETTLED
+
+    def _malformed(self, work: Work, batch: Batch, now: Now) -> Verdict:
+        trouble = work.trouble
+        if trouble is None:
+            raise AssertionError("work is either malformed or an envelope")
+        cause = trouble.details["cause"]
+        batch.bury(work, cause, trouble.message, now.ms)
+        if work.envelope is not None and cause not in ("invalid_id", "wrong_partition"):
+            self._refuse(work, work.envelope, trouble, batch)
+        if cause == "wrong_partition":
+            # Its number counts in another lane, not in this one.
+            work.ordinal = None
+        self._settle(work, batch, now, cause)
+
+        return Verdict.SETTLED
+
+    def _refuse(
+        self, work: Work, envelope: Envelope, error: EverbusError, batch: Batch
+    ) -> None:
+        # Kept although nobody waits: request.outcome must be able to tell.
+        keep = TO_LEDGER if self._changes(envelope) else 0
+        flags = (TO_STREAM if envelope.reply else 0) | keep
+        if flags:
+            batch.reply(work, _refusal(envelope, error), flags)
+
+    def _settle(self, work: Work, batch: Batch, now: Now, code: str) -> None:
+        progress = self.sight(work)
+        kind = work.envelope.kind if work.envelope is not None else ""
+        batch.outcomes[kind if kind in self._routes else "other", code] += 1
+        batch.settle(work, progress, now.ms // 1000)
+
+    def _outcome(self, mad: str, asked: str, batch: Batch) -> CommandOutcome:
+        command = f"{mad}:{asked}"
+        first = batch.kept.get(command) or self.firsts.get(command)
+        if first is not None:
+            reply = unpack(first, Reply)
+            state = "applied" if reply.code == "ok" else "rejected"
+            return CommandOutcome(state, reply.code, reply.message)  # type: ignore[arg-type]
+        ordinal = ordinal_of(asked)
+        if ordinal is None:
+            return CommandOutcome("unknown")
+        known: Progress | None = self.progress.get(f"{mad}:{ordinal.instance}")
+        if known is None or ordinal.n > known.mark:
+            return CommandOutcome("unknown")
+        return CommandOutcome("applied" if known.settled(ordinal.n) else "pending")
+
+
+def _refusal(envelope: Envelope, error: EverbusError) -> bytes:
+    return pack(
+        Reply(
+            id=envelope.id,
+            code=error.code,
+            message=error.message,
+            details=error.details,
+        )
+    )
