@@ -1,0 +1,47 @@
+"""
+The `everbus` command: which commands there are, and how they end.
+
+Each command lives in a module of its own; this one only registers them and
+turns errors into exit codes, once.
+"""
+
+import sys
+
+import typer
+
+from compose.dev import dev
+from compose.exits import exit_code_of, told
+from compose.explanations import explain
+from compose.tokens import token
+
+# Tracebacks of defects stay plain: rich's would print locals, secrets among them.
+app = typer.Typer(
+    name="everbus",
+    help="The SessionManager for multi-agent systems. Example: everbus dev",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command()(dev)
+app.command()(token)
+app.command()(explain)
+
+
+def main() -> None:
+    """
+    Run the command that sys.argv names, and exit with its code.
+    """
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        code = exit_code_of(error)
+        if code is None:
+            raise
+        typer.echo(f"everbus: {told(error)}", err=True)
+        sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""
+Real servers for tests: each on a free loopback port, in a folder of the test.
+
+They are ended by pid at the end of their `async with`; a test may kill, pause
+and restart them before, and finds port and data unchanged.
+"""
+
+import shutil
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from compose.folder import free_port
+from compose.processes import Running, Server, start
+from compose.servers import secantus_server, valkey_server
+
+DEBIAN_REDIS = shutil.which("redis-server") or ""
+
+
+class RealServer:
+    """
+    A server that runs now; `url` and `port` outlive its restarts.
+    """
+
+    def __init__(self, running: Running, url: str) -> None:
+        self.url = url
+        self.port = running.server.port
+        self._running = running
+
+    @property
+    def pid(self) -> int:
+        return self._running.pid
+
+    async def kill(self) -> None:
+        """
+        End it by SIGKILL; returns when it is dead.
+        """
+        self._running.signal(signal.SIGKILL)
+        await self._running.wait()
+
+    async def restart(self) -> None:
+        """
+        End it in order, if it lives, and wait until its successor serves.
+        """
+        await self.stop()
+        self._running = await start(self._running.server)
+
+    async def stop(self) -> None:
+        """
+        End it in order, if it lives.
+        """
+        if self._running.alive:
+            await self._running.stop()
+
+    def pause(self) -> None:
+        """
+        Stop it by SIGSTOP: it accepts connections and answers nothing.
+        """
+        self._running.signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """
+        Let it go on after pause().
+        """
+        self._running.signal(signal.SIGCONT)
+
+
+@asynccontextmanager
+async def valkey(folder: Path, *, aof: bool = True) -> AsyncIterator[RealServer]:
+    """
+    Valkey from its wheel.
+    """
+    server = valkey_server(folder, free_port(), aof=aof)
+    async with _serving(server, f"redis://127.0.0.1:{server.port}/0") as real:
+        yield real
+
+
+@asynccontextmanager
+async def debian_redis(folder: Path, *, aof: bool = True) -> AsyncIterator[RealServer]:
+    """
+    The `redis-server` on the PATH; skip the test unless DEBIAN_REDIS.
+    """
+    server = valkey_server(
+        folder, free_port(), aof=aof, program=DEBIAN_REDIS, name="redis"
+    )
+    async with _serving(server, f"redis://127.0.0.1:{server.port}/0") as real:
+        yield real
+
+
+@asynccontextmanager
+async def secantus(folder: Path) -> AsyncIterator[RealServer]:
+    """
+    SecantusDB, which speaks MongoDB's protocol.
+    """
+    server = secantus_server(folder, free_port())
+    url = f"mongodb://127.0.0.1:{server.port}/?directConnection=true"
+    async with _serving(server, url) as real:
+        yield real
+
+
+@asynccontextmanager
+async def _serving(server: Server, url: str) -> AsyncIterator[RealServer]:
+    real = RealServer(await start(server), url)
+    try:
+        yield real
+    finally:
+        await real.stop()
