@@ -32,6 +32,7 @@ from bus.messages import (
     TimelineEntry,
     TimelinePage,
     check_json,
+    check_mad,
     check_name,
     check_session_id,
 )
@@ -174,7 +175,7 @@ class Mad:
         """
         Let *mad* take part in the session; twice is the same as once.
         """
-        body = {"mad": check_name(mad, "mad"), "role": role}
+        body = {"mad": check_mad(mad), "role": role}
 
         return _session(await self._ask("participant.add", session_id, body, timeout))
 
@@ -184,7 +185,7 @@ class Mad:
         """
         End the part of *mad* in the session; twice is the same as once.
         """
-        body = {"mad": check_name(mad, "mad")}
+        body = {"mad": check_mad(mad)}
 
         return _session(
             await self._ask("participant.remove", session_id, body, timeout)
@@ -400,7 +401,7 @@ async def connect(
         Invalid: *mad* cannot be a name.
     """
     settings = BusSettings()
-    name = check_name(mad or settings.mad, "mad")
+    name = check_mad(mad or settings.mad)
     address = url or settings.url_for(name)
     partitions = await _introduce(address, name, timeout)
     instance = uuid_utils.uuid7().hex

@@ -24,6 +24,7 @@ State = Literal["active", "dormant", "archived"]
 
 _SESSION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _COMMAND_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
+_MAD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_@.-]{0,63}")
 
 
@@ -166,9 +167,21 @@ def check_command_id(value: str) -> str:
     return _matching(_COMMAND_ID, "id", value)
 
 
+def check_mad(value: str) -> str:
+    """
+    *value*, if it can name a MAD: 1 to 64 letters, digits, `_` or `-`.
+
+    No dots, since names of MADs become keys of documents in MongoDB.
+
+    Raises:
+        Invalid: naming the field `mad`.
+    """
+    return _matching(_MAD, "mad", value)
+
+
 def check_name(value: str, field: str) -> str:
     """
-    *value*, if it can name a MAD or a user; *field* is named if it cannot.
+    *value*, if it can name a user or another principal; else *field* is named.
 
     Raises:
         Invalid: the name is empty, over 64 characters or has other characters.

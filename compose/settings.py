@@ -136,7 +136,7 @@ class Settings(BaseSettings):
     outbox_max_records: int = Field(50_000, ge=1)
     ledger_ttl_s: int = Field(600, ge=600)
     reply_ttl_s: int = Field(60, ge=1, le=3600)
-    batch_commands: int = Field(256, ge=1, le=10_000)
+    batch_commands: int = Field(256, ge=1, le=1000)
     metrics_port: int = Field(0, ge=0, le=65_535)
     log_format: Annotated[
         Literal["auto", "console", "json"], BeforeValidator(_lowered)

@@ -7,12 +7,21 @@ import msgspec
 from bus.codec import COMMAND_FIELD, Ordinal, ordinal_of, unpack_envelope
 from bus.errors import EverbusError, Malformed
 from bus.keys import partition_of
-from bus.messages import Envelope, TimelinePage, check_command_id, check_session_id
+from bus.messages import (
+    MAX_COMMAND_BYTES,
+    Envelope,
+    TimelinePage,
+    check_command_id,
+    check_session_id,
+)
 from handlers.commands import WarmPage
 from handlers.routes import HANDLERS
 
 # Asks what became of a command; has no session, hence no handler.
 OUTCOME_KIND = "request.outcome"
+# Twice what our publisher packs into one entry.
+MAX_ENTRY_COMMANDS = 64
+MAX_ENTRY_BYTES = 2 * MAX_COMMAND_BYTES
 KINDS = frozenset({*HANDLERS, OUTCOME_KIND})
 
 
@@ -109,15 +118,33 @@ def works_of(
         for name, value in zip(fields[::2], fields[1::2], strict=False)
         if name == COMMAND_FIELD
     ]
+    trouble = _entry_trouble(packed)
+    if trouble is not None:
+        entry.unsettled = 1
+        whole = Work(entry, 0, b"".join(packed[:1]))
+        whole.trouble = trouble
+        return [whole]
+    entry.unsettled = len(packed)
     works = [Work(entry, index, value) for index, value in enumerate(packed)]
-    if not works:
-        works = [Work(entry, 0, b"")]
-        works[0].trouble = Malformed("entry without a field c", cause="no_command")
-    entry.unsettled = len(works)
     for work in works:
-        if work.trouble is None:
-            _decode(work, lane, partitions)
+        _decode(work, lane, partitions)
     return works
+
+
+def _entry_trouble(packed: list[bytes]) -> Malformed | None:
+    """
+    Why an entry as a whole is none of ours: our publishers never write such.
+    """
+    if not packed:
+        return Malformed("entry without a field c", cause="no_command")
+    size = sum(map(len, packed))
+    if len(packed) > MAX_ENTRY_COMMANDS or size > MAX_ENTRY_BYTES:
+        return Malformed(
+            f"entry of {len(packed)} commands, {size} bytes; at most "
+            f"{MAX_ENTRY_COMMANDS} and {MAX_ENTRY_BYTES}",
+            cause="too_large",
+        )
+    return None
 
 
 def _decode(work: Work, lane: int, partitions: int) -> None:
@@ -133,9 +160,10 @@ def _decode(work: Work, lane: int, partitions: int) -> None:
 def _check(work: Work, envelope: Envelope, lane: int, partitions: int) -> None:
     if envelope.kind not in KINDS:
         raise Malformed(f"unknown kind {envelope.kind[:64]!r}", cause="unknown_kind")
-    if work.ordinal is None:
-        _check_id(envelope)
-    elif work.ordinal.partition != lane or work.ordinal.n < 1:
+    _check_id(envelope)
+    if work.ordinal is not None and (
+        work.ordinal.partition != lane or work.ordinal.n < 1
+    ):
         raise Malformed(f"id {envelope.id} belongs elsewhere", cause="wrong_partition")
     if envelope.kind == OUTCOME_KIND:
         return

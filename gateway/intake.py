@@ -23,6 +23,7 @@ log = structlog.get_logger()
 CONSUMER = "lane"
 PAGE = 256
 READ_ENTRIES = 256
+MAX_ID_PART = 2**64 - 1
 # The waiting read is asked for one entry; it only tells that there is news.
 WAIT_MS = 2_000
 WAIT_MARGIN_S = 1.5
@@ -176,8 +177,7 @@ class Intake:
     def _settled_below(self, mad: str) -> str:
         for identifier in self.pending[mad]:
             return identifier
-        ms, _, n = self._cursors[mad].partition("-")
-        return f"{ms}-{int(n or 0) + 1}"
+        return _following(self._cursors[mad])
 
     async def _make_groups(self, mads: list[str]) -> None:
         p = self._partition
@@ -268,7 +268,20 @@ def _before(point: bytes | None) -> str:
     if point is None:
         return "0"
     ms, _, n = point.decode().partition("-")
-    return f"{ms}-{int(n) - 1}" if int(n or 0) > 0 else f"{int(ms) - 1}-{2**64 - 1}"
+    return f"{ms}-{int(n) - 1}" if int(n or 0) > 0 else f"{int(ms) - 1}-{MAX_ID_PART}"
+
+
+def _following(identifier: str) -> str:
+    """
+    The next higher stream id; empty at the end of all ids.
+
+    A hostile publisher can use the highest id on its own ingress, and a script
+    that is handed an id beyond it would fail midway.
+    """
+    ms, _, n = identifier.partition("-")
+    if int(n or 0) < MAX_ID_PART:
+        return f"{ms}-{int(n or 0) + 1}"
+    return f"{int(ms) + 1}-0" if int(ms) < MAX_ID_PART else ""
 
 
 def _after(one: str, other: str) -> bool:

@@ -40,6 +40,7 @@ FIRST_RETRY_S = 0.1
 HELD_RETRY_S = 0.25
 MAX_WAITING = 1_000
 TRIM_EVERY_S = 1.0
+PRUNE_EVERY_S = 3600.0
 HISTORY_BYTES = 2_000
 
 
@@ -98,6 +99,7 @@ class Lane:
         self._stopping = False
         self._life = 0
         self._trimmed_at = 0.0
+        self._pruned_at = -PRUNE_EVERY_S
         self._asides: set[asyncio.Task[None]] = set()
 
     def admit(self, mads: frozenset[str]) -> None:
@@ -173,6 +175,7 @@ class Lane:
             if self._stopping:
                 return
             if not works:
+                await self._prune()
                 await self._rest()
 
     async def _open(self) -> None:
@@ -191,11 +194,22 @@ class Lane:
         await self._admit()
         backlog = await self._wire.call("GET", names.backlog(self.number))
         self._note_backlog(int(backlog or 0))
+        await self._prune()
         pending = await self._intake.replay()
         if pending:
             self._parts.fail("takeover")
             await self._suspect(pending)
         self._polled()
+
+    async def _prune(self) -> None:
+        """
+        Forget publishers that are long gone, so that memory does not grow.
+        """
+        if time.monotonic() - self._pruned_at < PRUNE_EVERY_S:
+            return
+        self._pruned_at = time.monotonic()
+        [seconds, _] = await self._wire.call("TIME")
+        await self._lookup.prune(self.owner, int(seconds))
 
     async def _admit(self) -> None:
         mads = self._mads

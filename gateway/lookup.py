@@ -10,7 +10,10 @@ from gateway.delivery import Work
 from gateway.progress import Progress
 from gateway.settlement import Settlement
 from gateway.store import hot, names
+from gateway.store.scripts import script
 
+# Longer than any command may wait anywhere before it is sent again.
+PUBLISHER_HORIZON_S = 24 * 3600
 # Who asks, and the command id that is asked about.
 Asked = tuple[str, str]
 
@@ -44,6 +47,27 @@ class Lookup:
         await self._load_firsts(
             [*_repeated(known, works), *(f"{mad}:{command}" for mad, command in asked)]
         )
+
+    async def prune(self, owner: str, now_s: int) -> None:
+        """
+        Forget publishers not heard of for PUBLISHER_HORIZON_S, here and there.
+
+        Raises:
+            WireFailed: the connection broke.
+        """
+        key = names.publishers(self._partition)
+        found = await self._wire.call("HGETALL", key)
+        before = now_s - PUBLISHER_HORIZON_S
+        stale: list[bytes] = []
+        for name, packed in zip(found[::2], found[1::2], strict=True):
+            if Progress.parse(packed).seen_s < before:
+                stale += (name, packed)
+                self._known.progress.pop(name.decode(), None)
+        for first in range(0, len(stale), 1000):
+            some = stale[first : first + 1000]
+            await self._wire.call(
+                *script("prune", [names.owner(self._partition), key], owner, *some)
+            )
 
     async def _load_unknown(self, works: Sequence[Work], asked: list[Asked]) -> None:
         sessions = _unknown_sessions(self._known, works)

@@ -18,6 +18,7 @@ from redis.exceptions import ResponseError
 
 from bus import keys
 from bus.errors import EverbusError
+from bus.messages import SCHEMA
 from bus.subscription import Subscription
 from bus.wire import Command, Wire
 from gateway import metrics
@@ -146,6 +147,7 @@ class Replica:
             [
                 script("register", [names.REPLICAS], self.name, self._ttl_ms),
                 ("HKEYS", keys.MADS),
+                ("HGET", keys.CONFIG, "partitions"),
                 *(
                     script(
                         "renew", [names.owner(lane.number)], lane.owner, self._ttl_ms
@@ -154,11 +156,26 @@ class Replica:
                 ),
             ]
         )
+        if replies[2] is None:
+            await self._restore()
+            replies[1] += (mad.encode() for mad in self._mads)
         self._mads = _same(self._mads, frozenset(mad.decode() for mad in replies[1]))
         for lane in owned:
             lane.admit(self._mads)
             metrics.OLDEST.labels(lane.number).set(lane.oldest_age_s())
         return [name.decode() for name in replies[0]]
+
+    async def _restore(self) -> None:
+        """
+        Put back what every bus has, after somebody emptied this one.
+
+        The MADs are still there and publish; unlisted, nobody would read them.
+        """
+        log.error("bus.emptied", replica=self.name, mads=len(self._mads))
+        partitions = ("HSETNX", keys.CONFIG, "partitions", self._parts.partitions)
+        schema = ("HSETNX", keys.CONFIG, "schema", SCHEMA)
+        listed = [("HSETNX", keys.MADS, mad, "{}") for mad in sorted(self._mads)]
+        await self._exchange([partitions, schema, *listed])
 
     async def _exchange(self, commands: list[Command]) -> list[Any]:
         """

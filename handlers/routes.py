@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from bus.errors import AlreadyExists, Forbidden, Invalid, NotFound, VersionConflict
-from bus.messages import Session, TimelinePage, check_json, check_name
+from bus.messages import Session, TimelinePage, check_json, check_mad, check_name
 from handlers import commands as body
 from handlers.commands import Command, Event, Outcome, WarmPage
 from handlers.session import MAX_ACL, appended, changed, new_session, patched
@@ -88,7 +88,7 @@ def add_participant(
     """
     there = _expected(session, command)
     wanted: body.AddParticipant = command.body
-    check_name(wanted.mad, "mad")
+    check_mad(wanted.mad)
     part = there.participants.get(wanted.mad)
     if part is not None and part["role"] == wanted.role:
         return Outcome(session=there, reply=_without_tail(there))
@@ -159,7 +159,7 @@ def read_timeline(session: Session | None, command: Command, now: datetime) -> O
         raise Invalid(f"after is {after}; 0 or more", field="after")
     first, last = after + 1, min(after + wanted.limit, there.last_seq)
     tail_first = there.last_seq - len(there.recent_timeline) + 1
-    if first < tail_first and first <= last:
+    if first < tail_first:
         return Outcome(session=there, warm=WarmPage(first, last, there.last_seq))
     hot = there.recent_timeline[first - tail_first : last - tail_first + 1]
 

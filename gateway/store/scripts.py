@@ -18,6 +18,7 @@ _TEXTS = {
         "commit",
         "confirm",
         "mark",
+        "prune",
         "read",
         "register",
         "release",
