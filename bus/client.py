@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -16,6 +17,7 @@ import uuid_utils
 from bus import keys
 from bus.codec import pack, unpack
 from bus.errors import (
+    Defect,
     EverbusError,
     Forbidden,
     Invalid,
@@ -410,6 +412,8 @@ async def connect(
     secret = settings.token.get_secret_value() if token is None else token
     client = Mad(name, secret, publisher, replies, partitions)
     tasks = [asyncio.create_task(part.run()) for part in (publisher, replies)]
+    for task in tasks:
+        task.add_done_callback(partial(_ended, publisher, replies))
     try:
         await _started(replies, timeout)
         yield client
@@ -418,6 +422,20 @@ async def connect(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _ended(publisher: Publisher, replies: Replies, task: asyncio.Task[None]) -> None:
+    """
+    End all requests when the publisher or the replies can do no more.
+    """
+    if task.cancelled():
+        return
+    error = task.exception()
+    if error is not None:
+        log.error("client.broken", exc_info=error)
+        replies.fail(Defect(f"the client broke: {type(error).__name__}: {error}"))
+    elif publisher.trouble is not None:
+        replies.fail(publisher.trouble)
 
 
 async def _started(replies: Replies, timeout: float) -> None:

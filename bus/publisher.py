@@ -69,7 +69,7 @@ class Outgoing:
             return self._packed
         left_ms = max(0, int((self.expires_at - now) * 1000))
         told_ms = self.envelope.deadline_ms or 0
-        if told_ms - left_ms <= DEADLINE_GRAIN_S * 1000:
+        if left_ms > 0 and told_ms - left_ms <= DEADLINE_GRAIN_S * 1000:
             return self._packed
         return pack_envelope(
             msgspec.structs.replace(self.envelope, deadline_ms=left_ms)

@@ -1,10 +1,11 @@
 """
 Waiting for replies: any number of requests on two connections.
 
-Each reply lies on the stream of its own request until it is read here. A wake-up
-channel tells which ones are there, so nobody blocks on a thousand streams; it is
-a hint, and a sweep looks for what it did not tell. A reply is unlinked only
-after it has been received, so a connection that dies loses none.
+Each reply lies on the stream of its own request until it is received here. A
+wake-up channel tells which ones are there, so nobody blocks on a thousand streams,
+and carries a copy of each that is small. It is a hint: what it did not tell, a
+sweep finds on the streams. A reply is unlinked only after it has been received, so
+a connection that dies loses none.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ import structlog
 from redis.exceptions import ResponseError
 
 from bus import keys
-from bus.codec import REPLY_FIELD, unpack_reply
+from bus.codec import REPLY_FIELD, ordinal_of, unpack, unpack_reply
 from bus.errors import EverbusError
 from bus.messages import Reply
 from bus.subscription import Subscription
@@ -24,7 +25,10 @@ from bus.wire import Command, Wire, refusal
 log = structlog.get_logger()
 
 FETCH_STREAMS = 128
+# A request that waits longer than this is looked for on its stream.
 SWEEP_S = 1.0
+# How often, when idle, received replies are unlinked and old requests looked for.
+TIDY_S = 0.25
 BACKOFF_S = 0.1
 
 
@@ -45,6 +49,8 @@ class Replies:
         self._expected: dict[str, _Expected] = {}
         self._ready: dict[str, None] = {}
         self._spent: list[str] = []
+        self._swept_at = 0.0
+        self._failure: EverbusError | None = None
         self._news = asyncio.Event()
         self._subscribed = asyncio.Event()
         self._subscription = Subscription(
@@ -54,10 +60,24 @@ class Replies:
             on_subscribed=self._reconcile,
         )
 
+    def fail(self, error: EverbusError) -> None:
+        """
+        End every request with *error*, those to come as well.
+        """
+        self._failure = error
+        for expected in self._expected.values():
+            if not expected.reply.done():
+                expected.reply.set_exception(error)
+
     def expect(self, partition: int, identifier: str) -> asyncio.Future[Reply]:
         """
-        The reply to a request; to be called before the request is published.
+        The reply to a request; to be called before the request can be answered.
+
+        Raises:
+            EverbusError: what `fail` was told.
         """
+        if self._failure is not None:
+            raise self._failure
         reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         key = keys.reply(partition, self._mad, identifier)
         self._expected[identifier] = _Expected(key, reply, time.monotonic())
@@ -89,10 +109,13 @@ class Replies:
             await self._wire.close()
 
     def _woken(self, message: bytes) -> None:
-        for identifier in message.decode().split(" "):
-            if identifier in self._expected:
-                self._ready[identifier] = None
-        self._news.set()
+        for carried in unpack(message, list):
+            if isinstance(carried, bytes):
+                self._settle(unpack_reply(carried))
+            elif carried in self._expected:
+                self._ready[carried] = None
+        if self._ready or len(self._spent) >= FETCH_STREAMS:
+            self._news.set()
 
     def _reconcile(self) -> None:
         """
@@ -104,7 +127,7 @@ class Replies:
 
     async def _fetch_all(self) -> None:
         while True:
-            if not self._ready and not self._spent:
+            if not self._ready and len(self._spent) < FETCH_STREAMS:
                 await self._await_news()
             try:
                 await self._fetch()
@@ -114,7 +137,7 @@ class Replies:
 
     async def _await_news(self) -> None:
         try:
-            async with asyncio.timeout(SWEEP_S):
+            async with asyncio.timeout(TIDY_S):
                 await self._news.wait()
         except TimeoutError:
             self._sweep()
@@ -125,6 +148,9 @@ class Replies:
         Mark the requests that have waited long; the longest come first.
         """
         before = time.monotonic() - SWEEP_S
+        if self._swept_at > before:
+            return
+        self._swept_at = time.monotonic()
         for identifier, expected in self._expected.items():
             if expected.since > before:
                 return
@@ -132,7 +158,7 @@ class Replies:
 
     async def _fetch(self) -> None:
         """
-        Fetch what is ready, and unlink what was fetched the last time.
+        Fetch what is ready, and unlink what was received before.
         """
         wanted = list(self._ready)[:FETCH_STREAMS]
         streams = [e.key for i in wanted if (e := self._expected.get(i)) is not None]
@@ -154,12 +180,24 @@ class Replies:
     def _deliver(self, streams: Any) -> None:
         if isinstance(streams, ResponseError):
             raise refusal(streams)
-        for key, entries in streams or ():
+        for _, entries in streams or ():
             _, fields = entries[0]
             reply = unpack_reply(
                 dict(zip(fields[::2], fields[1::2], strict=True))[REPLY_FIELD]
             )
-            expected = self._expected.pop(reply.id, None)
-            self._spent.append(key.decode())
-            if expected is not None and not expected.reply.done():
+            self._settle(reply)
+
+    def _settle(self, reply: Reply) -> None:
+        """
+        Hand a received reply over; its stream has done its duty.
+        """
+        expected = self._expected.pop(reply.id, None)
+        if expected is not None:
+            self._spent.append(expected.key)
+            if not expected.reply.done():
                 expected.reply.set_result(reply)
+            return
+        # Nobody waits any more: it came late, or by both ways.
+        ordinal = ordinal_of(reply.id)
+        if ordinal is not None:
+            self._spent.append(keys.reply(ordinal.partition, self._mad, reply.id))

@@ -14,7 +14,7 @@ from bus import keys
 from bus.codec import pack
 from bus.messages import Reply, Session
 from bus.wire import Argument, Command
-from gateway.delivery import Entry, Work, without_token
+from gateway.delivery import Entry, Work, without_token, without_tokens
 from gateway.progress import Progress
 from gateway.store import hot, names
 from gateway.store.letters import MAX_KEPT_BYTES, DeadLetter
@@ -23,6 +23,9 @@ from gateway.store.scripts import script
 from handlers.commands import Event, Outcome
 
 TO_STREAM, TO_LEDGER = 1, 2
+# Up to this size the wake-up carries a copy of the reply, which saves its reader
+# a round trip; the reply's stream stays the truth.
+CARRIED_BYTES = 4096
 
 
 class Limits(NamedTuple):
@@ -127,7 +130,7 @@ class Batch:
         self._acks: dict[str, list[str]] = {}
         self._trims: dict[str, str] = {}
         self._replies: list[tuple[Work, int, bytes]] = []
-        self._wakes: dict[str, list[str]] = {}
+        self._wakes: dict[str, list[str | bytes]] = {}
         self._letters: list[tuple[str, bytes]] = []
         self._forget: list[str] = []
 
@@ -162,7 +165,8 @@ class Batch:
         self._replies.append((work, flags, packed))
         if flags & TO_STREAM and work.ordinal is not None:
             channel = keys.wake(work.entry.mad, work.ordinal.instance)
-            self._wakes.setdefault(channel, []).append(envelope.id)
+            carried = packed if len(packed) <= CARRIED_BYTES else envelope.id
+            self._wakes.setdefault(channel, []).append(carried)
 
     def bury(self, work: Work, cause: str, message: str, at_ms: int) -> None:
         """
@@ -178,7 +182,9 @@ class Batch:
             at_ms=at_ms,
             attempts=tuple(work.attempts),
             envelope=None if envelope is None else without_token(envelope),
-            packed=work.packed[:MAX_KEPT_BYTES] if envelope is None else b"",
+            packed=without_tokens(work.packed)[:MAX_KEPT_BYTES]
+            if envelope is None
+            else b"",
         )
         self._letters.append((cause, pack(letter)))
 
@@ -276,8 +282,8 @@ class Batch:
         for _, flags, packed in self._replies:
             arguments += (flags, packed)
         arguments.append(len(self._wakes))
-        for channel, ids in self._wakes.items():
-            arguments += (channel, " ".join(ids))
+        for channel, carried in self._wakes.items():
+            arguments += (channel, pack(carried))
         return arguments
 
 

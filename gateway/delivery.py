@@ -2,10 +2,13 @@
 What a lane was given: stream entries, and the commands in them.
 """
 
+import re
+from functools import lru_cache
+
 import msgspec
 
 from bus.codec import COMMAND_FIELD, Ordinal, ordinal_of, unpack_envelope
-from bus.errors import EverbusError, Malformed
+from bus.errors import EverbusError, Malformed, Rejection
 from bus.keys import partition_of
 from bus.messages import (
     MAX_COMMAND_BYTES,
@@ -23,6 +26,8 @@ OUTCOME_KIND = "request.outcome"
 MAX_ENTRY_COMMANDS = 64
 MAX_ENTRY_BYTES = 2 * MAX_COMMAND_BYTES
 KINDS = frozenset({*HANDLERS, OUTCOME_KIND})
+# `{"` in base64, with which every JWT begins.
+_TOKEN = re.compile(rb"eyJ[A-Za-z0-9_.-]*")
 
 
 class Entry:
@@ -52,6 +57,7 @@ class Work:
     Attributes:
         envelope: the command; None if it is no command of ours.
         ordinal: its number in its publisher's count; None for a free id.
+        publisher: the publisher instance that counts it; None for a free id.
         trouble: why it cannot be a command, then it becomes a dead letter.
         suspect: whether an earlier owner may have died of it.
         attempts: what every failed attempt died of, oldest first.
@@ -67,6 +73,7 @@ class Work:
         "ordinal",
         "packed",
         "page",
+        "publisher",
         "suspect",
         "trouble",
     )
@@ -77,6 +84,7 @@ class Work:
         self.packed = packed
         self.envelope: Envelope | None = None
         self.ordinal: Ordinal | None = None
+        self.publisher: str | None = None
         self.trouble: Malformed | None = None
         self.suspect = False
         self.attempts: list[str] = []
@@ -95,15 +103,6 @@ class Work:
         `<mad>:<command id>`: a command id counts only for the MAD that used it.
         """
         return f"{self.entry.mad}:{self.envelope.id if self.envelope else ''}"
-
-    @property
-    def publisher(self) -> str | None:
-        """
-        The publisher instance that counts it; None for a free id.
-        """
-        if self.ordinal is None:
-            return None
-        return f"{self.entry.mad}:{self.ordinal.instance}"
 
 
 def works_of(
@@ -151,38 +150,45 @@ def _decode(work: Work, lane: int, partitions: int) -> None:
     try:
         envelope = unpack_envelope(work.packed)
         work.envelope = envelope
-        work.ordinal = ordinal_of(envelope.id)
-        _check(work, envelope, lane, partitions)
+        _check_id(work, envelope, lane)
+        _check(envelope, lane, partitions)
     except Malformed as error:
         work.trouble = error
 
 
-def _check(work: Work, envelope: Envelope, lane: int, partitions: int) -> None:
+def _check(envelope: Envelope, lane: int, partitions: int) -> None:
     if envelope.kind not in KINDS:
         raise Malformed(f"unknown kind {envelope.kind[:64]!r}", cause="unknown_kind")
-    _check_id(envelope)
-    if work.ordinal is not None and (
-        work.ordinal.partition != lane or work.ordinal.n < 1
-    ):
-        raise Malformed(f"id {envelope.id} belongs elsewhere", cause="wrong_partition")
     if envelope.kind == OUTCOME_KIND:
         return
-    try:
-        check_session_id(envelope.session)
-    except Exception as error:
-        raise Malformed(str(error), cause="invalid_session") from error
-    if partition_of(envelope.session, partitions) != lane:
+    if _lane_of(envelope.session, partitions) != lane:
         raise Malformed(
             f"session {envelope.session} is not of partition {lane}",
             cause="wrong_partition",
         )
 
 
-def _check_id(envelope: Envelope) -> None:
+# The same sessions come again and again; raising is not remembered.
+@lru_cache(maxsize=16_384)
+def _lane_of(session_id: str, partitions: int) -> int:
+    try:
+        return partition_of(check_session_id(session_id), partitions)
+    except Rejection as error:
+        raise Malformed(str(error), cause="invalid_session") from error
+
+
+def _check_id(work: Work, envelope: Envelope, lane: int) -> None:
     try:
         check_command_id(envelope.id)
-    except Exception as error:
+    except Rejection as error:
         raise Malformed(str(error), cause="invalid_id") from error
+    ordinal = ordinal_of(envelope.id)
+    if ordinal is not None and ordinal.partition != lane:
+        raise Malformed(f"id {envelope.id} belongs elsewhere", cause="wrong_partition")
+    # Only now: a number that is another lane's must not be counted in this one.
+    work.ordinal = ordinal
+    if ordinal is not None:
+        work.publisher = f"{work.entry.mad}:{ordinal.instance}"
 
 
 def without_token(envelope: Envelope) -> Envelope:
@@ -190,3 +196,10 @@ def without_token(envelope: Envelope) -> Envelope:
     The envelope as it may be kept: a bearer token must not lie in dead letters.
     """
     return msgspec.structs.replace(envelope, token="")
+
+
+def without_tokens(packed: bytes) -> bytes:
+    """
+    Undecodable bytes as they may be kept: what begins like a JWT becomes `*`.
+    """
+    return _TOKEN.sub(lambda found: b"*" * len(found[0]), packed)

@@ -19,7 +19,7 @@ from redis.exceptions import ResponseError
 
 from bus.errors import EverbusError, Unavailable
 from bus.messages import TimelinePage
-from bus.wire import Command, Wire, error_word, refusal
+from bus.wire import Command, Wire, WireFailed, error_word, refusal
 from gateway import metrics
 from gateway.batch import Batch, Limits
 from gateway.delivery import Work
@@ -92,11 +92,12 @@ class Lane:
         self._lookup = Lookup(self._wire, number, self._settlement)
         self._parking = Parking(time.monotonic)
         self._queue: deque[Work] = deque()
-        self._now = Now(0)
+        self._now = Now.at(0)
         self._mads: frozenset[str] = frozenset()
         self._admitted: frozenset[str] = frozenset()
         self._nudged = asyncio.Event()
         self._stopping = False
+        self._resting = False
         self._life = 0
         self._trimmed_at = 0.0
         self._pruned_at = -PRUNE_EVERY_S
@@ -108,14 +109,14 @@ class Lane:
         """
         if mads != self._mads:
             self._mads = mads
-            self._nudged.set()
+            self._nudge()
 
     def stop(self) -> None:
         """
         Read no more, finish what was read, then let `run` return.
         """
         self._stopping = True
-        self._nudged.set()
+        self._nudge()
 
     def oldest_age_s(self) -> float:
         """
@@ -260,7 +261,7 @@ class Lane:
             self._committed(batch, replies[0], time.perf_counter() - started)
         if reading:
             now_ms, works = self._intake.accept(replies[-1])
-            self._now = Now(now_ms)
+            self._now = Now.at(now_ms)
             self._queue.extend(works)
             if works:
                 self._parts.fail("after_read")
@@ -399,7 +400,7 @@ class Lane:
             log.exception("page.failed", session=work.envelope.session)
             work.page = Unavailable(f"the warm tier failed: {type(error).__name__}")
         self._queue.append(work)
-        self._nudged.set()
+        self._nudge()
 
     async def _rest(self) -> None:
         """
@@ -408,23 +409,37 @@ class Lane:
         due_s = self._parking.due_in_s()
         wait_s = WAIT_MS / 1000 if due_s is None else min(WAIT_MS / 1000, due_s)
         if self._waiting() >= MAX_WAITING or not self._intake.mads:
-            await self._nudge(wait_s)
+            await self._pause(wait_s)
             return
-        reading = asyncio.ensure_future(self._intake.wait(int(wait_s * 1000)))
-        nudge = asyncio.ensure_future(self._nudged.wait())
+        self._resting = not self._nudged.is_set()
         try:
-            await asyncio.wait((reading, nudge), return_when=asyncio.FIRST_COMPLETED)
-            if reading.done():
-                reading.result()
+            if self._resting:
+                await self._intake.wait(int(wait_s * 1000))
                 self._polled()
+        except WireFailed:
+            if not self._nudged.is_set():
+                raise
         finally:
-            # Cancelling closes the connection; the read has taken nothing.
-            for task in (reading, nudge):
-                task.cancel()
-            await asyncio.gather(reading, nudge, return_exceptions=True)
+            self._resting = False
         self._nudged.clear()
 
-    async def _nudge(self, wait_s: float) -> None:
+    def _nudge(self) -> None:
+        """
+        Wake the lane, should it rest, by closing the connection it waits on.
+
+        Cheaper than a task a rest, and harmless: what waits has taken nothing.
+        """
+        self._nudged.set()
+        if self._resting:
+            task = asyncio.create_task(self._interrupt())
+            self._asides.add(task)
+            task.add_done_callback(self._asides.discard)
+
+    async def _interrupt(self) -> None:
+        if self._resting:
+            await self._wire.close()
+
+    async def _pause(self, wait_s: float) -> None:
         try:
             async with asyncio.timeout(wait_s):
                 await self._nudged.wait()

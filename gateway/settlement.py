@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import Enum, auto
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import msgspec
 import structlog
@@ -23,6 +23,7 @@ from bus.errors import (
     Invalid,
     Overloaded,
     Rejection,
+    Unavailable,
 )
 from bus.messages import CommandOutcome, Envelope, Reply, Session, TimelinePage
 from gateway.batch import TO_LEDGER, TO_STREAM, Batch, packed_reply
@@ -41,17 +42,18 @@ MAX_PUBLISHERS = 10_000
 
 class Now(NamedTuple):
     """
-    The bus server's clock when the batch was read.
+    The bus server's clock when the batch was read, in two forms.
     """
 
     ms: int
+    datetime: datetime
 
-    @property
-    def datetime(self) -> datetime:
+    @classmethod
+    def at(cls, ms: int) -> Self:
         """
-        The same as a datetime in UTC, to the millisecond.
+        The time *ms* milliseconds after 1970, in UTC.
         """
-        return datetime.fromtimestamp(self.ms / 1000, UTC)
+        return cls(ms, datetime.fromtimestamp(ms / 1000, UTC))
 
 
 class Verdict(Enum):
@@ -184,7 +186,7 @@ class Settlement:
         envelope = work.envelope
         if work.trouble is not None or envelope is None:
             return self._malformed(work, batch, now)
-        known = work.command in batch.kept or self.settled_before(work)
+        known = self.settled_before(work) or (batch.kept and work.command in batch.kept)
         if known and self._changes(envelope):
             return self._repeated(work, envelope, batch, now)
         try:
@@ -194,7 +196,9 @@ class Settlement:
             if not envelope.reply:
                 return Verdict.HELD
             return self._rejected(work, envelope, error, batch, now)
-        except Rejection as error:
+        except (Rejection, Unavailable) as error:
+            # Unavailable is a page that the warm tier could not give: no defect,
+            # and whoever reads can ask again.
             return self._rejected(work, envelope, error, batch, now)
         except Exception as error:
             log.exception("command.failed", command=envelope.id, kind=envelope.kind)
@@ -344,11 +348,10 @@ class Settlement:
             raise AssertionError("work is either malformed or an envelope")
         cause = trouble.details["cause"]
         batch.bury(work, cause, trouble.message, now.ms)
-        if work.envelope is not None and cause not in ("invalid_id", "wrong_partition"):
+        # To an id that is foreign to this lane there is no stream to reply on.
+        ours = work.ordinal or cause not in ("invalid_id", "wrong_partition")
+        if work.envelope is not None and ours:
             self._refuse(work, work.envelope, trouble, batch)
-        if cause == "wrong_partition":
-            # Its number counts in another lane, not in this one.
-            work.ordinal = None
         self._settle(work, batch, now, cause)
 
         return Verdict.SETTLED
@@ -356,9 +359,10 @@ class Settlement:
     def _refuse(
         self, work: Work, envelope: Envelope, error: EverbusError, batch: Batch
     ) -> None:
-        # Kept although nobody waits: request.outcome must be able to tell.
-        keep = TO_LEDGER if self._changes(envelope) else 0
-        flags = (TO_STREAM if envelope.reply else 0) | keep
+        # Kept although nobody waits: request.outcome must be able to tell. A kind
+        # that we do not know may be one that changes something.
+        keep = self._changes(envelope) or envelope.kind not in self._bodies
+        flags = (TO_STREAM if envelope.reply else 0) | (TO_LEDGER if keep else 0)
         if flags:
             batch.reply(work, _refusal(envelope, error), flags)
 

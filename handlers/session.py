@@ -2,13 +2,13 @@
 The Session value's rules: its beginning, its patches, its tail, its limits.
 """
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import msgspec
 
 from bus.errors import Invalid, TooLarge
-from bus.messages import MAX_INTEGER, Session, TimelineEntry, check_json, check_name
+from bus.messages import Session, TimelineEntry, check_json, check_name
 
 RECENT_ENTRIES = 20
 # Customer's bound for the hot tier: "<50KB active session data" (seed 000).
@@ -20,7 +20,9 @@ MAX_ACL = 1000
 PATCHABLE = frozenset({"acl", "context_summary", "work_in_progress"})
 PROTECTED = frozenset(Session.__struct_fields__) - PATCHABLE
 
-_LONGEST_TIME = datetime.max.replace(tzinfo=UTC)
+# What an append can add to the state's size: a longer seq, a longer time. It is
+# never refused for its size, so it must not push the state over the bound.
+_GROWTH_BYTES = 16
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -69,7 +71,9 @@ def changed(session: Session, now: datetime, **changes: Any) -> Session:
             size=size,
             limit=HOT_BYTES,
         )
-    tail = trimmed(session.recent_timeline, HOT_BYTES - size)
+    tail = trimmed(after.recent_timeline, HOT_BYTES - size)
+    if len(tail) == len(after.recent_timeline):
+        return after
 
     return msgspec.structs.replace(after, recent_timeline=tail)
 
@@ -157,9 +161,8 @@ def _checked_acl(value: Any) -> tuple[str, ...]:
 
 
 def _state_bytes(session: Session) -> int:
-    # Measured with what appends move at its largest: an append is never refused
-    # for its size, so it must not be able to push the state over the bound.
-    largest = msgspec.structs.replace(
-        session, recent_timeline=(), last_seq=MAX_INTEGER, last_active=_LONGEST_TIME
-    )
-    return len(_encode(largest))
+    bare = session
+    if session.recent_timeline:
+        bare = msgspec.structs.replace(session, recent_timeline=())
+
+    return len(_encode(bare)) + _GROWTH_BYTES

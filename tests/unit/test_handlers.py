@@ -401,6 +401,6 @@ def test_removing_who_takes_no_part_changes_nothing():
 
 def test_a_mad_with_a_dot_in_its_name_cannot_take_part():
     with pytest.raises(Invalid) as caught:
-        handle(add("fied.ler"), a_session())
+        handle(a_session(), add("fied.ler"))
 
     assert caught.value.details == {"field": "mad"}
