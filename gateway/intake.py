@@ -2,7 +2,7 @@
 How entries come into a lane: groups, fenced reads, waiting, trimming.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import structlog
@@ -45,6 +45,7 @@ class Intake:
         self._cursors: dict[str, str] = {}
         self._untrimmed: set[str] = set()
         self._seen: dict[str, str] = {}
+        self._astray = False
         self.pending: dict[str, dict[str, None]] = {}
 
     @property
@@ -97,10 +98,14 @@ class Intake:
     def read(self) -> Command:
         """
         The fenced read of the next entries, at most READ_ENTRIES in all.
+
+        After an interrupted wait it reads what that one may have been given
+        behind our back: what is pending behind the last entry that we know.
         """
-        mads = list(self._cursors)
-        share = max(1, READ_ENTRIES // max(1, len(mads)))
-        return self._read_command(mads, share, ">")
+        share = max(1, READ_ENTRIES // max(1, len(self._cursors)))
+        if self._astray:
+            return self._read_command(self._cursors, share)
+        return self._read_command(dict.fromkeys(self._cursors, ">"), share)
 
     def accept(self, reply: Any) -> tuple[int, list[Work]]:
         """
@@ -113,9 +118,12 @@ class Intake:
         now_ms, streams = _checked(reply)
         works: list[Work] = []
         for key, entries in streams or ():
-            mad = key.decode().partition(":in:")[2]
-            works += self._works(mad, entries)
-            self._cursors[mad] = entries[-1][0].decode()
+            # A read of what is pending names its stream also if there is nothing.
+            if entries:
+                mad = key.decode().partition(":in:")[2]
+                works += self._works(mad, entries)
+                self._cursors[mad] = entries[-1][0].decode()
+        self._astray = self._astray and bool(works)
         for mad, seen in self._seen.items():
             # Told of by the wait, but not to be had: must not wake us for ever.
             if _after(seen, self._cursors[mad]):
@@ -124,25 +132,35 @@ class Intake:
 
         return now_ms, works
 
-    async def wait(self, wait_ms: int) -> None:
+    async def wait(self, wait_ms: int) -> Any:
         """
-        Return when an ingress has news, or after *wait_ms*.
+        The reply to a fenced read made once an ingress has news, or after *wait_ms*.
 
-        Takes nothing from any stream, so an owner that was paused here does no
-        harm when it wakes up.
+        The waiting read takes nothing away; the fenced one is written behind it,
+        so that the server goes on to it without another round trip.
 
         Raises:
-            WireFailed: no answer in time: connected, but deaf.
+            WireFailed: no answer in time (connected, but deaf), or interrupted;
+                the server may have given us entries behind our back.
         """
         streams = [keys.ingress(self._partition, mad) for mad in self._cursors]
-        reply = await self._wire.call(
+        waiting: Command = (
             *("XREAD", "COUNT", 1, "BLOCK", max(1, wait_ms), "STREAMS"),
             *streams,
             *self._cursors.values(),
-            timeout_s=wait_ms / 1000 + WAIT_MARGIN_S,
         )
-        for key, entries in reply or ():
+        reading = self.read()
+        self._astray = True
+        seen, reply = await self._wire.exchange(
+            [waiting, reading], timeout_s=wait_ms / 1000 + WAIT_MARGIN_S
+        )
+        self._astray = False
+        if isinstance(seen, ResponseError):
+            raise refusal(seen)
+        for key, entries in seen or ():
             self._seen[key.decode().partition(":in:")[2]] = entries[-1][0].decode()
+
+        return reply
 
     def settled(self, acknowledged: dict[str, list[str]]) -> None:
         """
@@ -198,7 +216,7 @@ class Intake:
                 raise refusal(reply)
 
     async def _pending_page(self, mad: str, after: str) -> list[Any]:
-        command = self._read_command([mad], PAGE, after)
+        command = self._read_command({mad: after}, PAGE)
         [reply] = await self._wire.exchange([command])
         _, streams = _checked(reply)
         if not streams:
@@ -206,13 +224,13 @@ class Intake:
         entries: list[Any] = streams[0][1]
         return entries
 
-    def _read_command(self, mads: Sequence[str], count: int, after: str) -> Command:
+    def _read_command(self, after: Mapping[str, str], count: int) -> Command:
         p = self._partition
         return script(
             "read",
-            [names.owner(p), *(keys.ingress(p, mad) for mad in mads)],
+            [names.owner(p), *(keys.ingress(p, mad) for mad in after)],
             *(self._owner, keys.GROUP, CONSUMER, count),
-            *([after] * len(mads)),
+            *after.values(),
         )
 
     def _works(self, mad: str, entries: list[Any]) -> list[Work]:

@@ -166,16 +166,15 @@ class Lane:
         Begin with what is pending, then take turns until stopped.
         """
         await self._open()
-        batch = Batch(self.number, self._parts.limits)
         while True:
-            await self._turn(batch)
             works = await self._next_works()
             batch = await self._judged(works)
-            if batch or self._queue:
-                continue
-            if self._stopping:
+            self._stage_trims(batch)
+            if batch:
+                await self._turn(batch)
+            elif self._stopping and not self._queue:
                 return
-            if not works:
+            elif not works:
                 await self._prune()
                 await self._rest()
 
@@ -243,28 +242,25 @@ class Lane:
         """
         Commit *batch* and read the next entries, in one write.
         """
-        self._stage_trims(batch)
-        commands: list[Command] = []
-        if batch:
-            self._parts.fail("before_commit")
-            commands.append(batch.command(self.owner))
-        reading = not self._stopping and len(self._queue) < self._parts.batch_commands
-        reading = reading and self._waiting() < MAX_WAITING and bool(self._intake.mads)
+        self._parts.fail("before_commit")
+        commands: list[Command] = [batch.command(self.owner)]
+        room = len(self._queue) < self._parts.batch_commands and not self._full()
+        reading = room and not self._stopping and bool(self._intake.mads)
         if reading:
             commands.append(self._intake.read())
-        if not commands:
-            return
         started = time.perf_counter()
         replies = await self._wire.exchange(commands)
         self._polled()
-        if batch:
-            self._committed(batch, replies[0], time.perf_counter() - started)
+        self._committed(batch, replies[0], time.perf_counter() - started)
         if reading:
-            now_ms, works = self._intake.accept(replies[-1])
-            self._now = Now.at(now_ms)
-            self._queue.extend(works)
-            if works:
-                self._parts.fail("after_read")
+            self._accept(replies[1])
+
+    def _accept(self, reply: Any) -> None:
+        now_ms, works = self._intake.accept(reply)
+        self._now = Now.at(now_ms)
+        self._queue.extend(works)
+        if works:
+            self._parts.fail("after_read")
 
     def _committed(self, batch: Batch, reply: Any, took_s: float) -> None:
         if isinstance(reply, ResponseError):
@@ -408,13 +404,13 @@ class Lane:
         """
         due_s = self._parking.due_in_s()
         wait_s = WAIT_MS / 1000 if due_s is None else min(WAIT_MS / 1000, due_s)
-        if self._waiting() >= MAX_WAITING or not self._intake.mads:
+        if self._full() or not self._intake.mads:
             await self._pause(wait_s)
             return
         self._resting = not self._nudged.is_set()
         try:
             if self._resting:
-                await self._intake.wait(int(wait_s * 1000))
+                self._accept(await self._intake.wait(int(wait_s * 1000)))
                 self._polled()
         except WireFailed:
             if not self._nudged.is_set():
@@ -456,8 +452,11 @@ class Lane:
         for mad, below in self._intake.trims().items():
             batch.trim(mad, below)
 
-    def _waiting(self) -> int:
-        return len(self._parking) + len(self._asides)
+    def _full(self) -> bool:
+        """
+        Whether so much waits already that nothing more may be read.
+        """
+        return len(self._parking) + len(self._asides) >= MAX_WAITING
 
     def _polled(self) -> None:
         self.polled_at = time.monotonic()
