@@ -2,7 +2,8 @@
 The contract and the wire: all that a MAD's author installs.
 """
 
-from bus.client import Mad, connect
+from bus.client import Mad
+from bus.connection import connect
 from bus.errors import (
     AlreadyExists,
     Defect,

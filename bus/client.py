@@ -2,33 +2,17 @@
 The SDK: what a MAD's author calls.
 """
 
-import asyncio
-import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 import structlog
 import uuid_utils
 
-from bus import keys
-from bus.codec import pack, unpack
-from bus.errors import (
-    Defect,
-    EverbusError,
-    Forbidden,
-    Invalid,
-    ReplyTimeout,
-    Unavailable,
-    error_of,
-)
+from bus.codec import unpack
 from bus.messages import (
-    SCHEMA,
     CommandOutcome,
-    Envelope,
     Reply,
     Session,
     TimelineEntry,
@@ -36,12 +20,8 @@ from bus.messages import (
     check_json,
     check_mad,
     check_name,
-    check_session_id,
 )
-from bus.publisher import Outgoing, Publisher
-from bus.replies import Replies
-from bus.settings import BusSettings
-from bus.wire import Wire, WireFailed
+from bus.requests import Requests
 
 log = structlog.get_logger()
 
@@ -59,26 +39,17 @@ class Mad:
     a call ends in ReplyTimeout its effect is unknown until `outcome` is asked.
     """
 
-    def __init__(
-        self,
-        name: str,
-        token: str,
-        publisher: Publisher,
-        replies: Replies,
-        partitions: int,
-    ) -> None:
+    def __init__(self, name: str, requests: Requests) -> None:
         self.name = name
-        self._token = token
-        self._publisher = publisher
-        self._replies = replies
-        self._partitions = partitions
+        self._requests = requests
+        self._ask = requests.ask
 
     @property
     def waiting(self) -> int:
         """
         How many commands are not on the bus yet.
         """
-        return self._publisher.waiting
+        return self._requests.waiting
 
     async def create_session(
         self,
@@ -225,7 +196,7 @@ class Mad:
             Overloaded: 10,000 commands or 32 MiB wait already; await flush().
             Invalid: not a JSON value, for example NaN.
         """
-        return self._publish("timeline.append", session_id, _entry(entry)).envelope.id
+        return self._requests.publish("timeline.append", session_id, _entry(entry))
 
     async def append_and_wait(
         self, session_id: str, entry: Any, *, timeout: float = DEFAULT_TIMEOUT_S
@@ -244,15 +215,7 @@ class Mad:
         Raises:
             Unavailable: it is not within *timeout*; it goes on trying.
         """
-        try:
-            async with asyncio.timeout(timeout):
-                await self._publisher.flush()
-        except TimeoutError as error:
-            raise Unavailable(
-                f"{self.waiting} commands are not on the bus after {timeout} s"
-                f"{self._why()}; they are still being sent",
-                waiting=self.waiting,
-            ) from error
+        await self._requests.flush(timeout)
 
     async def timeline(
         self,
@@ -284,209 +247,10 @@ class Mad:
         Exact for the ledger's horizon (10 minutes by default); a command that
         was rejected earlier than that is told as applied.
         """
-        partition = _partition_of_id(command_id, self._partitions)
-        reply = await self._request(
-            "request.outcome", "", {"command_id": command_id}, partition, timeout
-        )
+        reply = await self._requests.ask_about(command_id, timeout)
         outcome: CommandOutcome = unpack(reply.body, CommandOutcome)
 
         return outcome
-
-    async def _ask(
-        self,
-        kind: str,
-        session_id: str,
-        body: dict[str, Any],
-        timeout: float,
-        expected_version: int | None = None,
-    ) -> Reply:
-        partition = keys.partition_of(check_session_id(session_id), self._partitions)
-
-        return await self._request(
-            kind, session_id, body, partition, timeout, expected_version
-        )
-
-    async def _request(
-        self,
-        kind: str,
-        session_id: str,
-        body: dict[str, Any],
-        partition: int,
-        timeout: float,
-        expected_version: int | None = None,
-    ) -> Reply:
-        """
-        Publish a command and return its ok reply.
-
-        Raises:
-            EverbusError: the reply's refusal, as the exception named like it.
-            ReplyTimeout: none came in time; the outcome is unknown.
-        """
-        envelope = Envelope(
-            v=SCHEMA,
-            id="",
-            kind=kind,
-            session=session_id,
-            body=msgspec.Raw(pack(body)),
-            expected_version=expected_version,
-            deadline_ms=int(timeout * 1000),
-            token=self._token,
-            reply=True,
-        )
-        expires_at = time.monotonic() + timeout
-        outgoing = self._publisher.publish(envelope, partition, expires_at=expires_at)
-        identifier = outgoing.envelope.id
-        expected = self._replies.expect(partition, identifier)
-        try:
-            async with asyncio.timeout_at(asyncio.get_running_loop().time() + timeout):
-                reply = await expected
-        except TimeoutError as error:
-            raise self._overdue(kind, outgoing, timeout) from error
-        finally:
-            self._replies.forget(identifier)
-        if reply.code != "ok":
-            raise error_of(reply.code, reply.message, reply.details)
-        return reply
-
-    def _overdue(self, kind: str, outgoing: Outgoing, timeout: float) -> EverbusError:
-        identifier = outgoing.envelope.id
-        if not outgoing.attempted:
-            return Unavailable(
-                f"{kind} was not sent within {timeout} s{self._why()}; it will not be "
-                "applied",
-                command_id=identifier,
-            )
-        return ReplyTimeout(
-            f"no reply to {kind} within {timeout} s{self._why()}; ask "
-            f"outcome({identifier!r})",
-            command_id=identifier,
-        )
-
-    def _publish(self, kind: str, session_id: str, body: dict[str, Any]) -> Outgoing:
-        """
-        Queue a command that wants no reply and has no deadline.
-        """
-        partition = keys.partition_of(check_session_id(session_id), self._partitions)
-        envelope = Envelope(
-            v=SCHEMA,
-            id="",
-            kind=kind,
-            session=session_id,
-            body=msgspec.Raw(pack(body)),
-            token=self._token,
-        )
-        return self._publisher.publish(envelope, partition)
-
-    def _why(self) -> str:
-        trouble = self._publisher.trouble
-        return f" ({trouble.message})" if trouble is not None else ""
-
-
-@asynccontextmanager
-async def connect(
-    url: str | None = None,
-    *,
-    mad: str | None = None,
-    token: str | None = None,
-    timeout: float = DEFAULT_TIMEOUT_S,
-) -> AsyncIterator[Mad]:
-    """
-    A connected MAD; leaving the block flushes what was appended, then closes.
-
-    Without arguments it finds the bus, the name and the token in the
-    environment: `EVERBUS_MAD_URL` or `EVERBUS_REDIS_URL`, `EVERBUS_MAD`,
-    `EVERBUS_TOKEN`. Uses three connections, whatever the number of requests.
-
-    Raises:
-        Unavailable: no bus, or no manager has ever started on it.
-        Unauthenticated: the bus refuses the URL's credentials.
-        Invalid: *mad* cannot be a name.
-    """
-    settings = BusSettings()
-    name = check_mad(mad or settings.mad)
-    address = url or settings.url_for(name)
-    partitions = await _introduce(address, name, timeout)
-    instance = uuid_utils.uuid7().hex
-    publisher = Publisher(address, name, instance, partitions)
-    replies = Replies(address, name, instance)
-    secret = settings.token.get_secret_value() if token is None else token
-    client = Mad(name, secret, publisher, replies, partitions)
-    tasks = [asyncio.create_task(part.run()) for part in (publisher, replies)]
-    for task in tasks:
-        task.add_done_callback(partial(_ended, publisher, replies))
-    try:
-        await _started(replies, timeout)
-        yield client
-        await client.flush(timeout=timeout)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _ended(publisher: Publisher, replies: Replies, task: asyncio.Task[None]) -> None:
-    """
-    End all requests when the publisher or the replies can do no more.
-    """
-    if task.cancelled():
-        return
-    error = task.exception()
-    if error is not None:
-        log.error("client.broken", exc_info=error)
-        replies.fail(Defect(f"the client broke: {type(error).__name__}: {error}"))
-    elif publisher.trouble is not None:
-        replies.fail(publisher.trouble)
-
-
-async def _started(replies: Replies, timeout: float) -> None:
-    try:
-        async with asyncio.timeout(timeout):
-            await replies.started()
-    except TimeoutError as error:
-        raise Unavailable("the bus answers, but no channel can be opened") from error
-
-
-async def _introduce(url: str, mad: str, timeout: float) -> int:
-    """
-    Make *mad* known where the bus lets it, and learn the number of partitions.
-    """
-    wire = Wire(url, name=f"mad-{mad}")
-    deadline = time.monotonic() + timeout
-    try:
-        while True:
-            config = await wire.call("HMGET", keys.CONFIG, "partitions", "schema")
-            if config[0] is not None:
-                break
-            if time.monotonic() > deadline:
-                raise Unavailable(
-                    "this bus has no eb:config: no manager ever started on it. "
-                    "Start `everbus manager`, or `everbus dev` for a whole stack"
-                )
-            await asyncio.sleep(0.1)
-        await _register(wire, mad)
-    finally:
-        await wire.close()
-    if int(config[1] or SCHEMA) < SCHEMA:
-        raise Unavailable(
-            f"the managers understand schema {int(config[1])}, this SDK speaks "
-            f"{SCHEMA}; upgrade the managers first"
-        )
-    return int(config[0])
-
-
-async def _register(wire: Wire, mad: str) -> None:
-    """
-    Enter *mad* in the list of MADs, on a bus without ACL; else `mads add` did.
-    """
-    try:
-        if await wire.call("HSETNX", keys.MADS, mad, "{}"):
-            await wire.call("PUBLISH", keys.NEWS, "mads")
-    except Forbidden:
-        log.debug("mad.registered_by_operator", mad=mad)
-    except WireFailed:
-        raise
-    except Unavailable as error:
-        log.warning("mad.not_registered", mad=mad, error=error.message)
 
 
 def _entry(entry: Any) -> dict[str, Any]:
@@ -501,10 +265,3 @@ def _session(reply: Reply) -> Session:
     tail = tuple(msgspec.convert(e, TimelineEntry) for e in session.recent_timeline)
 
     return msgspec.structs.replace(session, recent_timeline=tail)
-
-
-def _partition_of_id(identifier: str, partitions: int) -> int:
-    parts = identifier.split(".")
-    if len(parts) == 3 and parts[1].isdecimal() and int(parts[1]) < partitions:
-        return int(parts[1])
-    raise Invalid(f"{identifier!r} is no id that append() gave out", field="id")

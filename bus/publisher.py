@@ -18,7 +18,6 @@ import msgspec
 import structlog
 from redis.exceptions import ResponseError
 
-from bus import keys
 from bus.codec import COMMAND_FIELD, command_id, pack_envelope
 from bus.errors import (
     EverbusError,
@@ -27,6 +26,7 @@ from bus.errors import (
     Unauthenticated,
     Unavailable,
 )
+from bus.keys import ingress
 from bus.messages import MAX_COMMAND_BYTES, Envelope
 from bus.wire import Command, Wire, refusal
 
@@ -243,7 +243,7 @@ class Publisher:
         fields: list[bytes] = []
         for outgoing in entry:
             fields += (COMMAND_FIELD, outgoing.packed(now))
-        return ("XADD", keys.ingress(partition, self._mad), "*", *fields)
+        return ("XADD", ingress(partition, self._mad), "*", *fields)
 
     def _arrived(self, partition: int, entry: Sequence[Outgoing]) -> None:
         queue = self._waiting[partition]

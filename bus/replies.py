@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import structlog
 from redis.exceptions import ResponseError
 
-from bus import keys
 from bus.codec import REPLY_FIELD, ordinal_of, unpack, unpack_reply
 from bus.errors import EverbusError
+from bus.keys import reply as reply_key
+from bus.keys import wake as wake_channel
 from bus.messages import Reply
 from bus.subscription import Subscription
 from bus.wire import Command, Wire, refusal
@@ -55,7 +56,7 @@ class Replies:
         self._subscribed = asyncio.Event()
         self._subscription = Subscription(
             url,
-            keys.wake(mad, instance),
+            wake_channel(mad, instance),
             on_message=self._woken,
             on_subscribed=self._reconcile,
         )
@@ -79,7 +80,7 @@ class Replies:
         if self._failure is not None:
             raise self._failure
         reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        key = keys.reply(partition, self._mad, identifier)
+        key = reply_key(partition, self._mad, identifier)
         self._expected[identifier] = _Expected(key, reply, time.monotonic())
 
         return reply
@@ -200,4 +201,4 @@ class Replies:
         # Nobody waits any more: it came late, or by both ways.
         ordinal = ordinal_of(reply.id)
         if ordinal is not None:
-            self._spent.append(keys.reply(ordinal.partition, self._mad, reply.id))
+            self._spent.append(reply_key(ordinal.partition, self._mad, reply.id))

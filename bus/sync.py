@@ -12,7 +12,7 @@ from concurrent.futures import CancelledError, Future
 from contextlib import closing, contextmanager
 from typing import Any, ParamSpec, TypeVar
 
-from bus import client
+from bus import connection
 from bus.client import DEFAULT_TIMEOUT_S, Mad
 from bus.errors import Unavailable
 from bus.messages import CommandOutcome, Session, TimelinePage
@@ -268,15 +268,15 @@ def connect(
 
     As `bus.connect`. Ctrl-C in the block, or in a call, leaves it unflushed.
     """
-    connection = client.connect(url, mad=mad, token=token, timeout=timeout)
+    connecting = connection.connect(url, mad=mad, token=token, timeout=timeout)
     with closing(LoopThread(f"everbus-{mad or 'mad'}")) as loop:
-        connected = loop.call(connection.__aenter__)
+        connected = loop.call(connecting.__aenter__)
         try:
             yield SyncMad(connected, loop)
         except BaseException as error:
-            loop.call(connection.__aexit__, type(error), error, error.__traceback__)
+            loop.call(connecting.__aexit__, type(error), error, error.__traceback__)
             raise
-        loop.call(connection.__aexit__, None, None, None)
+        loop.call(connecting.__aexit__, None, None, None)
 
 
 async def _until_told(

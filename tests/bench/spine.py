@@ -192,7 +192,7 @@ class Spine:
         partition = keys.partition_of(session_id, rig.PARTITIONS)
         while True:
             try:
-                self._mad._publisher.publish(envelope, partition)
+                self._mad._requests._publisher.publish(envelope, partition)
             except Overloaded:
                 await self._mad.flush(timeout=60)
             else:

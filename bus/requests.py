@@ -1,0 +1,151 @@
+"""
+Requests: a command published, and its reply awaited.
+"""
+
+import asyncio
+import time
+from typing import Any
+
+import msgspec
+
+from bus.codec import ordinal_of, pack
+from bus.errors import EverbusError, Invalid, ReplyTimeout, Unavailable, error_of
+from bus.keys import partition_of
+from bus.messages import SCHEMA, Envelope, Reply, check_session_id
+from bus.publisher import Outgoing, Publisher
+from bus.replies import Replies
+
+
+class Requests:
+    """
+    What one instance asks of the managers, under one token.
+    """
+
+    def __init__(
+        self, token: str, publisher: Publisher, replies: Replies, partitions: int
+    ) -> None:
+        self._partitions = partitions
+        self._token = token
+        self._publisher = publisher
+        self._replies = replies
+
+    @property
+    def waiting(self) -> int:
+        """
+        How many commands are not on the bus yet.
+        """
+        return self._publisher.waiting
+
+    async def ask(
+        self,
+        kind: str,
+        session_id: str,
+        body: dict[str, Any],
+        timeout: float,
+        expected_version: int | None = None,
+    ) -> Reply:
+        """
+        Publish a command on a session and return its ok reply.
+
+        Raises:
+            EverbusError: the reply's refusal, as the exception named like it.
+            ReplyTimeout: none came in time; the outcome is unknown.
+            Unavailable: it was not even sent in time, and will not be applied.
+        """
+        partition = partition_of(check_session_id(session_id), self._partitions)
+        envelope = self._envelope(kind, session_id, body)
+        if expected_version is not None:
+            envelope = msgspec.structs.replace(
+                envelope, expected_version=expected_version
+            )
+        return await self._reply_to(envelope, partition, timeout)
+
+    async def ask_about(self, command_id: str, timeout: float) -> Reply:
+        """
+        Ask, of the partition it went to, what became of a command.
+
+        Raises:
+            Invalid: no publisher gives out such an id.
+            EverbusError: as in `ask`.
+        """
+        ordinal = ordinal_of(command_id)
+        if ordinal is None or ordinal.partition >= self._partitions:
+            raise Invalid(f"{command_id[:80]!r} is no id of ours", field="id")
+        envelope = self._envelope("request.outcome", "", {"command_id": command_id})
+
+        return await self._reply_to(envelope, ordinal.partition, timeout)
+
+    def publish(self, kind: str, session_id: str, body: dict[str, Any]) -> str:
+        """
+        Queue a command that wants no reply and has no deadline; its id.
+        """
+        partition = partition_of(check_session_id(session_id), self._partitions)
+        envelope = self._envelope(kind, session_id, body)
+
+        return self._publisher.publish(envelope, partition).envelope.id
+
+    async def flush(self, timeout: float) -> None:
+        """
+        Return when everything published so far is on the bus.
+
+        Raises:
+            Unavailable: it is not within *timeout*; it goes on trying.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                await self._publisher.flush()
+        except TimeoutError as error:
+            raise Unavailable(
+                f"{self.waiting} commands are not on the bus after {timeout} s"
+                f"{self._why()}; they are still being sent",
+                waiting=self.waiting,
+            ) from error
+
+    def _envelope(self, kind: str, session_id: str, body: dict[str, Any]) -> Envelope:
+        return Envelope(
+            v=SCHEMA,
+            id="",
+            kind=kind,
+            session=session_id,
+            body=msgspec.Raw(pack(body)),
+            token=self._token,
+        )
+
+    async def _reply_to(
+        self, envelope: Envelope, partition: int, timeout: float
+    ) -> Reply:
+        asked = msgspec.structs.replace(
+            envelope, deadline_ms=int(timeout * 1000), reply=True
+        )
+        expires_at = time.monotonic() + timeout
+        outgoing = self._publisher.publish(asked, partition, expires_at=expires_at)
+        identifier = outgoing.envelope.id
+        expected = self._replies.expect(partition, identifier)
+        try:
+            async with asyncio.timeout(timeout):
+                reply = await expected
+        except TimeoutError as error:
+            raise self._overdue(outgoing, timeout) from error
+        finally:
+            self._replies.forget(identifier)
+        if reply.code != "ok":
+            raise error_of(reply.code, reply.message, reply.details)
+        return reply
+
+    def _overdue(self, outgoing: Outgoing, timeout: float) -> EverbusError:
+        identifier, kind = outgoing.envelope.id, outgoing.envelope.kind
+        if not outgoing.attempted:
+            return Unavailable(
+                f"{kind} was not sent within {timeout} s{self._why()}; it will not be "
+                "applied",
+                command_id=identifier,
+            )
+        return ReplyTimeout(
+            f"no reply to {kind} within {timeout} s{self._why()}; ask "
+            f"outcome({identifier!r})",
+            command_id=identifier,
+        )
+
+    def _why(self) -> str:
+        trouble = self._publisher.trouble
+        return f" ({trouble.message})" if trouble is not None else ""
