@@ -42,6 +42,7 @@ MAX_WAITING = 1_000
 TRIM_EVERY_S = 1.0
 PRUNE_EVERY_S = 3600.0
 HISTORY_BYTES = 2_000
+LOAD_WORKS = 256
 
 
 class WarmTier(Protocol):
@@ -230,6 +231,10 @@ class Lane:
         for work, history in zip(pending, histories, strict=True):
             work.suspect = True
             work.attempts = self._died(history)
+        # In their order, before any is put aside: the first that is seen of an
+        # unknown publisher decides which of its numbers count as gone.
+        for first in range(0, len(pending), LOAD_WORKS):
+            await self._lookup.load(pending[first : first + LOAD_WORKS])
         for work in pending:
             if self._parking.joins(work):
                 continue
@@ -274,7 +279,9 @@ class Lane:
         self._parts.fail("after_commit")
         self._intake.settled(batch.acknowledged)
         self._note_backlog(int(reply[1]))
-        self._settlement.shrink()
+        if not self._parking:
+            # What waits relies on its publisher's record, which may be new.
+            self._settlement.shrink()
         self._count(batch, took_s)
 
     def _count(self, batch: Batch, took_s: float) -> None:
@@ -307,10 +314,7 @@ class Lane:
             work = self._queue[0]
             if work.suspect and works:
                 break
-            self._queue.popleft()
-            if self._parking.joins(work):
-                continue
-            works.append(work)
+            works.append(self._queue.popleft())
             if work.suspect:
                 break
         return works
@@ -324,11 +328,12 @@ class Lane:
             return batch
         await self._lookup.load(works)
         self._parts.fail("after_load")
-        if works[0].suspect and not await self._may_try(works[0], batch):
-            return batch
         for work in works:
-            # An earlier one of the same batch may have sent its session waiting.
-            if not self._parking.joins(work):
+            # Only now: loading has seen all of them in their order. And an earlier
+            # one of the same batch may have sent its session waiting.
+            if self._parking.joins(work):
+                continue
+            if not work.suspect or await self._may_try(work, batch):
                 self._judge(work, batch)
         metrics.PARKED.labels(self.number).set(len(self._parking))
 
@@ -341,6 +346,9 @@ class Lane:
         if len(work.attempts) >= MAX_ATTEMPTS:
             self._settlement.bury(work, batch, self._now, "poison")
             return False
+        if self._settlement.holds(work):
+            # It waits untried: no owner that ends meanwhile has died of it.
+            return True
         reply = await self._wire.call(
             *script(
                 "mark",

@@ -179,6 +179,15 @@ class Settlement:
         except Rejection:
             return None
 
+    def holds(self, work: Work) -> bool:
+        """
+        Whether `judge` would let *work* wait without trying what it does.
+        """
+        envelope = work.envelope
+        if envelope is None or envelope.reply:
+            return False
+        return self.overloaded and self._changes(envelope)
+
     def judge(self, work: Work, batch: Batch, now: Now) -> Verdict:
         """
         Settle *work* into *batch*, or say why it has to wait.

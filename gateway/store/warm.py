@@ -9,6 +9,7 @@ and a timeline entry is inserted once, by session and seq.
 import asyncio
 from collections.abc import Iterable
 from datetime import UTC
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -95,13 +96,19 @@ class WarmStore:
         """
         newest: dict[str, Record] = {}
         wipes: list[Operation] = []
-        entries: list[Operation] = []
+        entries: dict[str, list[Operation]] = {}
         for record in records:
             newest[record.session] = _merged(newest.get(record.session), record)
-            wipes += _wipes(record)
-            entries += (InsertOne(_entry_document(record, e)) for e in record.entries)
+            ended = _wipes(record)
+            if ended:
+                # An earlier life's entries would keep out those of this one, whose
+                # seqs are the same.
+                entries.pop(record.session, None)
+            wipes += ended
+            inserts = (InsertOne(_entry_document(record, e)) for e in record.entries)
+            entries.setdefault(record.session, []).extend(inserts)
         await _bulk(self._timeline, wipes)
-        await _bulk(self._timeline, entries)
+        await _bulk(self._timeline, list(chain.from_iterable(entries.values())))
         # Sessions last: whoever finds a last_seq here finds its entries, too.
         await _bulk(self._sessions, [_state_operation(r) for r in newest.values()])
 

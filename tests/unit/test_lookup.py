@@ -1,0 +1,70 @@
+"""
+What a lane learns before it judges, and in which order it learns it.
+"""
+
+import time
+
+from bus.codec import pack_envelope
+from gateway.batch import Batch, Limits
+from gateway.delivery import KINDS, Work, works_of
+from gateway.identity import Identity, Key, mint
+from gateway.policy import Policy
+from gateway.settlement import Now, Settlement, Verdict
+from tests.builders import a_session, an_envelope
+
+SECRET = "a-secret-of-at-least-thirty-two-bytes"
+NOW = Now.at(1_790_000_000_000)
+
+
+def a_settlement() -> Settlement:
+    key = Key("HS256", SECRET)
+    identity = Identity([key], issuer="everbus", audience="everbus")
+
+    return Settlement(identity, Policy(KINDS))
+
+
+def a_work(n: int, session: str) -> Work:
+    token = mint(
+        SECRET,
+        name="fiedler",
+        role="admin",
+        issuer="everbus",
+        audience="everbus",
+        ttl_s=3600,
+        now=time.time(),
+    )
+    envelope = an_envelope(
+        "session.get", session=session, id=f"i1.0.{n}", token=token, reply=True
+    )
+    fields = [b"c", pack_envelope(envelope)]
+    [work] = works_of("fiedler", f"{1_790_000_000_000 + n}-0", fields, 0, 1)
+
+    return work
+
+
+def test_a_command_that_was_seen_first_is_not_gone_because_a_later_one_settled():
+    """
+    The first command of a publisher waits with its session; the second, of
+    another session, is settled first. The first must still be applied.
+    """
+    settlement = a_settlement()
+    settlement.sessions |= {"s1": a_session(id="s1"), "s2": a_session(id="s2")}
+    first, second = a_work(1, "s1"), a_work(2, "s2")
+    for work in (first, second):
+        settlement.sight(work)
+
+    settled = settlement.judge(second, Batch(0, Limits()), NOW)
+
+    assert settled is Verdict.SETTLED
+    assert not settlement.settled_before(first)
+
+
+def test_a_publisher_that_begins_late_has_nothing_before_it():
+    settlement = a_settlement()
+    late = a_work(7, "s1")
+
+    progress = settlement.sight(late)
+
+    assert progress is not None
+    assert progress.settled(6)
+    assert not settlement.settled_before(late)
