@@ -9,12 +9,14 @@ from collections import Counter
 from typing import Any, NamedTuple
 
 import msgspec
+from redis.exceptions import ResponseError
 
 from bus import keys
 from bus.codec import pack
 from bus.messages import Reply, Session
-from bus.wire import Argument, Command
+from bus.wire import Argument, Command, error_word, refusal
 from gateway.delivery import Entry, Work, without_token, without_tokens
+from gateway.errors import Disturbed, Superseded
 from gateway.progress import Progress
 from gateway.store import hot, names
 from gateway.store.letters import MAX_KEPT_BYTES, DeadLetter
@@ -285,6 +287,25 @@ class Batch:
         for channel, carried in self._wakes.items():
             arguments += (channel, pack(carried))
         return arguments
+
+
+def backlog_after(reply: Any) -> int:
+    """
+    The outbox records that wait for the archiver, from the commit call's reply.
+
+    Raises:
+        Superseded: the lane has another owner; nothing was written.
+        Disturbed: the lane's knowledge was not true; nothing was written.
+    """
+    if isinstance(reply, ResponseError):
+        if error_word(reply) == "NOSCRIPT":
+            raise Disturbed("the server forgot its scripts", cause="noscript")
+        raise refusal(reply)
+    if reply[0] == b"superseded":
+        raise Superseded
+    if reply[0] == b"stale":
+        raise Disturbed("a hot session changed under the lane", cause="stale")
+    return int(reply[1])
 
 
 def packed_reply(command_id: str, body: Any) -> bytes:

@@ -12,26 +12,26 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 import structlog
-from redis.exceptions import ResponseError
 
-from bus.errors import EverbusError, Unavailable
-from bus.messages import TimelinePage
-from bus.wire import Command, Wire, WireFailed, error_word, refusal
+from bus.errors import EverbusError
+from bus.wire import Command, Wire, WireFailed
 from gateway import metrics
-from gateway.batch import Batch, Limits
+from gateway.batch import Batch, Limits, backlog_after
 from gateway.delivery import Work
 from gateway.errors import Disturbed, Superseded
 from gateway.failpoints import FailPoint, disarmed
 from gateway.intake import WAIT_MS, Intake
 from gateway.lookup import Lookup
+from gateway.pages import Pages, WarmTier
 from gateway.parking import Parking
 from gateway.settlement import Now, Settlement, Verdict
 from gateway.store import names
-from gateway.store.scripts import load_scripts, script
-from handlers.commands import WarmPage
+from gateway.store.scripts import load_scripts
+from gateway.suspects import Suspects
 
 log = structlog.get_logger()
 
@@ -41,20 +41,7 @@ HELD_RETRY_S = 0.25
 MAX_WAITING = 1_000
 TRIM_EVERY_S = 1.0
 PRUNE_EVERY_S = 3600.0
-HISTORY_BYTES = 2_000
 LOAD_WORKS = 256
-
-
-class WarmTier(Protocol):
-    """
-    Where the older part of a timeline is read from.
-    """
-
-    async def page(self, session_id: str, wanted: WarmPage) -> TimelinePage:
-        """
-        Entries of *wanted*, all of them; raises Unavailable if it cannot.
-        """
-        ...
 
 
 class LaneParts(NamedTuple):
@@ -90,7 +77,7 @@ class Lane:
         self._wire = Wire(parts.redis_url, name=f"everbus-lane-{number}")
         self._intake = Intake(self._wire, number, parts.partitions, owner)
         self._settlement = parts.settlement()
-        self._lookup = Lookup(self._wire, number, self._settlement)
+        self._lookup = Lookup(self._wire, number, self._settlement.known)
         self._parking = Parking(time.monotonic)
         self._queue: deque[Work] = deque()
         self._now = Now.at(0)
@@ -99,10 +86,11 @@ class Lane:
         self._nudged = asyncio.Event()
         self._stopping = False
         self._resting = False
-        self._life = 0
+        self._suspects = Suspects(self._wire, number, owner, parts.incarnation)
         self._trimmed_at = 0.0
         self._pruned_at = -PRUNE_EVERY_S
-        self._asides: set[asyncio.Task[None]] = set()
+        self._pages = Pages(parts.warm, self._fetched)
+        self._interruption: asyncio.Task[None] | None = None
 
     def admit(self, mads: frozenset[str]) -> None:
         """
@@ -144,7 +132,7 @@ class Lane:
                     raise
                 except Exception:  # a defect must not end the other lanes
                     # A new life: the trial that was under way counts as failed.
-                    self._life += 1
+                    self._suspects.begin_life()
                     log.exception("lane.failed", lane=self.number)
                     metrics.DISTURBED.labels("defect").inc()
                 await asyncio.sleep(wait_s)
@@ -152,8 +140,7 @@ class Lane:
                 if self._stopping:
                     return None
         finally:
-            for task in self._asides:
-                task.cancel()
+            self._pages.cancel()
             await self._wire.close()
 
     def _disturbed(self, error: EverbusError) -> None:
@@ -183,11 +170,10 @@ class Lane:
         """
         Forget everything and read what is pending.
         """
-        for task in self._asides:
-            task.cancel()
+        self._pages.cancel()
         self._parking.clear()
         self._queue.clear()
-        self._settlement.forget()
+        self._settlement.known.forget()
         self._intake = Intake(
             self._wire, self.number, self._parts.partitions, self.owner
         )
@@ -225,12 +211,7 @@ class Lane:
         others, so that they kill nobody's work but their own session's.
         """
         log.info("lane.replays", lane=self.number, commands=len(pending))
-        histories = await self._wire.call(
-            "HMGET", names.attempts(self.number), *(work.name for work in pending)
-        )
-        for work, history in zip(pending, histories, strict=True):
-            work.suspect = True
-            work.attempts = self._died(history)
+        await self._suspects.recognise(pending)
         # In their order, before any is put aside: the first that is seen of an
         # unknown publisher decides which of its numbers count as gone.
         for first in range(0, len(pending), LOAD_WORKS):
@@ -268,30 +249,16 @@ class Lane:
             self._parts.fail("after_read")
 
     def _committed(self, batch: Batch, reply: Any, took_s: float) -> None:
-        if isinstance(reply, ResponseError):
-            if error_word(reply) == "NOSCRIPT":
-                raise Disturbed("the server forgot its scripts", cause="noscript")
-            raise refusal(reply)
-        if reply[0] == b"superseded":
-            raise Superseded
-        if reply[0] == b"stale":
-            raise Disturbed("a hot session changed under the lane", cause="stale")
+        backlog = backlog_after(reply)
         self._parts.fail("after_commit")
         self._intake.settled(batch.acknowledged)
-        self._note_backlog(int(reply[1]))
+        self._note_backlog(backlog)
         if not self._parking:
             # What waits relies on its publisher's record, which may be new.
-            self._settlement.shrink()
-        self._count(batch, took_s)
-
-    def _count(self, batch: Batch, took_s: float) -> None:
-        for (kind, code), count in batch.outcomes.items():
-            metrics.COMMANDS.labels(kind, code).inc(count)
+            self._settlement.known.shrink()
+        metrics.count_commit(batch.outcomes, batch.letters, took_s)
         for cause in batch.letters:
             log.error("command.buried", lane=self.number, cause=cause)
-            metrics.DEAD.labels(cause if cause in metrics.CAUSES else "other").inc()
-        metrics.BATCH.observe(batch.outcomes.total())
-        metrics.COMMIT.observe(took_s)
 
     def _note_backlog(self, records: int) -> None:
         if records:
@@ -349,32 +316,8 @@ class Lane:
         if self._settlement.holds(work):
             # It waits untried: no owner that ends meanwhile has died of it.
             return True
-        reply = await self._wire.call(
-            *script(
-                "mark",
-                [names.owner(self.number), names.attempts(self.number)],
-                *(self.owner, work.name, self._trier, HISTORY_BYTES),
-            )
-        )
-        if isinstance(reply, list):
-            raise Superseded
+        await self._suspects.mark(work)
         return True
-
-    @property
-    def _trier(self) -> str:
-        return f"{self._parts.incarnation}#{self._life}"
-
-    def _died(self, history: bytes | None) -> list[str]:
-        """
-        One line for each life that noted a trial and never noted its end.
-
-        Our own present life does not count: a broken connection kills nobody.
-        """
-        tried_by = dict.fromkeys((history or b"").decode(errors="replace").split())
-        tried_by.pop(self._trier, None)
-        died = [f"{trier} died while trying it alone" for trier in tried_by]
-
-        return ["an owner died with it in a batch", *died] if died else []
 
     def _judge(self, work: Work, batch: Batch) -> None:
         verdict = self._settlement.judge(work, batch, self._now)
@@ -386,23 +329,9 @@ class Lane:
         elif verdict is Verdict.HELD:
             self._parking.park(work, HELD_RETRY_S)
         elif verdict is Verdict.WARM:
-            task = asyncio.create_task(self._fetch(work))
-            self._asides.add(task)
-            task.add_done_callback(self._asides.discard)
+            self._pages.fetch(work)
 
-    async def _fetch(self, work: Work) -> None:
-        """
-        Fetch an older page aside; neither its session nor the lane waits.
-        """
-        if work.envelope is None or not isinstance(work.page, WarmPage):
-            raise AssertionError("only a page of the warm tier is fetched")
-        try:
-            work.page = await self._parts.warm.page(work.envelope.session, work.page)
-        except EverbusError as error:
-            work.page = error
-        except Exception as error:
-            log.exception("page.failed", session=work.envelope.session)
-            work.page = Unavailable(f"the warm tier failed: {type(error).__name__}")
+    def _fetched(self, work: Work) -> None:
         self._queue.append(work)
         self._nudge()
 
@@ -435,20 +364,16 @@ class Lane:
         """
         self._nudged.set()
         if self._resting:
-            task = asyncio.create_task(self._interrupt())
-            self._asides.add(task)
-            task.add_done_callback(self._asides.discard)
+            self._interruption = asyncio.create_task(self._interrupt())
 
     async def _interrupt(self) -> None:
         if self._resting:
             await self._wire.close()
 
     async def _pause(self, wait_s: float) -> None:
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
                 await self._nudged.wait()
-        except TimeoutError:
-            pass
         self._nudged.clear()
         self._polled()
 
@@ -464,7 +389,7 @@ class Lane:
         """
         Whether so much waits already that nothing more may be read.
         """
-        return len(self._parking) + len(self._asides) >= MAX_WAITING
+        return len(self._parking) + len(self._pages) >= MAX_WAITING
 
     def _polled(self) -> None:
         self.polled_at = time.monotonic()

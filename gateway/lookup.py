@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from bus.codec import ordinal_of
 from bus.wire import Command, Wire
 from gateway.delivery import Work
+from gateway.knowledge import Knowledge, asked_of
 from gateway.progress import Progress
-from gateway.settlement import Settlement
 from gateway.store import hot, names
 from gateway.store.scripts import script
 
@@ -20,13 +20,13 @@ Asked = tuple[str, str]
 
 class Lookup:
     """
-    Fills a settlement's knowledge of one partition from the hot tier.
+    Fills the knowledge of one partition from the hot tier.
     """
 
-    def __init__(self, wire: Wire, partition: int, settlement: Settlement) -> None:
+    def __init__(self, wire: Wire, partition: int, known: Knowledge) -> None:
         self._wire = wire
         self._partition = partition
-        self._known = settlement
+        self._known = known
 
     async def load(self, works: Sequence[Work]) -> None:
         """
@@ -40,7 +40,7 @@ class Lookup:
         """
         known = self._known
         known.firsts.clear()
-        asked = [(w.entry.mad, a) for w in works if (a := known.asked_of(w))]
+        asked = [(w.entry.mad, a) for w in works if (a := asked_of(w))]
         await self._load_unknown(works, asked)
         for work in works:
             known.sight(work)
@@ -97,7 +97,7 @@ class Lookup:
         self._known.firsts.update(zip(wanted, values, strict=True))
 
 
-def _unknown_sessions(known: Settlement, works: Sequence[Work]) -> list[str]:
+def _unknown_sessions(known: Knowledge, works: Sequence[Work]) -> list[str]:
     found = dict.fromkeys(
         work.envelope.session
         for work in works
@@ -107,7 +107,7 @@ def _unknown_sessions(known: Settlement, works: Sequence[Work]) -> list[str]:
 
 
 def _unknown_publishers(
-    known: Settlement, works: Sequence[Work], asked: list[Asked]
+    known: Knowledge, works: Sequence[Work], asked: list[Asked]
 ) -> list[str]:
     found = dict.fromkeys(work.publisher for work in works)
     for mad, identifier in asked:
@@ -116,7 +116,7 @@ def _unknown_publishers(
     return [name for name in found if name is not None and name not in known.progress]
 
 
-def _repeated(known: Settlement, works: Sequence[Work]) -> list[str]:
+def _repeated(known: Knowledge, works: Sequence[Work]) -> list[str]:
     return [
         work.command
         for work in works

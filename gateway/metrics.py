@@ -2,6 +2,8 @@
 What a replica tells Prometheus; the table of names is in the folder's README.
 """
 
+from collections.abc import Iterable, Mapping
+
 from prometheus_client import Counter, Gauge, Histogram
 
 COMMANDS = Counter(
@@ -61,3 +63,17 @@ CAUSES = frozenset(
         "wrong_partition",
     }
 )
+
+
+def count_commit(
+    outcomes: Mapping[tuple[str, str], int], letters: Iterable[str], took_s: float
+) -> None:
+    """
+    Count one commit: how its commands ended, by (kind, code), and what it buried.
+    """
+    for (kind, code), count in outcomes.items():
+        COMMANDS.labels(kind, code).inc(count)
+    for cause in letters:
+        DEAD.labels(cause if cause in CAUSES else "other").inc()
+    BATCH.observe(sum(outcomes.values()))
+    COMMIT.observe(took_s)

@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -116,11 +117,9 @@ class Replica:
         """
         Wait for the next tick; news makes it come at once.
         """
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(min(TICK_S, self._ttl_ms / 3000)):
                 await self._news.wait()
-        except TimeoutError:
-            pass
         self._news.clear()
 
     async def _tick(self) -> None:

@@ -6,7 +6,6 @@ still in time, who asks, may they, and only then what it does. No I/O happens
 here; whatever has to be looked up was loaded before.
 """
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import Enum, auto
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple, Self
 import msgspec
 import structlog
 
-from bus.codec import ordinal_of, pack, unpack
+from bus.codec import pack, unpack
 from bus.errors import (
     AlreadyExists,
     EverbusError,
@@ -25,12 +24,12 @@ from bus.errors import (
     Rejection,
     Unavailable,
 )
-from bus.messages import CommandOutcome, Envelope, Reply, Session, TimelinePage
+from bus.messages import Envelope, Reply, Session, TimelinePage
 from gateway.batch import TO_LEDGER, TO_STREAM, Batch, packed_reply
 from gateway.delivery import OUTCOME_KIND, Work
 from gateway.identity import Identity, Principal
+from gateway.knowledge import Knowledge, RequestOutcome
 from gateway.policy import Policy
-from gateway.progress import Progress
 from handlers.commands import Command, CreateSession
 from handlers.routes import HANDLERS, Route
 
@@ -70,42 +69,13 @@ class Verdict(Enum):
     WARM = auto()
 
 
-class RequestOutcome(msgspec.Struct, frozen=True):
-    """
-    Body of `request.outcome`: the id of the command that is asked about.
-    """
-
-    command_id: str
-
-
-class Known(OrderedDict[str, Any]):
-    """
-    What was loaded or made, least recently used first, at most *limit* of it.
-    """
-
-    def __init__(self, limit: int) -> None:
-        super().__init__()
-        self._limit = limit
-
-    def shrink(self) -> None:
-        """
-        Forget the least recently used beyond the limit.
-        """
-        while len(self) > self._limit:
-            self.popitem(last=False)
-
-
 class Settlement:
     """
     Judges the commands of one lane in order.
 
-    What it knows of sessions and publishers is true while the lane's epoch is:
-    nobody else writes them, and the commit checks that it still holds.
-
     Attributes:
-        sessions: session id → Session, or None where there is none.
-        progress: publisher → how far its commands are settled.
-        firsts: `<mad>:<command id>` → first reply as loaded from the ledger, or None.
+        known: what it may rely on, as loaded and as it changed since.
+        overloaded: whether writes must wait or be refused.
     """
 
     def __init__(
@@ -121,63 +91,8 @@ class Settlement:
             OUTCOME_KIND: RequestOutcome,
             **{kind: route.body for kind, route in self._routes.items()},
         }
-        self.sessions: Known = Known(MAX_SESSIONS)
-        self.progress: Known = Known(MAX_PUBLISHERS)
-        self.firsts: dict[str, bytes | None] = {}
+        self.known = Knowledge()
         self.overloaded = False
-
-    def forget(self) -> None:
-        """
-        Drop all that is known, because it may not be true any more.
-        """
-        self.sessions.clear()
-        self.progress.clear()
-        self.firsts.clear()
-
-    def shrink(self) -> None:
-        """
-        Forget the least recently used, between batches only.
-        """
-        self.sessions.shrink()
-        self.progress.shrink()
-
-    def settled_before(self, work: Work) -> bool:
-        """
-        Whether an earlier delivery of the same command was settled.
-        """
-        if work.envelope is None:
-            return False
-        if work.ordinal is None:
-            return self.firsts.get(work.command) is not None
-        known: Progress | None = self.progress.get(work.publisher or "")
-        return known is not None and known.settled(work.ordinal.n)
-
-    def sight(self, work: Work) -> Progress | None:
-        """
-        The progress of the work's publisher, begun at this command if unknown.
-
-        Must see a publisher's commands in their order: the first one decides
-        which numbers count as gone.
-        """
-        if work.ordinal is None or work.publisher is None:
-            return None
-        known: Progress | None = self.progress.get(work.publisher)
-        if known is None:
-            known = Progress.starting_at(work.ordinal.n)
-            self.progress[work.publisher] = known
-        return known
-
-    def asked_of(self, work: Work) -> str | None:
-        """
-        The command id that a `request.outcome` asks about; None for others.
-        """
-        envelope = work.envelope
-        if envelope is None or envelope.kind != OUTCOME_KIND or work.trouble:
-            return None
-        try:
-            return str(self._body(envelope).command_id)
-        except Rejection:
-            return None
 
     def holds(self, work: Work) -> bool:
         """
@@ -195,7 +110,9 @@ class Settlement:
         envelope = work.envelope
         if work.trouble is not None or envelope is None:
             return self._malformed(work, batch, now)
-        known = self.settled_before(work) or (batch.kept and work.command in batch.kept)
+        known = self.known.settled_before(work) or (
+            batch.kept and work.command in batch.kept
+        )
         if known and self._changes(envelope):
             return self._repeated(work, envelope, batch, now)
         try:
@@ -228,18 +145,14 @@ class Settlement:
     def _judged(
         self, work: Work, envelope: Envelope, batch: Batch, now: Now
     ) -> Verdict:
-        deadline = envelope.deadline_ms
-        if deadline is not None and now.ms >= work.entry.arrived_ms + deadline:
-            raise Expired(
-                f"deadline of {deadline} ms after arrival had passed; not applied"
-            )
+        _check_deadline(work, envelope, now)
         principal = self._identity.principal_of(envelope.token)
         if envelope.kind == OUTCOME_KIND:
             self._policy.allow(principal, envelope.kind, work.entry.mad, None)
             asked = self._body(envelope).command_id
-            told = self._outcome(work.entry.mad, asked, batch)
+            told = self.known.outcome(work.entry.mad, asked, batch.kept)
             return self._answer(work, envelope, told, batch, now)
-        session = self.sessions[envelope.session]
+        session = self.known.sessions[envelope.session]
         change = batch.touch(envelope.session, session)
         command = self._command(work, envelope, principal, session)
         if isinstance(work.page, EverbusError):
@@ -256,7 +169,7 @@ class Settlement:
         # Pack first: what cannot be packed must fail before it has an effect.
         packed = packed_reply(envelope.id, outcome.reply) if envelope.reply else b""
         change.apply(outcome)
-        self.sessions[envelope.session] = outcome.session
+        self.known.sessions[envelope.session] = outcome.session
 
         return self._answered(work, envelope, packed, batch, now)
 
@@ -303,7 +216,7 @@ class Settlement:
     def _repeated(
         self, work: Work, envelope: Envelope, batch: Batch, now: Now
     ) -> Verdict:
-        first = batch.kept.get(work.command) or self.firsts.get(work.command)
+        first = batch.kept.get(work.command) or self.known.firsts.get(work.command)
         if envelope.reply and first is not None:
             batch.reply(work, first, TO_STREAM)
         elif envelope.reply:
@@ -376,25 +289,18 @@ class Settlement:
             batch.reply(work, _refusal(envelope, error), flags)
 
     def _settle(self, work: Work, batch: Batch, now: Now, code: str) -> None:
-        progress = self.sight(work)
+        progress = self.known.sight(work)
         kind = work.envelope.kind if work.envelope is not None else ""
         batch.outcomes[kind if kind in self._routes else "other", code] += 1
         batch.settle(work, progress, now.ms // 1000)
 
-    def _outcome(self, mad: str, asked: str, batch: Batch) -> CommandOutcome:
-        command = f"{mad}:{asked}"
-        first = batch.kept.get(command) or self.firsts.get(command)
-        if first is not None:
-            reply = unpack(first, Reply)
-            state = "applied" if reply.code == "ok" else "rejected"
-            return CommandOutcome(state, reply.code, reply.message)  # type: ignore[arg-type]
-        ordinal = ordinal_of(asked)
-        if ordinal is None:
-            return CommandOutcome("unknown")
-        known: Progress | None = self.progress.get(f"{mad}:{ordinal.instance}")
-        if known is None or ordinal.n > known.mark:
-            return CommandOutcome("unknown")
-        return CommandOutcome("applied" if known.settled(ordinal.n) else "pending")
+
+def _check_deadline(work: Work, envelope: Envelope, now: Now) -> None:
+    deadline = envelope.deadline_ms
+    if deadline is not None and now.ms >= work.entry.arrived_ms + deadline:
+        raise Expired(
+            f"deadline of {deadline} ms after arrival had passed; not applied"
+        )
 
 
 def _refusal(envelope: Envelope, error: EverbusError) -> bytes:

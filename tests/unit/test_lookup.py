@@ -48,23 +48,23 @@ def test_a_command_that_was_seen_first_is_not_gone_because_a_later_one_settled()
     another session, is settled first. The first must still be applied.
     """
     settlement = a_settlement()
-    settlement.sessions |= {"s1": a_session(id="s1"), "s2": a_session(id="s2")}
+    settlement.known.sessions |= {"s1": a_session(id="s1"), "s2": a_session(id="s2")}
     first, second = a_work(1, "s1"), a_work(2, "s2")
     for work in (first, second):
-        settlement.sight(work)
+        settlement.known.sight(work)
 
     settled = settlement.judge(second, Batch(0, Limits()), NOW)
 
     assert settled is Verdict.SETTLED
-    assert not settlement.settled_before(first)
+    assert not settlement.known.settled_before(first)
 
 
 def test_a_publisher_that_begins_late_has_nothing_before_it():
     settlement = a_settlement()
     late = a_work(7, "s1")
 
-    progress = settlement.sight(late)
+    progress = settlement.known.sight(late)
 
     assert progress is not None
     assert progress.settled(6)
-    assert not settlement.settled_before(late)
+    assert not settlement.known.settled_before(late)

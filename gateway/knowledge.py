@@ -1,0 +1,132 @@
+"""
+What a lane knows: sessions, publishers, first replies.
+
+All of it is true while the lane's epoch is, since nobody else writes any of it,
+and each commit checks that this still holds.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from bus.codec import ordinal_of, unpack
+from bus.messages import CommandOutcome, Reply
+from gateway.delivery import OUTCOME_KIND, Work
+from gateway.progress import Progress
+
+MAX_SESSIONS = 2_000
+MAX_PUBLISHERS = 10_000
+
+
+class RequestOutcome(msgspec.Struct, frozen=True):
+    """
+    Body of `request.outcome`: the id of the command that is asked about.
+    """
+
+    command_id: str
+
+
+class Known(OrderedDict[str, Any]):
+    """
+    What was loaded or made, least recently used first, at most *limit* of it.
+    """
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self._limit = limit
+
+    def shrink(self) -> None:
+        """
+        Forget the least recently used beyond the limit.
+        """
+        while len(self) > self._limit:
+            self.popitem(last=False)
+
+
+class Knowledge:
+    """
+    What was loaded of one partition, kept up to date by every judgement.
+
+    Attributes:
+        sessions: session id → Session, or None where there is none.
+        progress: publisher → how far its commands are settled.
+        firsts: `<mad>:<command id>` → first reply as loaded, or None.
+    """
+
+    def __init__(self) -> None:
+        self.sessions: Known = Known(MAX_SESSIONS)
+        self.progress: Known = Known(MAX_PUBLISHERS)
+        self.firsts: dict[str, bytes | None] = {}
+
+    def forget(self) -> None:
+        """
+        Drop all that is known, because it may not be true any more.
+        """
+        self.sessions.clear()
+        self.progress.clear()
+        self.firsts.clear()
+
+    def shrink(self) -> None:
+        """
+        Forget the least recently used, between batches only.
+        """
+        self.sessions.shrink()
+        self.progress.shrink()
+
+    def settled_before(self, work: Work) -> bool:
+        """
+        Whether an earlier delivery of the same command was settled.
+        """
+        if work.envelope is None:
+            return False
+        if work.ordinal is None:
+            return self.firsts.get(work.command) is not None
+        known: Progress | None = self.progress.get(work.publisher or "")
+        return known is not None and known.settled(work.ordinal.n)
+
+    def sight(self, work: Work) -> Progress | None:
+        """
+        The progress of the work's publisher, begun at this command if unknown.
+
+        Must see a publisher's commands in their order: the first one decides
+        which numbers count as gone.
+        """
+        if work.ordinal is None or work.publisher is None:
+            return None
+        known: Progress | None = self.progress.get(work.publisher)
+        if known is None:
+            known = Progress.starting_at(work.ordinal.n)
+            self.progress[work.publisher] = known
+        return known
+
+    def outcome(
+        self, mad: str, asked: str, kept: Mapping[str, bytes]
+    ) -> CommandOutcome:
+        command = f"{mad}:{asked}"
+        first = kept.get(command) or self.firsts.get(command)
+        if first is not None:
+            reply = unpack(first, Reply)
+            state = "applied" if reply.code == "ok" else "rejected"
+            return CommandOutcome(state, reply.code, reply.message)  # type: ignore[arg-type]
+        ordinal = ordinal_of(asked)
+        if ordinal is None:
+            return CommandOutcome("unknown")
+        known: Progress | None = self.progress.get(f"{mad}:{ordinal.instance}")
+        if known is None or ordinal.n > known.mark:
+            return CommandOutcome("unknown")
+        return CommandOutcome("applied" if known.settled(ordinal.n) else "pending")
+
+
+def asked_of(work: Work) -> str | None:
+    """
+    The command id that a `request.outcome` asks about; None for others.
+    """
+    envelope = work.envelope
+    if envelope is None or envelope.kind != OUTCOME_KIND or work.trouble:
+        return None
+    try:
+        return str(unpack(envelope.body, RequestOutcome).command_id)
+    except msgspec.ValidationError:
+        return None

@@ -1,0 +1,238 @@
+"""
+The synchronous SDK: the same calls as the asynchronous one, from any thread.
+"""
+
+import asyncio
+import inspect
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+
+import pytest
+
+from bus import connection, sync
+from bus.client import Mad
+from bus.errors import Unavailable, VersionConflict
+from bus.messages import CommandOutcome, Session, TimelinePage
+
+ENTRY = {"role": "user", "text": "hi"}
+
+
+def public(kind):
+    return {name for name in vars(kind) if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("name", sorted(public(Mad) - {"waiting"}))
+def test_every_call_has_the_same_signature(name):
+    asynchronous, blocking = getattr(Mad, name), getattr(sync.SyncMad, name)
+
+    assert inspect.signature(blocking) == inspect.signature(asynchronous)
+    assert not inspect.iscoroutinefunction(blocking)
+
+
+def test_nothing_is_added_and_connect_is_the_same():
+    assert public(sync.SyncMad) == public(Mad)
+    wanted = inspect.signature(connection.connect).parameters
+    assert inspect.signature(sync.connect).parameters == wanted
+
+
+class FakeMad:
+    """
+    Answers like a Mad, notes what it was asked, and checks where it runs.
+    """
+
+    def __init__(self):
+        self.name = "fiedler"
+        self.asked = []
+        self.appended = []
+        self.left_by = "never"
+        self.loop = asyncio.get_running_loop()
+        self.entered = threading.Event()
+        self.cancelled = threading.Event()
+
+    @property
+    def waiting(self):
+        return len(self.appended)
+
+    def append(self, session_id, entry):
+        assert asyncio.get_running_loop() is self.loop
+        self.appended.append(entry)
+        return f"i.0.{len(self.appended)}"
+
+    async def update_session(
+        self, session_id, patch, *, expected_version=None, timeout
+    ):
+        raise self.conflict
+
+    async def flush(self, *, timeout):
+        self.entered.set()
+        try:
+            await asyncio.sleep(timeout)
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+
+    def __getattr__(self, name):
+        async def answer(*arguments, **options):
+            assert asyncio.get_running_loop() is self.loop
+            self.asked.append((name, arguments, options))
+            return RESULTS[name]
+
+        return answer
+
+
+SESSION = Session(
+    id="s",
+    version=1,
+    owner_id="ada",
+    created_at=datetime.now(UTC),
+    last_active=datetime.now(UTC),
+)
+CALLS = {
+    "create_session": (("ada",), {"session_id": "s", "timeout": 1.0}),
+    "get_or_create_session": (("ada",), {"timeout": 1.0}),
+    "get_session": (("s",), {"timeout": 1.0}),
+    "delete_session": (("s",), {"expected_version": 3, "timeout": 1.0}),
+    "add_participant": (("s", "tool"), {"role": "r", "timeout": 1.0}),
+    "remove_participant": (("s", "tool"), {"timeout": 1.0}),
+    "join": (("s",), {"role": "r", "timeout": 1.0}),
+    "leave": (("s",), {"timeout": 1.0}),
+    "append_and_wait": (("s", ENTRY), {"timeout": 1.0}),
+    "timeline": (("s",), {"after": None, "limit": 7, "timeout": 1.0}),
+    "outcome": (("i.0.1",), {"timeout": 1.0}),
+}
+RESULTS = {
+    **dict.fromkeys(CALLS, SESSION),
+    "delete_session": None,
+    "append_and_wait": 7,
+    "timeline": TimelinePage(()),
+    "outcome": CommandOutcome("applied"),
+}
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """
+    The fake Mads that connect() makes instead of real ones.
+    """
+    mads = []
+
+    @asynccontextmanager
+    async def connected(*arguments, **options):
+        mads.append(FakeMad())
+        try:
+            yield mads[-1]
+        except BaseException as error:
+            mads[-1].left_by = type(error).__name__
+            raise
+        else:
+            mads[-1].left_by = "its end"
+
+    monkeypatch.setattr(connection, "connect", connected)
+    return mads
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_every_call_hands_all_arguments_on_and_its_result_back(made, name):
+    arguments, options = CALLS[name]
+
+    with sync.connect() as mad:
+        result = getattr(mad, name)(*arguments, **options)
+
+    assert made[0].asked == [(name, arguments, options)]
+    assert result is RESULTS[name]
+
+
+def test_an_exception_passes_through_unchanged(made):
+    with sync.connect() as mad:
+        made[0].conflict = VersionConflict("no", current_version=4)
+
+        with pytest.raises(VersionConflict) as refused:
+            mad.update_session("s", {}, expected_version=3)
+
+    assert refused.value is made[0].conflict
+
+
+def test_appends_of_many_threads_all_arrive_with_ids_of_their_own(made):
+    with sync.connect() as mad, ThreadPoolExecutor(8) as threads:
+        ids = list(threads.map(lambda n: mad.append("s", n), range(400)))
+
+        assert mad.waiting == 400
+
+    assert len(set(ids)) == 400
+    assert sorted(made[0].appended) == list(range(400))
+
+
+def test_appends_of_one_thread_keep_their_order(made):
+    with sync.connect() as mad:
+        ids = [mad.append("s", n) for n in range(100)]
+
+    assert made[0].appended == list(range(100))
+    assert ids == [f"i.0.{n}" for n in range(1, 101)]
+
+
+def test_an_error_in_the_block_reaches_the_connection_and_the_caller(made):
+    with pytest.raises(ZeroDivisionError), sync.connect():
+        raise ZeroDivisionError
+
+    assert made[0].left_by == "ZeroDivisionError"
+
+
+def test_ctrl_c_in_a_call_leaves_cleanly(made):
+    """
+    The call is cancelled, the connection closed and its thread ended.
+    """
+
+    def interrupt():
+        made[0].entered.wait(5)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    before = threading.active_count()
+    user = threading.Thread(target=interrupt)
+    with pytest.raises(KeyboardInterrupt), sync.connect() as mad:  # noqa: PT012
+        user.start()
+        mad.flush(timeout=30)
+
+    user.join(5)
+    assert made[0].cancelled.wait(5)
+    assert made[0].left_by == "KeyboardInterrupt"
+    assert threading.active_count() == before
+
+
+def test_a_connection_that_cannot_be_made_leaves_no_thread(monkeypatch):
+    @asynccontextmanager
+    async def refused(*_, **__):
+        raise Unavailable("no bus")
+        yield
+
+    monkeypatch.setattr(connection, "connect", refused)
+    before = threading.active_count()
+
+    with pytest.raises(Unavailable, match="no bus"), sync.connect():
+        raise AssertionError("must not be entered")
+
+    assert threading.active_count() == before
+
+
+def test_a_call_after_the_end_is_refused(made):
+    with sync.connect() as mad:
+        pass
+
+    assert made[0].left_by == "its end"
+    with pytest.raises(Unavailable, match="closed"):
+        mad.get_session("s")
+
+
+def test_a_call_of_another_thread_ends_with_the_connection(made):
+    """
+    Nobody waits for ever for a loop that is gone.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        with sync.connect() as mad:
+            waiting = thread.submit(mad.flush, timeout=30)
+            assert made[0].entered.wait(5)
+
+        with pytest.raises(Unavailable, match="closed during the call"):
+            waiting.result(5)
