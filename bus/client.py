@@ -79,7 +79,8 @@ class Mad:
         """
         The one session of *user_id* whose id follows from the user's name.
 
-        However many MADs call it at once, all get the same session.
+        However many call it at once, all get the same session; those whose
+        token may not work with it get Forbidden.
         """
         chosen = str(uuid.uuid5(USER_SESSIONS, check_name(user_id, "user_id")))
         body = {"user_id": user_id, "or_get": True}

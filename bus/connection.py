@@ -12,7 +12,7 @@ import structlog
 import uuid_utils
 
 from bus.client import DEFAULT_TIMEOUT_S, Mad
-from bus.errors import Defect, Forbidden, Unavailable
+from bus.errors import Defect, EverbusError, Forbidden, Unavailable
 from bus.keys import CONFIG, MADS, NEWS
 from bus.messages import SCHEMA, check_mad
 from bus.publisher import Publisher
@@ -22,6 +22,9 @@ from bus.settings import BusSettings
 from bus.wire import Wire, WireFailed
 
 log = structlog.get_logger()
+
+# What a block that ends by an exception has for its last flush.
+HASTE_S = 1.0
 
 
 @asynccontextmanager
@@ -60,6 +63,9 @@ async def connect(
         await _started(replies, timeout)
         yield client
         await client.flush(timeout=timeout)
+    except BaseException:
+        await _flush_in_haste(client)
+        raise
     finally:
         for task in tasks:
             task.cancel()
@@ -78,6 +84,17 @@ def _ended(publisher: Publisher, replies: Replies, task: asyncio.Task[None]) -> 
         replies.fail(Defect(f"the client broke: {type(error).__name__}: {error}"))
     elif publisher.trouble is not None:
         replies.fail(publisher.trouble)
+
+
+async def _flush_in_haste(client: Mad) -> None:
+    """
+    Bring what waits onto the bus while somebody's error is on its way up.
+    """
+    try:
+        await client.flush(timeout=HASTE_S)
+    except EverbusError as error:
+        if client.waiting:
+            log.warning("appends.lost", mad=client.name, error=error.message)
 
 
 async def _started(replies: Replies, timeout: float) -> None:

@@ -36,7 +36,7 @@ MAX_WAITING = 10_000
 MAX_WAITING_BYTES = 32 * 1024 * 1024
 ENTRY_COMMANDS = 32
 FIRST_BACKOFF_S = 0.02
-MAX_BACKOFF_S = 1.0
+MAX_BACKOFF_S = 0.5
 # Below this a request's remaining time is not worth packing it again.
 DEADLINE_GRAIN_S = 0.05
 
@@ -227,8 +227,11 @@ class Publisher:
         for (partition, entry), reply in zip(entries.items(), replies, strict=True):
             if isinstance(reply, ResponseError):
                 error = refusal(reply)
-                if not isinstance(error, Unavailable | Overloaded):
+                if isinstance(error, Forbidden | Unauthenticated):
                     raise error
+                if not isinstance(error, EverbusError):
+                    # Not known to pass by itself, but nothing was written either.
+                    error = Unavailable(f"the bus refuses: {error}")
                 self._note(error)
                 refused[partition] = entry
             else:

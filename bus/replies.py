@@ -12,6 +12,7 @@ import asyncio
 import time
 from typing import Any, NamedTuple
 
+import msgspec
 import structlog
 from redis.exceptions import ResponseError
 
@@ -31,6 +32,7 @@ SWEEP_S = 1.0
 # How often, when idle, received replies are unlinked and old requests looked for.
 TIDY_S = 0.25
 BACKOFF_S = 0.1
+MAX_BACKOFF_S = 0.5
 
 
 class _Expected(NamedTuple):
@@ -110,7 +112,13 @@ class Replies:
             await self._wire.close()
 
     def _woken(self, message: bytes) -> None:
-        for carried in unpack(message, list):
+        try:
+            told = unpack(message, list)
+        except msgspec.ValidationError:
+            # Only a hint, whoever sent it: the sweep finds what it did not tell.
+            log.warning("wake.garbled", mad=self._mad)
+            return
+        for carried in told:
             if isinstance(carried, bytes):
                 self._settle(unpack_reply(carried))
             elif carried in self._expected:
@@ -127,14 +135,18 @@ class Replies:
         self._news.set()
 
     async def _fetch_all(self) -> None:
+        wait_s = BACKOFF_S
         while True:
             if not self._ready and len(self._spent) < FETCH_STREAMS:
                 await self._await_news()
             try:
                 await self._fetch()
+                wait_s = BACKOFF_S
             except EverbusError as error:
-                log.warning("replies.delayed", mad=self._mad, error=error.message)
-                await asyncio.sleep(BACKOFF_S)
+                if wait_s == BACKOFF_S:
+                    log.warning("replies.delayed", mad=self._mad, error=error.message)
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, MAX_BACKOFF_S)
 
     async def _await_news(self) -> None:
         try:

@@ -121,12 +121,14 @@ class Requests:
         outgoing = self._publisher.publish(asked, partition, expires_at=expires_at)
         identifier = outgoing.envelope.id
         expected = self._replies.expect(partition, identifier)
+        # A timer on the future: asyncio.timeout() would cost more than the rest.
+        timer = asyncio.get_running_loop().call_later(timeout, _expire, expected)
         try:
-            async with asyncio.timeout(timeout):
-                reply = await expected
+            reply = await expected
         except TimeoutError as error:
             raise self._overdue(outgoing, timeout) from error
         finally:
+            timer.cancel()
             self._replies.forget(identifier)
         if reply.code != "ok":
             raise error_of(reply.code, reply.message, reply.details)
@@ -149,3 +151,8 @@ class Requests:
     def _why(self) -> str:
         trouble = self._publisher.trouble
         return f" ({trouble.message})" if trouble is not None else ""
+
+
+def _expire(expected: asyncio.Future[Reply]) -> None:
+    if not expected.done():
+        expected.set_exception(TimeoutError())

@@ -46,6 +46,7 @@ class Subscription:
         self._channel = channel
         self._on_message = on_message
         self._on_subscribed = on_subscribed
+        self._heard = 0
 
     async def run(self) -> None:
         """
@@ -71,25 +72,31 @@ class Subscription:
                 await connection.disconnect(nowait=True)
 
     async def _listen(self, connection: Connection) -> None:
-        while True:
-            try:
-                async with asyncio.timeout(QUIET_S):
-                    reply = await _read(connection)
-            except TimeoutError:
-                await self._prove_alive(connection)
-                continue
-            if reply[0] == b"message":
-                self._on_message(reply[2])
+        watching = asyncio.create_task(self._watch(connection))
+        try:
+            while True:
+                reply = await _read(connection)
+                self._heard += 1
+                if reply[0] == b"message":
+                    self._on_message(reply[2])
+        finally:
+            watching.cancel()
 
-    async def _prove_alive(self, connection: Connection) -> None:
+    async def _watch(self, connection: Connection) -> None:
         """
-        Ask for an answer; a black hole in between gives none.
+        Where it is quiet, ask for an answer; a black hole in between gives none.
         """
-        async with asyncio.timeout(QUIET_S):
+        while True:
+            heard = self._heard
+            await asyncio.sleep(QUIET_S)
+            if self._heard != heard:
+                continue
             await connection.send_command("PING", check_health=False)
-            reply = await _read(connection)
-        if reply[0] == b"message":
-            self._on_message(reply[2])
+            await asyncio.sleep(QUIET_S)
+            if self._heard == heard:
+                # The waiting read ends with an error, and we connect anew.
+                await connection.disconnect(nowait=True)
+                return
 
 
 async def _read(connection: Connection) -> Any:

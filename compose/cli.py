@@ -9,9 +9,12 @@ import sys
 
 import typer
 
+from compose.demo import demo
 from compose.dev import dev
 from compose.exits import exit_code_of, told
 from compose.explanations import explain
+from compose.replay_command import replay_file
+from compose.roles import archiver, manager
 from compose.tokens import token
 
 # Tracebacks of defects stay plain: rich's would print locals, secrets among them.
@@ -22,7 +25,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.command()(demo)
 app.command()(dev)
+app.command()(manager)
+app.command()(archiver)
+app.command("replay")(replay_file)
 app.command()(token)
 app.command()(explain)
 

@@ -7,6 +7,7 @@ section 5). A user's mistake never shows a traceback; a defect of ours does.
 
 from bus.errors import (
     AlreadyExists,
+    Defect,
     EverbusError,
     Forbidden,
     Invalid,
@@ -28,6 +29,7 @@ _CODES: dict[type[EverbusError], int] = {
     AlreadyExists: CONFLICT,
     Invalid: USAGE,
     Rejection: FINDING,
+    Defect: FINDING,
 }
 
 

@@ -143,6 +143,11 @@ class Intake:
             WireFailed: no answer in time (connected, but deaf), or interrupted;
                 the server may have given us entries behind our back.
         """
+        if self._astray:
+            # Written behind a wait, it would come late; and the wait would tell of
+            # news that a read of what is pending cannot have.
+            [pending] = await self._wire.exchange([self.read()])
+            return pending
         streams = [keys.ingress(self._partition, mad) for mad in self._cursors]
         waiting: Command = (
             *("XREAD", "COUNT", 1, "BLOCK", max(1, wait_ms), "STREAMS"),

@@ -42,6 +42,7 @@ MAX_WAITING = 1_000
 TRIM_EVERY_S = 1.0
 PRUNE_EVERY_S = 3600.0
 LOAD_WORKS = 256
+IDLE_COMMANDS = 1
 
 
 class LaneParts(NamedTuple):
@@ -87,6 +88,7 @@ class Lane:
         self._stopping = False
         self._resting = False
         self._suspects = Suspects(self._wire, number, owner, parts.incarnation)
+        self._parked = 0
         self._trimmed_at = 0.0
         self._pruned_at = -PRUNE_EVERY_S
         self._pages = Pages(parts.warm, self._fetched)
@@ -136,7 +138,7 @@ class Lane:
                     log.exception("lane.failed", lane=self.number)
                     metrics.DISTURBED.labels("defect").inc()
                 await asyncio.sleep(wait_s)
-                wait_s = min(2 * wait_s, 2.0)
+                wait_s = min(2 * wait_s, 1.0)
                 if self._stopping:
                     return None
         finally:
@@ -230,8 +232,7 @@ class Lane:
         """
         self._parts.fail("before_commit")
         commands: list[Command] = [batch.command(self.owner)]
-        room = len(self._queue) < self._parts.batch_commands and not self._full()
-        reading = room and not self._stopping and bool(self._intake.mads)
+        reading = self._wants_more(batch)
         if reading:
             commands.append(self._intake.read())
         started = time.perf_counter()
@@ -240,6 +241,19 @@ class Lane:
         self._committed(batch, replies[0], time.perf_counter() - started)
         if reading:
             self._accept(replies[1])
+
+    def _wants_more(self, batch: Batch) -> bool:
+        """
+        Whether to read on behind the commit, rather than to rest after it.
+
+        Behind a small batch there is seldom more, and looking for it would keep
+        the reply back; resting looks as well.
+        """
+        if self._stopping or self._full() or not self._intake.mads:
+            return False
+        if not self._queue and batch.outcomes.total() <= IDLE_COMMANDS:
+            return False
+        return len(self._queue) < self._parts.batch_commands
 
     def _accept(self, reply: Any) -> None:
         now_ms, works = self._intake.accept(reply)
@@ -259,6 +273,11 @@ class Lane:
         metrics.count_commit(batch.outcomes, batch.letters, took_s)
         for cause in batch.letters:
             log.error("command.buried", lane=self.number, cause=cause)
+
+    def _note_parked(self) -> None:
+        if len(self._parking) != self._parked:
+            self._parked = len(self._parking)
+            metrics.PARKED.labels(self.number).set(self._parked)
 
     def _note_backlog(self, records: int) -> None:
         if records:
@@ -302,7 +321,7 @@ class Lane:
                 continue
             if not work.suspect or await self._may_try(work, batch):
                 self._judge(work, batch)
-        metrics.PARKED.labels(self.number).set(len(self._parking))
+        self._note_parked()
 
         return batch
 

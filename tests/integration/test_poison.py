@@ -1,0 +1,306 @@
+"""
+Commands that cannot be applied: they end in the dead letters, alone.
+"""
+
+import asyncio
+import signal
+
+import pytest
+import pytest_asyncio
+
+from bus import Defect, keys
+from bus.messages import SCHEMA
+from bus.publisher import ENTRY_COMMANDS
+from gateway.intake import READ_ENTRIES
+from gateway.lane import MAX_ATTEMPTS, MAX_WAITING
+from gateway.store import names
+from gateway.store.letters import letter_of
+from handlers.routes import HANDLERS, update_session
+from tests.replicas import (
+    Books,
+    a_client,
+    a_mad,
+    groups,
+    letters,
+    manager,
+    replica_here,
+    settled,
+    unsettled,
+    until,
+)
+from tests.servers import valkey
+
+# A manager that a certain entry kills, as a defect in C code would.
+KILLABLE = """
+import os, signal
+import msgspec
+import compose.roles
+from handlers.routes import HANDLERS, append_timeline
+
+def killed_by_a_marker(session, command, now):
+    if msgspec.msgpack.decode(command.body.entry) == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return append_timeline(session, command, now)
+
+ordinary = HANDLERS["timeline.append"]
+routes = {**HANDLERS, "timeline.append": ordinary._replace(handler=killed_by_a_marker)}
+parts = compose.roles.lane_parts
+compose.roles.lane_parts = lambda *three: parts(*three, routes)
+
+from compose.cli import app, main
+
+app.command()(compose.roles.manager)
+main()
+"""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def server(tmp_path_factory):
+    async with valkey(tmp_path_factory.mktemp("valkey")) as real:
+        yield real
+
+
+@pytest_asyncio.fixture
+async def client(server):
+    async with a_client(server.url) as client:
+        await client.flushall()
+        yield client
+
+
+def failing(times):
+    """
+    Routes whose update is defective for patches with the summary `broken`.
+    """
+    tried = []
+
+    def update(session, command, now):
+        if command.body.patch.get("context_summary") == {"broken": True}:
+            tried.append(command.id)
+            if len(tried) <= times:
+                raise ZeroDivisionError("a defect of ours")
+        return update_session(session, command, now)
+
+    ordinary = HANDLERS["session.update"]
+    return {**HANDLERS, "session.update": ordinary._replace(handler=update)}, tried
+
+
+async def the_letter(client):
+    [fields] = await letters(client, 1)
+    return letter_of(fields)
+
+
+async def test_a_defect_is_tried_five_times_then_buried_and_told(server, client):
+    """
+    Its requester gets the code `defect`; the letter has all five attempts.
+    """
+    routes, tried = failing(99)
+    async with (
+        replica_here(server.url, routes=routes, partitions=1),
+        a_mad(server.url) as mad,
+    ):
+        session = (await mad.create_session("ada")).id
+
+        with pytest.raises(Defect) as told:
+            await mad.update_session(session, {"context_summary": {"broken": True}})
+        await settled(client)
+        after = await mad.get_session(session)
+
+    letter = await the_letter(client)
+    assert len(tried) == MAX_ATTEMPTS
+    assert letter.cause == "poison"
+    assert letter.attempts == ("ZeroDivisionError: a defect of ours",) * 5
+    assert letter.envelope.kind == "session.update"
+    assert letter.envelope.token == ""
+    assert "given up after 5 attempts" in told.value.message
+    assert after.version == 1
+
+
+async def test_a_defect_that_passes_is_applied_and_leaves_no_letter(server, client):
+    routes, tried = failing(2)
+    async with (
+        replica_here(server.url, routes=routes, partitions=1),
+        a_mad(server.url) as mad,
+    ):
+        session = (await mad.create_session("ada")).id
+
+        after = await mad.update_session(session, {"context_summary": {"broken": True}})
+
+    assert len(tried) == 3
+    assert after.version == 2
+    assert await letters(client, 1) == []
+
+
+async def test_only_the_session_of_a_failing_command_waits_and_keeps_its_order(
+    server, client
+):
+    """
+    Others of the same lane go on meanwhile; its own later commands come after.
+    """
+    routes, tried = failing(99)
+    async with (
+        replica_here(server.url, routes=routes, partitions=1),
+        a_mad(server.url) as mad,
+    ):
+        ill = (await mad.create_session("ada")).id
+        well = (await mad.create_session("ada")).id
+        mad.append(ill, {"n": 1})
+        broken = asyncio.create_task(
+            mad.update_session(ill, {"context_summary": {"broken": True}})
+        )
+        await until(lambda: tried)
+        for n in (2, 3, 4):
+            mad.append(ill, {"n": n})
+        waiting = asyncio.create_task(mad.append_and_wait(ill, {"n": 5}))
+        seqs = [await mad.append_and_wait(well, {"n": n}) for n in range(1, 21)]
+        held_back = not waiting.done() and not broken.done()
+
+        with pytest.raises(Defect):
+            await broken
+        last = await waiting
+        await settled(client)
+
+    assert held_back
+    assert seqs == list(range(1, 21))
+    assert last == 5
+    books = await Books.read(client, 1)
+    books.check()
+    assert books.numbers(ill, "fiedler") == [1, 2, 3, 4, 5]
+    assert len(await letters(client, 1)) == 1
+
+
+@pytest.mark.timeout(120)
+async def test_a_command_that_kills_its_replica_is_buried_after_five_deaths(
+    server, client, tmp_path
+):
+    """
+    The history names every life that it cost; nothing else is lost or buried.
+    """
+    await client.hset(keys.CONFIG, mapping={"partitions": 1, "schema": SCHEMA})
+    async with a_mad(server.url) as mad:
+        async with replica_here(server.url, partitions=1):
+            ill = (await mad.create_session("ada")).id
+            well = (await mad.create_session("ada")).id
+        for n in range(1, 6):
+            mad.append(well, {"n": n})
+            mad.append(ill, "die" if n == 3 else {"n": n})
+        await mad.flush()
+
+        deaths = []
+        served = []
+        while len(deaths) < 2 * MAX_ATTEMPTS:
+            life = await one_life(server, client, tmp_path)
+            if life is None:
+                break
+            deaths.append(life)
+            served.append((await Books.read(client, 1)).numbers(well, "fiedler"))
+            mad.append(well, {"n": 5 + len(deaths)})
+            await mad.flush()
+
+    letter = await the_letter(client)
+    books = await Books.read(client, 1)
+    assert len(deaths) == MAX_ATTEMPTS
+    assert letter.cause == "poison"
+    assert letter.mad == "fiedler"
+    assert letter.attempts == (
+        "an owner died with it in a batch",
+        *(f"{life}#0 died while trying it alone" for life in deaths[1:]),
+    )
+    # Once it was tried alone, every life serves the others before it dies.
+    assert [numbers[-1] for numbers in served[2:]] == [7, 8, 9]
+    books.check()
+    assert books.numbers(well, "fiedler") == list(range(1, 11))
+    assert books.numbers(ill, "fiedler") == [1, 2, 4, 5]
+
+
+async def one_life(server, client, folder):
+    """
+    The incarnation of a manager that died; None if it could settle everything.
+    """
+    settings = {"partitions": 1, "lane_ttl_ms": 500, "program": KILLABLE}
+    async with manager(folder, server.url, "m1", **settings) as part:
+
+        async def over():
+            return not part.alive or not await unsettled(client)
+
+        await until(over, 20)
+        if part.alive:
+            return None
+        assert await part.ended() == -signal.SIGKILL
+        [taken] = part.records("lane.taken")
+        return taken["owner"].rpartition("/")[2]
+
+
+async def test_an_append_that_waits_for_the_archiver_is_blamed_for_no_restart(
+    server, client
+):
+    """
+    Its owners end while it waits, but not of it: it must not become poison.
+    """
+    settings = {"partitions": 1, "outbox_max_records": 1}
+    await client.hset(keys.CONFIG, mapping={"partitions": 1, "schema": SCHEMA})
+    async with a_mad(server.url) as mad:
+        async with replica_here(server.url, **settings) as replica:
+            session = (await mad.create_session("ada")).id
+            for n in (1, 2, 3):
+                mad.append(session, {"n": n})
+            await until(lambda: waiting_in(replica) == 3)
+        for _ in range(3):
+            async with replica_here(server.url, **settings) as replica:
+                await until(lambda replica=replica: waiting_in(replica) == 3)
+
+        blamed = await client.hgetall(names.attempts(0))
+        books = Books()
+        async with replica_here(server.url, **settings):
+            await until(lambda: drained(client, books))
+
+    await books.take(client, 1)
+    assert blamed == {}
+    assert books.numbers(session, "fiedler") == [1, 2, 3]
+    assert await letters(client, 1) == []
+
+
+def waiting_in(replica):
+    return sum(len(lane._parking) for lane in replica.lanes.values())
+
+
+async def drained(client, books):
+    """
+    Confirms what the outbox holds; whether no ingress has anything left.
+    """
+    await books.take(client, 1)
+    return not await unsettled(client)
+
+
+async def test_a_lane_stops_reading_before_its_waiting_commands_fill_its_memory(
+    server, client
+):
+    """
+    The rest stays undelivered on the bus, and is applied in order afterwards.
+    """
+    count, limit = 15_000, 80
+    async with (
+        replica_here(server.url, partitions=1, outbox_max_records=limit) as replica,
+        a_mad(server.url) as mad,
+    ):
+        session = (await mad.create_session("ada")).id
+        while int(await client.get(names.backlog(0))) < limit:
+            await mad.create_session("ada")
+        for n in range(1, count + 1):
+            mad.append(session, {"n": n})
+            if n % 5_000 == 0:
+                await mad.flush()
+        lane = replica.lanes[0]
+        await until(lambda: len(lane._parking) >= MAX_WAITING and not lane._queue)
+        waiting = len(lane._parking)
+        [group] = await groups(client, keys.ingress(0, "fiedler"))
+
+        books = Books()
+        await until(lambda: drained(client, books), 30)
+
+    await books.take(client, 1)
+
+    # One read more than the limit, of 256 entries with 32 commands each.
+    assert waiting <= MAX_WAITING + READ_ENTRIES * ENTRY_COMMANDS
+    assert group["lag"] > 0
+    assert books.numbers(session, "fiedler") == list(range(1, count + 1))
+    assert await letters(client, 1) == []
