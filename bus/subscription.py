@@ -7,17 +7,15 @@ then look for what it missed.
 """
 
 import asyncio
-import math
 import random
 from collections.abc import Callable
-from typing import Any
 
 from redis.asyncio import Connection, ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from bus.wire import CONNECT_TIMEOUT_S
+from bus.wire import CONNECT_TIMEOUT_S, read_reply
 
 QUIET_S = 5.0
 MAX_BACKOFF_S = 2.0
@@ -60,7 +58,7 @@ class Subscription:
                 async with asyncio.timeout(CONNECT_TIMEOUT_S):
                     await connection.connect()  # type: ignore[no-untyped-call]
                     await connection.send_command("SUBSCRIBE", self._channel)
-                    await _read(connection)
+                    await read_reply(connection)
                 self._on_subscribed()
                 wait_s = 0.05
                 await self._listen(connection)
@@ -75,7 +73,7 @@ class Subscription:
         watching = asyncio.create_task(self._watch(connection))
         try:
             while True:
-                reply = await _read(connection)
+                reply = await read_reply(connection)
                 self._heard += 1
                 if reply[0] == b"message":
                     self._on_message(reply[2])
@@ -97,9 +95,3 @@ class Subscription:
                 # The waiting read ends with an error, and we connect anew.
                 await connection.disconnect(nowait=True)
                 return
-
-
-async def _read(connection: Connection) -> Any:
-    return await connection.read_response(
-        disable_decoding=True, timeout=math.inf, disconnect_on_error=False
-    )

@@ -6,6 +6,7 @@ Nothing here touches a server: a batch is staged in memory and becomes the one
 """
 
 from collections import Counter
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import msgspec
@@ -245,25 +246,17 @@ class Batch:
 
     def _keys(self) -> list[str]:
         p = self.partition
-        fixed = [
-            names.owner(p),
-            names.outbox(p),
-            names.backlog(p),
-            names.publishers(p),
-            names.dead(p),
-            names.attempts(p),
-            names.checkpoints(p),
-        ]
+        every = [*_fixed_keys(p)]
         for session_id in self.changes:
-            fixed += (names.session(p, session_id), names.recent(p, session_id))
-        fixed += (keys.ingress(p, mad) for mad in self._acks)
+            every += (names.session(p, session_id), names.recent(p, session_id))
+        every += (keys.ingress(p, mad) for mad in self._acks)
         for work, _, _ in self._replies:
             identifier = work.envelope.id if work.envelope else ""
-            fixed += (
+            every += (
                 keys.reply(p, work.entry.mad, identifier),
                 names.ledger(p, work.command),
             )
-        return fixed
+        return every
 
     def _arguments(self) -> list[Argument]:
         arguments: list[Argument] = [
@@ -287,6 +280,19 @@ class Batch:
         for channel, carried in self._wakes.items():
             arguments += (channel, pack(carried))
         return arguments
+
+
+@lru_cache(maxsize=1024)
+def _fixed_keys(partition: int) -> tuple[str, ...]:
+    return (
+        names.owner(partition),
+        names.outbox(partition),
+        names.backlog(partition),
+        names.publishers(partition),
+        names.dead(partition),
+        names.attempts(partition),
+        names.checkpoints(partition),
+    )
 
 
 def backlog_after(reply: Any) -> int:

@@ -40,12 +40,26 @@ class Lookup:
         """
         known = self._known
         known.firsts.clear()
+        if all(map(self._knows, works)):
+            return
         asked = [(w.entry.mad, a) for w in works if (a := asked_of(w))]
         await self._load_unknown(works, asked)
         for work in works:
             known.sight(work)
         await self._load_firsts(
             [*_repeated(known, works), *(f"{mad}:{command}" for mad, command in asked)]
+        )
+
+    def _knows(self, work: Work) -> bool:
+        """
+        Whether nothing has to be loaded, nor be seen, for *work*: as a rule.
+        """
+        envelope, known = work.envelope, self._known
+        return (
+            envelope is not None
+            and work.publisher in known.progress
+            and envelope.session in known.sessions
+            and not known.settled_before(work)
         )
 
     async def prune(self, owner: str, now_s: int) -> None:

@@ -2,8 +2,8 @@
 The yardstick: the customer's pseudo-code, WATCH/MULTI/EXEC per command.
 
 Does the same for each command as our commit (version check, changed fields,
-outbox, acknowledgement) with redis-py, the same handler and 16 lanes; reads in
-batches, which is kind to it.
+outbox, acknowledgement) with redis-py, the same handler and 16 lanes: four round
+trips a command, or three and a hundredth if it reads a hundred at a time.
 """
 
 import asyncio
@@ -49,17 +49,19 @@ async def prepare(client: Any, session_ids: list[str], count: int, body: bytes) 
         await pipe.execute()
 
 
-async def run(client: Any) -> int:
+async def run(client: Any, at_once: int) -> int:
     """
-    Apply everything that is queued; returns how many commands.
+    Apply everything that is queued, read *at_once* entries at a time; how many.
     """
-    return sum(await asyncio.gather(*(_lane(client, lane) for lane in range(LANES))))
+    lanes = (_lane(client, lane, at_once) for lane in range(LANES))
+
+    return sum(await asyncio.gather(*lanes))
 
 
-async def _lane(client: Any, lane: int) -> int:
+async def _lane(client: Any, lane: int, at_once: int) -> int:
     done = 0
     while True:
-        found = await client.xreadgroup("g", "c", {_stream(lane): ">"}, count=100)
+        found = await client.xreadgroup("g", "c", {_stream(lane): ">"}, count=at_once)
         entries = found[0][1] if found else []
         if not entries:
             return done
