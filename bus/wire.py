@@ -151,14 +151,23 @@ class Wire:
         try:
             async with asyncio.timeout(timeout_s):
                 await connection.connect()  # type: ignore[no-untyped-call]
-        except AuthenticationError as error:
-            raise Unauthenticated(
-                f"the bus refuses the credentials: {error}"
-            ) from error
-        except ResponseError as error:
-            raise refusal(error) from error
+        except BaseException as error:
+            await connection.disconnect(nowait=True)
+            meant = _meant(error)
+            if meant is error:
+                raise
+            raise meant from error
         self._connection = connection
         return connection
+
+
+def _meant(error: BaseException) -> BaseException:
+    """
+    What an error while connecting means in our words; itself if nothing.
+    """
+    if isinstance(error, AuthenticationError):
+        return Unauthenticated(f"the bus refuses the credentials: {error}")
+    return refusal(error) if isinstance(error, ResponseError) else error
 
 
 def refusal(error: ResponseError) -> Exception:

@@ -23,11 +23,15 @@ class Scripted:
         self.asked = asyncio.Event()
         self.port = 0
         self.accepted = 0
+        self.handlers: set[asyncio.Task[None]] = set()
 
     async def serve(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         self.accepted += 1
+        handler = asyncio.current_task()
+        assert handler is not None
+        self.handlers.add(handler)
         while data := await reader.read(65536):
             if b"CLIENT" in data:
                 writer.write(b"+OK\r\n" * data.count(b"CLIENT"))
@@ -38,6 +42,7 @@ class Scripted:
                 # In a packet of its own, so that the reader sees it cut.
                 await asyncio.sleep(0.01)
         writer.close()
+        await writer.wait_closed()
 
 
 @pytest_asyncio.fixture
@@ -47,6 +52,7 @@ async def scripted() -> AsyncIterator[Scripted]:
     server.port = listening.sockets[0].getsockname()[1]
     yield server
     listening.close()
+    await asyncio.wait(server.handlers, timeout=5) if server.handlers else None
 
 
 @pytest_asyncio.fixture
