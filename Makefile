@@ -12,12 +12,8 @@ CODE := bus handlers gateway archiver compose tests
 demo: $(READY)
 	$(BIN)/everbus demo
 
-# COVERAGE_PROCESS_START: the managers that tests start count, too.
 test: $(READY)
-	$(BIN)/coverage erase
-	COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml $(BIN)/coverage run -m pytest -m "not campaign"
-	$(BIN)/coverage combine --quiet
-	$(BIN)/coverage report --fail-under=90
+	$(PYTEST) -m "not campaign" --cov --cov-fail-under=90
 
 lint: $(READY)
 	$(BIN)/ruff format --check $(CODE)
