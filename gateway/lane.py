@@ -180,6 +180,9 @@ class Lane:
             self._wire, self.number, self._parts.partitions, self.owner
         )
         await load_scripts(self._wire)
+        # What is pending is judged before anything is read, which tells the time.
+        [seconds, micros] = await self._wire.call("TIME")
+        self._now = Now.at(int(seconds) * 1000 + int(micros) // 1000)
         await self._admit()
         backlog = await self._wire.call("GET", names.backlog(self.number))
         self._note_backlog(int(backlog or 0))
@@ -197,8 +200,7 @@ class Lane:
         if time.monotonic() - self._pruned_at < PRUNE_EVERY_S:
             return
         self._pruned_at = time.monotonic()
-        [seconds, _] = await self._wire.call("TIME")
-        await self._lookup.prune(self.owner, int(seconds))
+        await self._lookup.prune(self.owner, self._now.ms // 1000)
 
     async def _admit(self) -> None:
         mads = self._mads

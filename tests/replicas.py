@@ -16,6 +16,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -380,7 +381,7 @@ class Books:
 
     def check(self) -> None:
         """
-        No command twice; versions and seqs of every session 1, 2, 3 …
+        No command twice; versions and seqs of every session 1, 2, 3 …, made now.
         """
         commands = Counter(e.command_id for es in self.events.values() for e in es)
         assert [c for c, count in commands.items() if count > 1] == []
@@ -390,6 +391,11 @@ class Books:
         for session, entries in self.entries.items():
             seqs = [entry.seq for entry in entries]
             assert list(range(1, len(seqs) + 1)) == seqs, session
+            # On the server's clock, also where a takeover replayed them.
+            ages_s = [
+                (datetime.now(UTC) - entry.at).total_seconds() for entry in entries
+            ]
+            assert all(-60 < age < 3600 for age in ages_s), session
 
     def numbers(self, session: str, author: str) -> list[int]:
         """
