@@ -180,7 +180,7 @@ def refusal(error: ResponseError) -> Exception:
     if word == "OOM":
         return Overloaded(f"the bus is out of memory: {text}")
     if word == "NOPERM":
-        return Forbidden(f"the bus refuses: {text}. Ask for `everbus mads add`")
+        return Forbidden(f"the bus refuses: {text}. Rights of a MAD: bus/README.md")
     if word in ("NOAUTH", "WRONGPASS"):
         return Unauthenticated(f"the bus refuses the credentials: {text}")
     if word in PASSING:

@@ -9,7 +9,6 @@ commit, and the ingress groups hold what is not settled.
 import asyncio
 import inspect
 import json
-import os
 import signal
 import sys
 import time
@@ -35,6 +34,7 @@ from gateway.store.scripts import script
 from gateway.store.warm import NoWarmTier
 from handlers.commands import Event
 from handlers.routes import HANDLERS
+from tests.servers import inherited
 
 HOUSE = Path(__file__).parent.parent
 SECRET = "a secret of the tests, 32 bytes or more"
@@ -177,12 +177,11 @@ async def start(
     Start one process; whoever starts it ends it.
     """
     log = folder / f"{name}-{time.monotonic_ns()}.log"
-    inherited = {n: v for n, v in os.environ.items() if not n.startswith("EVERBUS_")}
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", program, role),
             cwd=HOUSE,
-            env={**inherited, "PYTHONUNBUFFERED": "1", **env},
+            env={**inherited(), "PYTHONUNBUFFERED": "1", **env},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -5,6 +5,7 @@ They are ended by pid at the end of their `async with`; a test may kill, pause
 and restart them before, and finds port and data unchanged.
 """
 
+import os
 import shutil
 import signal
 from collections.abc import AsyncIterator
@@ -16,6 +17,13 @@ from compose.processes import Running, Server, start
 from compose.servers import secantus_server, valkey_server
 
 DEBIAN_REDIS = shutil.which("redis-server") or ""
+
+
+def inherited() -> dict[str, str]:
+    """
+    The environment for a process of ours: without the settings of this shell.
+    """
+    return {n: v for n, v in os.environ.items() if not n.startswith("EVERBUS_")}
 
 
 class RealServer:

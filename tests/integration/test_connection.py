@@ -61,7 +61,7 @@ async def test_a_mad_without_its_rights_is_told_by_every_call(bus: Bus):
                 mad.append("s1", "hi")
 
     # The flush at the end of the block says so as well.
-    with pytest.raises(Forbidden, match="mads add"):
+    with pytest.raises(Forbidden, match="Rights of a MAD"):
         await use()
 
 

@@ -3,11 +3,12 @@
 """
 
 import asyncio
-import os
 import signal
 import sys
 from contextlib import asynccontextmanager
 from pathlib import Path
+
+from tests.servers import inherited
 
 HOUSE = Path(__file__).parent.parent.parent
 VERDICT = "VERDICT: held. Nothing lost, doubled or out of order"
@@ -21,8 +22,7 @@ async def a_demo(folder, *arguments):
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "compose.cli", "demo", *arguments),
         cwd=HOUSE,
-        env={name: os.environ[name] for name in ("PATH", "HOME")}
-        | {"TMPDIR": str(folder)},
+        env=inherited() | {"TMPDIR": str(folder)},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )

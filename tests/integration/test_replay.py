@@ -4,7 +4,6 @@
 
 import asyncio
 import json
-import os
 import sys
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from compose.recordings import Recording, read_recordings, roles_of
 from compose.replay import replay, tokens_for
 from compose.settings import load_settings
 from compose.stack import EmbeddedStack
-from tests.servers import valkey
+from tests.servers import inherited, valkey
 
 HOUSE = Path(__file__).parent.parent.parent
 CONVERSATIONS = 10
@@ -48,7 +47,7 @@ async def everbus(*arguments, **settings):
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "compose.cli", *map(str, arguments)),
         cwd=HOUSE,
-        env={name: os.environ[name] for name in ("PATH", "HOME")} | settings,
+        env=inherited() | settings,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
