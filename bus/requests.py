@@ -53,11 +53,14 @@ class Requests:
             Unavailable: it was not even sent in time, and will not be applied.
         """
         partition = partition_of(check_session_id(session_id), self._partitions)
-        envelope = self._envelope(kind, session_id, body)
-        if expected_version is not None:
-            envelope = msgspec.structs.replace(
-                envelope, expected_version=expected_version
-            )
+        envelope = self._envelope(
+            kind,
+            session_id,
+            body,
+            expected_version=expected_version,
+            deadline_ms=int(timeout * 1000),
+            reply=True,
+        )
         return await self._reply_to(envelope, partition, timeout)
 
     async def ask_about(self, command_id: str, timeout: float) -> Reply:
@@ -71,7 +74,13 @@ class Requests:
         ordinal = ordinal_of(command_id)
         if ordinal is None or ordinal.partition >= self._partitions:
             raise Invalid(f"{command_id[:80]!r} is no id of ours", field="id")
-        envelope = self._envelope("request.outcome", "", {"command_id": command_id})
+        envelope = self._envelope(
+            "request.outcome",
+            "",
+            {"command_id": command_id},
+            deadline_ms=int(timeout * 1000),
+            reply=True,
+        )
 
         return await self._reply_to(envelope, ordinal.partition, timeout)
 
@@ -101,7 +110,9 @@ class Requests:
                 waiting=self.waiting,
             ) from error
 
-    def _envelope(self, kind: str, session_id: str, body: dict[str, Any]) -> Envelope:
+    def _envelope(
+        self, kind: str, session_id: str, body: dict[str, Any], **fields: Any
+    ) -> Envelope:
         return Envelope(
             v=SCHEMA,
             id="",
@@ -109,16 +120,14 @@ class Requests:
             session=session_id,
             body=msgspec.Raw(pack(body)),
             token=self._token,
+            **fields,
         )
 
     async def _reply_to(
         self, envelope: Envelope, partition: int, timeout: float
     ) -> Reply:
-        asked = msgspec.structs.replace(
-            envelope, deadline_ms=int(timeout * 1000), reply=True
-        )
         expires_at = time.monotonic() + timeout
-        outgoing = self._publisher.publish(asked, partition, expires_at=expires_at)
+        outgoing = self._publisher.publish(envelope, partition, expires_at=expires_at)
         identifier = outgoing.envelope.id
         expected = self._replies.expect(partition, identifier)
         # A timer on the future: asyncio.timeout() would cost more than the rest.
