@@ -10,14 +10,13 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import msgspec
-from redis.exceptions import ResponseError
 
 from bus import keys
 from bus.codec import pack
 from bus.messages import Reply, Session
-from bus.wire import Argument, Command, error_word, refusal
+from bus.wire import Argument, Command
 from gateway.delivery import Entry, Work, without_token, without_tokens
-from gateway.errors import Disturbed, Superseded
+from gateway.errors import Disturbed, check_fenced
 from gateway.progress import Progress
 from gateway.store import hot, names
 from gateway.store.letters import MAX_KEPT_BYTES, DeadLetter
@@ -303,15 +302,10 @@ def backlog_after(reply: Any) -> int:
         Superseded: the lane has another owner; nothing was written.
         Disturbed: the lane's knowledge was not true; nothing was written.
     """
-    if isinstance(reply, ResponseError):
-        if error_word(reply) == "NOSCRIPT":
-            raise Disturbed("the server forgot its scripts", cause="noscript")
-        raise refusal(reply)
-    if reply[0] == b"superseded":
-        raise Superseded
-    if reply[0] == b"stale":
+    status, backlog, *_ = check_fenced(reply)
+    if status == b"stale":
         raise Disturbed("a hot session changed under the lane", cause="stale")
-    return int(reply[1])
+    return int(backlog)
 
 
 def packed_reply(command_id: str, body: Any) -> bytes:

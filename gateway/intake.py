@@ -13,7 +13,7 @@ from bus.errors import Malformed
 from bus.wire import Command, Wire, error_word, refusal
 from gateway import metrics
 from gateway.delivery import Entry, Work, works_of
-from gateway.errors import Disturbed, Superseded
+from gateway.errors import Disturbed, check_fenced
 from gateway.store import names
 from gateway.store.scripts import script
 
@@ -251,15 +251,9 @@ class Intake:
 
 
 def _checked(reply: Any) -> list[Any]:
-    if isinstance(reply, ResponseError):
-        if error_word(reply) == "NOSCRIPT":
-            raise Disturbed("the server forgot its scripts", cause="noscript")
-        raise refusal(reply)
-    if reply[0] == b"superseded":
-        raise Superseded
-    if reply[0] == b"nogroup":
+    answer = check_fenced(reply)
+    if answer[0] == b"nogroup":
         raise Disturbed("a consumer group is gone", cause="nogroup")
-    answer: list[Any] = reply
     return [*answer, None][:2]
 
 
