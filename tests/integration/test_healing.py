@@ -110,7 +110,8 @@ async def test_a_destroyed_group_is_made_again_where_it_was(server, client, tmp_
         load = Load([ann, bob], await sessions_of(ann))
         async with load.running():
             await load.more(20)
-            await until(lambda: client.exists(names.checkpoints(0)))
+            points = [names.checkpoints(p) for p in range(PARTITIONS)]
+            await until(lambda: client.exists(*points))
             for p in range(PARTITIONS):
                 for mad in ("ann", "bob"):
                     await client.xgroup_destroy(keys.ingress(p, mad), keys.GROUP)
