@@ -28,7 +28,7 @@ log = structlog.get_logger()
 
 FETCH_STREAMS = 128
 # A request that waits longer than this is looked for on its stream.
-SWEEP_S = 1.0
+SWEEP_S = 0.5
 # How often, when idle, received replies are unlinked and old requests looked for.
 TIDY_S = 0.25
 BACKOFF_S = 0.1

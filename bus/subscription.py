@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 from bus.wire import CONNECT_TIMEOUT_S, read_reply
 
 QUIET_S = 5.0
-MAX_BACKOFF_S = 2.0
+MAX_BACKOFF_S = 1.0
 
 
 class Subscription:
