@@ -13,7 +13,6 @@ MADS = "eb:mads"
 # A hint that lanes or MADs changed; losing it costs at most a second.
 NEWS = "eb:news"
 GROUP = "session-manager"
-DEFAULT_PARTITIONS = 16
 
 
 def partition_of(session_id: str, partitions: int) -> int:

@@ -282,8 +282,7 @@ class Lane:
             metrics.PARKED.labels(self.number).set(self._parked)
 
     def _note_backlog(self, records: int) -> None:
-        if records:
-            metrics.BACKLOG.labels(self.number).set(records)
+        metrics.BACKLOG.labels(self.number).set(records)
         self._settlement.overloaded = records >= self._parts.outbox_records
 
     async def _next_works(self) -> list[Work]:

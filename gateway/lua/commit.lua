@@ -79,10 +79,13 @@ for _ = 1, sessions do
   end
 end
 
-local backlog = 0
+local backlog
 if tonumber(ARGV[9]) > 0 then
   redis.call('XADD', KEYS[2], '*', 'b', ARGV[10], 'n', ARGV[9])
   backlog = redis.call('INCRBY', KEYS[3], ARGV[9])
+else
+  -- Told also when nothing is added: the limit must not be forgotten over a read.
+  backlog = tonumber(redis.call('GET', KEYS[3]) or '0')
 end
 
 local first, last = run()

@@ -283,6 +283,9 @@ async def test_at_the_outbox_limit_requests_are_refused_and_appends_wait(
         with pytest.raises(Overloaded):
             await mad.update_session(sessions[3], {"context_summary": {"a": 1}})
         read = await mad.get_session(sessions[3])
+        # A commit that adds nothing to the outbox must not hide that it is full.
+        with pytest.raises(Overloaded):
+            await mad.update_session(sessions[3], {"context_summary": {"a": 2}})
         held = await unsettled(client)
         at_the_limit = int(await client.get(names.backlog(0)))
 
