@@ -27,6 +27,7 @@ from gateway.store import names
 from gateway.store.letters import DeadLetter, letter_of
 from gateway.store.outbox import Record, unpack_records
 from tests.builders import an_envelope
+from tests.replicas import a_client
 from tests.servers import DEBIAN_REDIS, RealServer, debian_redis, valkey
 
 SECRET = "of-integration-tests-only-0123456789"
@@ -319,3 +320,22 @@ def mad(bus: Bus) -> MadFactory:
         return connect(mad=name, **given | options)  # type: ignore[arg-type]
 
     return connected
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RealServer]:
+    """
+    Valkey with its AOF, for tests whose managers come and go.
+    """
+    async with valkey(tmp_path_factory.mktemp("valkey")) as real:
+        yield real
+
+
+@pytest_asyncio.fixture
+async def client(server: RealServer) -> AsyncIterator[redis.asyncio.Redis]:
+    """
+    A connection to that server, which is emptied before each test.
+    """
+    async with a_client(server.url) as client:
+        await client.flushall()
+        yield client

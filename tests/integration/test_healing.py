@@ -6,7 +6,6 @@ import asyncio
 import time
 
 import pytest
-import pytest_asyncio
 from structlog.testing import capture_logs
 
 from bus import NotFound, Overloaded, Unavailable, keys
@@ -33,19 +32,6 @@ from tests.replicas import (
 from tests.servers import valkey
 
 PARTITIONS = 2
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def server(tmp_path_factory):
-    async with valkey(tmp_path_factory.mktemp("valkey")) as real:
-        yield real
-
-
-@pytest_asyncio.fixture
-async def client(server):
-    async with a_client(server.url) as client:
-        await client.flushall()
-        yield client
 
 
 async def sessions_of(mad, count=4):

@@ -6,7 +6,6 @@ import asyncio
 import signal
 
 import pytest
-import pytest_asyncio
 
 from bus import Defect, keys
 from bus.messages import SCHEMA
@@ -18,7 +17,6 @@ from gateway.store.letters import letter_of
 from handlers.routes import HANDLERS, update_session
 from tests.replicas import (
     Books,
-    a_client,
     a_mad,
     groups,
     letters,
@@ -28,7 +26,6 @@ from tests.replicas import (
     unsettled,
     until,
 )
-from tests.servers import valkey
 
 # A manager that a certain entry kills, as a defect in C code would.
 KILLABLE = """
@@ -52,19 +49,6 @@ from compose.cli import app, main
 app.command()(compose.roles.manager)
 main()
 """
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def server(tmp_path_factory):
-    async with valkey(tmp_path_factory.mktemp("valkey")) as real:
-        yield real
-
-
-@pytest_asyncio.fixture
-async def client(server):
-    async with a_client(server.url) as client:
-        await client.flushall()
-        yield client
 
 
 def failing(times):

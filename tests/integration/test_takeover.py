@@ -7,8 +7,6 @@ import signal
 import time
 from contextlib import asynccontextmanager
 
-import pytest_asyncio
-
 from bus import keys
 from bus.codec import pack_envelope
 from bus.messages import SCHEMA
@@ -25,7 +23,6 @@ from tests.replicas import (
     POLL_S,
     Books,
     Load,
-    a_client,
     a_mad,
     epoch_in,
     letters,
@@ -35,22 +32,8 @@ from tests.replicas import (
     settled,
     until,
 )
-from tests.servers import valkey
 
 PARTITIONS = 2
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def server(tmp_path_factory):
-    async with valkey(tmp_path_factory.mktemp("valkey")) as real:
-        yield real
-
-
-@pytest_asyncio.fixture
-async def client(server):
-    async with a_client(server.url) as client:
-        await client.flushall()
-        yield client
 
 
 async def owned_by(client, *replicas, partitions=PARTITIONS, within_s=15.0):
