@@ -19,12 +19,31 @@ from bus.errors import (
     Unavailable,
     VersionConflict,
 )
-from bus.messages import CommandOutcome, Session, TimelineEntry, TimelinePage
+from bus.messages import (
+    Checkpoint,
+    CheckpointPage,
+    CommandOutcome,
+    Difference,
+    Durability,
+    Durable,
+    Session,
+    SessionChange,
+    SessionPage,
+    Stats,
+    TierStats,
+    TimelineEntry,
+    TimelinePage,
+)
 
 __all__ = [
     "AlreadyExists",
+    "Checkpoint",
+    "CheckpointPage",
     "CommandOutcome",
     "Defect",
+    "Difference",
+    "Durability",
+    "Durable",
     "EverbusError",
     "Expired",
     "Forbidden",
@@ -34,6 +53,10 @@ __all__ = [
     "Overloaded",
     "ReplyTimeout",
     "Session",
+    "SessionChange",
+    "SessionPage",
+    "Stats",
+    "TierStats",
     "TimelineEntry",
     "TimelinePage",
     "TooLarge",

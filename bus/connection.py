@@ -12,8 +12,8 @@ import structlog
 import uuid_utils
 
 from bus.client import DEFAULT_TIMEOUT_S, Mad
-from bus.errors import Defect, EverbusError, Forbidden, Unavailable
-from bus.keys import CONFIG, MADS, NEWS
+from bus.errors import Defect, EverbusError, Forbidden, Invalid, Unavailable
+from bus.keys import CONFIG, GATEWAY, MADS, NEWS
 from bus.messages import SCHEMA, check_mad
 from bus.publisher import Publisher
 from bus.replies import Replies
@@ -45,16 +45,29 @@ async def connect(
     Raises:
         Unavailable: no bus, or no manager has ever started on it.
         Unauthenticated: the bus refuses the URL's credentials.
-        Invalid: *mad* cannot be a name.
+        Invalid: *mad* cannot be a name, or is the gateway's own.
     """
     settings = BusSettings()
     name = check_mad(mad or settings.mad)
+    if name == GATEWAY:
+        raise Invalid(f"{GATEWAY} is no name for a MAD; choose another", field="mad")
     address = url or settings.url_for(name)
+    secret = settings.token.get_secret_value() if token is None else token
+    async with joined(address, name, secret, timeout) as client:
+        yield client
+
+
+@asynccontextmanager
+async def joined(
+    address: str, name: str, secret: str, timeout: float
+) -> AsyncIterator[Mad]:
+    """
+    A connected instance of any name, the gateway's own included; see `connect`.
+    """
     partitions = await _introduce(address, name, timeout)
     instance = uuid_utils.uuid7().hex
     publisher = Publisher(address, name, instance, partitions)
     replies = Replies(address, name, instance)
-    secret = settings.token.get_secret_value() if token is None else token
     client = Mad(name, Requests(secret, publisher, replies, partitions))
     tasks = [asyncio.create_task(part.run()) for part in (publisher, replies)]
     for task in tasks:

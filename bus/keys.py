@@ -13,6 +13,9 @@ MADS = "eb:mads"
 # A hint that lanes or MADs changed; losing it costs at most a second.
 NEWS = "eb:news"
 GROUP = "session-manager"
+# The MAD name under which gateway and archiver publish: only they may write to its
+# ingress, so its commands need no token.
+GATEWAY = "gateway"
 
 
 def partition_of(session_id: str, partitions: int) -> int:

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -21,6 +21,11 @@ MAX_DEPTH = 32
 MAX_INTEGER = 2**53
 
 State = Literal["active", "dormant", "archived"]
+ArchivalStatus = Literal["ACTIVE", "S3"]
+# When a write is replied to: after the commit in Redis; after its replicas have it,
+# too; after MongoDB has it, acknowledged by majority and journal.
+Durability = Literal["hot", "replicated", "warm"]
+DURABILITIES: frozenset[str] = frozenset(get_args(Durability))
 
 _SESSION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _COMMAND_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
@@ -45,6 +50,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc
         token: JWT of the principal who asks.
         reply: whether somebody waits for a reply.
         trace: W3C traceparent, or empty.
+        durability: one of DURABILITIES; how safe a write is before its reply.
     """
 
     v: int
@@ -57,6 +63,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc
     token: str = ""
     reply: bool = False
     trace: str = ""
+    durability: str = "hot"
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -97,7 +104,11 @@ class TimelineEntry(msgspec.Struct, frozen=True, gc=False):
 
 class TimelinePage(msgspec.Struct, frozen=True):
     """
-    Entries in ascending seq, and the `after` of the next page (None: the end).
+    Entries in ascending seq (descending if newest first was asked for).
+
+    Attributes:
+        next: the `after` of the next page (its `before`, if newest first); None at
+            the end.
     """
 
     entries: tuple[TimelineEntry, ...]
@@ -113,8 +124,15 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
         last_seq: seq of the newest timeline entry; 0 if there is none.
         acl: principals beside the owner who may work with it.
         participants: MAD name → what is known of its part.
+        tags: words to find it by, at most 32.
+        fields: what the application adds; typed by `EVERBUS_SESSION_FIELDS`.
+        context_bytes: an upper bound of the size of `full_context`.
         recent_timeline: the newest entries, at most 20, oldest first;
             filled by `get_session` only.
+        full_context: the whole context, which only the warm tier holds; filled by
+            `get_session(full=True)` only.
+        archival_status: `S3` for a session that lies in the cold tier, which only
+            `list_sessions` ever shows: whatever touches one brings it back.
     """
 
     id: str
@@ -128,7 +146,122 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     participants: dict[str, dict[str, Any]] = {}  # JSON values
     work_in_progress: dict[str, Any] = {}  # JSON values
     context_summary: dict[str, Any] = {}  # JSON values
+    tags: tuple[str, ...] = ()
+    fields: dict[str, Any] = {}  # JSON values
+    context_bytes: int = 0
     recent_timeline: tuple[Any, ...] = ()  # TimelineEntry; encoded inside a replica
+    full_context: dict[str, Any] | None = None  # JSON values
+    archival_status: ArchivalStatus = "ACTIVE"
+
+
+class SessionPage(msgspec.Struct, frozen=True):
+    """
+    Sessions in the order that was asked for, and the cursor of the next page.
+
+    The sessions are summaries: neither recent timeline nor full context.
+    """
+
+    sessions: tuple[Session, ...]
+    next: str | None = None
+
+
+class Durable(msgspec.Struct, frozen=True):
+    """
+    How much of a session MongoDB holds, acknowledged by majority and journal.
+    """
+
+    version: int
+    seq: int
+
+
+class SessionChange(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    One step of a session's version: who did what, and when.
+
+    Attributes:
+        version: the session's version after it.
+        seq: the timeline's last seq after it.
+        patch: the merge patch (RFC 7396) from the state before to the one after.
+    """
+
+    version: int
+    seq: int
+    kind: str
+    at: datetime
+    mad: str
+    principal: str
+    command_id: str
+    patch: dict[str, Any] = {}  # JSON values
+
+
+class Difference(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    What changed between two versions of a session.
+
+    Attributes:
+        patch: the merge patch that leads from the one state to the other.
+        changes: the steps between, in ascending version; the newest 1,000.
+    """
+
+    from_version: int
+    to_version: int
+    patch: dict[str, Any]  # JSON values
+    changes: tuple[SessionChange, ...]
+
+
+class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    A named state of a session that it can be brought back to.
+
+    Attributes:
+        id: the id of the command that made it.
+        version: the session's version when it was made.
+        kind: `full`, or `incremental`: kept as a patch to *parent*.
+        sha256: of the state's canonical form, hexadecimal; checked when it is used.
+    """
+
+    id: str
+    name: str
+    version: int
+    last_seq: int
+    kind: Literal["full", "incremental"]
+    at: datetime
+    author: str
+    sha256: str
+    parent: str = ""
+
+
+class CheckpointPage(msgspec.Struct, frozen=True):
+    """
+    Checkpoints, newest first, and the `before` of the next page (None: the end).
+    """
+
+    checkpoints: tuple[Checkpoint, ...]
+    next: str | None = None
+
+
+class TierStats(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    What one tier holds; *cost* is per month, in the currency of the settings.
+    """
+
+    sessions: int
+    bytes: int
+    cost: float = 0.0
+
+
+class Stats(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    Counts over all sessions, and what each tier holds.
+
+    Attributes:
+        states: state → sessions in it; `archived` are those in the cold tier.
+        tiers: `hot`, `warm`, `cold` → what it holds.
+    """
+
+    sessions: int
+    states: dict[str, int]
+    tiers: dict[str, TierStats]
 
 
 class CommandOutcome(msgspec.Struct, frozen=True):

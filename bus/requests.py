@@ -3,6 +3,7 @@ Requests: a command published, and its reply awaited.
 """
 
 import asyncio
+import secrets
 import time
 from typing import Any
 
@@ -11,7 +12,7 @@ import msgspec
 from bus.codec import ordinal_of, pack
 from bus.errors import EverbusError, Invalid, ReplyTimeout, Unavailable, error_of
 from bus.keys import partition_of
-from bus.messages import SCHEMA, Envelope, Reply, check_session_id
+from bus.messages import DURABILITIES, SCHEMA, Envelope, Reply, check_session_id
 from bus.publisher import Outgoing, Publisher
 from bus.replies import Replies
 
@@ -43,11 +44,14 @@ class Requests:
         body: dict[str, Any],
         timeout: float,
         expected_version: int | None = None,
+        *,
+        durability: str = "hot",
     ) -> Reply:
         """
         Publish a command on a session and return its ok reply.
 
         Raises:
+            Invalid: *durability* is none of DURABILITIES; nothing was sent.
             EverbusError: the reply's refusal, as the exception named like it.
             ReplyTimeout: none came in time; the outcome is unknown.
             Unavailable: it was not even sent in time, and will not be applied.
@@ -60,7 +64,24 @@ class Requests:
             expected_version=expected_version,
             deadline_ms=int(timeout * 1000),
             reply=True,
+            durability=_checked(durability),
         )
+        return await self._reply_to(envelope, partition, timeout)
+
+    async def ask_anyone(
+        self, kind: str, body: dict[str, Any], timeout: float
+    ) -> Reply:
+        """
+        Ask what is about no session of any one lane, a random one each time.
+
+        Raises:
+            EverbusError: as in `ask`.
+        """
+        envelope = self._envelope(
+            kind, "", body, deadline_ms=int(timeout * 1000), reply=True
+        )
+        partition = secrets.randbelow(self._partitions)
+
         return await self._reply_to(envelope, partition, timeout)
 
     async def ask_about(self, command_id: str, timeout: float) -> Reply:
@@ -84,12 +105,24 @@ class Requests:
 
         return await self._reply_to(envelope, ordinal.partition, timeout)
 
-    def publish(self, kind: str, session_id: str, body: dict[str, Any]) -> str:
+    def publish(
+        self,
+        kind: str,
+        session_id: str,
+        body: dict[str, Any],
+        *,
+        durability: str = "hot",
+    ) -> str:
         """
         Queue a command that wants no reply and has no deadline; its id.
+
+        Raises:
+            Invalid: *durability* is none of DURABILITIES; nothing was queued.
         """
         partition = partition_of(check_session_id(session_id), self._partitions)
-        envelope = self._envelope(kind, session_id, body)
+        envelope = self._envelope(
+            kind, session_id, body, durability=_checked(durability)
+        )
 
         return self._publisher.publish(envelope, partition).envelope.id
 
@@ -160,6 +193,15 @@ class Requests:
     def _why(self) -> str:
         trouble = self._publisher.trouble
         return f" ({trouble.message})" if trouble is not None else ""
+
+
+def _checked(durability: str) -> str:
+    if durability in DURABILITIES:
+        return durability
+    raise Invalid(
+        f"durability is {durability!a:.80}; one of {', '.join(sorted(DURABILITIES))}",
+        field="durability",
+    )
 
 
 def _expire(expected: asyncio.Future[Reply]) -> None:

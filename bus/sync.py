@@ -7,15 +7,16 @@ call means is told in `bus.client` and only there.
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import CancelledError, Future
 from contextlib import closing, contextmanager
-from typing import Any, ParamSpec, TypeVar
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from bus import connection
 from bus.client import DEFAULT_TIMEOUT_S, Mad
 from bus.errors import Unavailable
-from bus.messages import CommandOutcome, Session, TimelinePage
+from bus.messages import Durability
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -76,6 +77,22 @@ class LoopThread:
         self._thread.join(END_WITHIN_S)
 
 
+def _blocking(
+    method: Callable[Concatenate[Mad, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate["SyncMad", P], T]:
+    """
+    The method of SyncMad that blocks until *method* of Mad is done.
+    """
+
+    @wraps(method)
+    def blocking(self: "SyncMad", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        function: Callable[P, Coroutine[Any, Any, T]]
+        function = getattr(self._mad, method.__name__)
+        return self._loop.call(function, *args, **kwargs)
+
+    return blocking
+
+
 class SyncMad:
     """
     One instance of a MAD, connected to the bus; made by `connect`.
@@ -96,114 +113,9 @@ class SyncMad:
         """
         return self._mad.waiting
 
-    def create_session(
-        self,
-        user_id: str,
-        *,
-        session_id: str | None = None,
-        timeout: float = DEFAULT_TIMEOUT_S,
-    ) -> Session:
-        """
-        Begin a session owned by *user_id*, at version 1.
-        """
-        return self._loop.call(
-            self._mad.create_session, user_id, session_id=session_id, timeout=timeout
-        )
-
-    def get_or_create_session(
-        self, user_id: str, *, timeout: float = DEFAULT_TIMEOUT_S
-    ) -> Session:
-        """
-        The one session of *user_id* whose id follows from the user's name.
-        """
-        return self._loop.call(
-            self._mad.get_or_create_session, user_id, timeout=timeout
-        )
-
-    def get_session(
-        self, session_id: str, *, timeout: float = DEFAULT_TIMEOUT_S
-    ) -> Session:
-        """
-        The session as it is after everything this instance published before.
-        """
-        return self._loop.call(self._mad.get_session, session_id, timeout=timeout)
-
-    def update_session(
-        self,
-        session_id: str,
-        patch: Mapping[str, Any],
-        *,
-        expected_version: int | None = None,
-        timeout: float = DEFAULT_TIMEOUT_S,
-    ) -> Session:
-        """
-        Merge *patch* (RFC 7396) into the session; its version rises by one.
-        """
-        return self._loop.call(
-            self._mad.update_session,
-            session_id,
-            patch,
-            expected_version=expected_version,
-            timeout=timeout,
-        )
-
-    def delete_session(
-        self,
-        session_id: str,
-        *,
-        expected_version: int | None = None,
-        timeout: float = DEFAULT_TIMEOUT_S,
-    ) -> None:
-        """
-        End the session for good.
-        """
-        self._loop.call(
-            self._mad.delete_session,
-            session_id,
-            expected_version=expected_version,
-            timeout=timeout,
-        )
-
-    def add_participant(
-        self,
-        session_id: str,
-        mad: str,
-        *,
-        role: str = "",
-        timeout: float = DEFAULT_TIMEOUT_S,
-    ) -> Session:
-        """
-        Let *mad* take part in the session; twice is the same as once.
-        """
-        return self._loop.call(
-            self._mad.add_participant, session_id, mad, role=role, timeout=timeout
-        )
-
-    def remove_participant(
-        self, session_id: str, mad: str, *, timeout: float = DEFAULT_TIMEOUT_S
-    ) -> Session:
-        """
-        End the part of *mad* in the session; twice is the same as once.
-        """
-        return self._loop.call(
-            self._mad.remove_participant, session_id, mad, timeout=timeout
-        )
-
-    def join(
-        self, session_id: str, *, role: str = "", timeout: float = DEFAULT_TIMEOUT_S
-    ) -> Session:
-        """
-        Take part in the session.
-        """
-        return self._loop.call(self._mad.join, session_id, role=role, timeout=timeout)
-
-    def leave(self, session_id: str, *, timeout: float = DEFAULT_TIMEOUT_S) -> Session:
-        """
-        Take part no longer.
-        """
-        return self._loop.call(self._mad.leave, session_id, timeout=timeout)
-
-    def append(self, session_id: str, entry: Any) -> str:
+    def append(
+        self, session_id: str, entry: Any, *, durability: Durability = "hot"
+    ) -> str:
         """
         Add *entry* to the timeline, fire-and-forget; returns the command's id.
 
@@ -211,48 +123,33 @@ class SyncMad:
         """
 
         async def queued() -> str:
-            return self._mad.append(session_id, entry)
+            return self._mad.append(session_id, entry, durability=durability)
 
         return self._loop.call(queued)
 
-    def append_and_wait(
-        self, session_id: str, entry: Any, *, timeout: float = DEFAULT_TIMEOUT_S
-    ) -> int:
-        """
-        Add *entry* to the timeline; returns its seq once it is committed.
-        """
-        return self._loop.call(
-            self._mad.append_and_wait, session_id, entry, timeout=timeout
-        )
-
-    def flush(self, *, timeout: float = DEFAULT_TIMEOUT_S) -> None:
-        """
-        Return when everything published so far is on the bus.
-        """
-        self._loop.call(self._mad.flush, timeout=timeout)
-
-    def timeline(
-        self,
-        session_id: str,
-        *,
-        after: int | None = 0,
-        limit: int = 100,
-        timeout: float = DEFAULT_TIMEOUT_S,
-    ) -> TimelinePage:
-        """
-        Entries behind seq *after*, at most *limit*, in ascending seq.
-        """
-        return self._loop.call(
-            self._mad.timeline, session_id, after=after, limit=limit, timeout=timeout
-        )
-
-    def outcome(
-        self, command_id: str, *, timeout: float = DEFAULT_TIMEOUT_S
-    ) -> CommandOutcome:
-        """
-        What became of a command of this MAD, by its id.
-        """
-        return self._loop.call(self._mad.outcome, command_id, timeout=timeout)
+    create_session = _blocking(Mad.create_session)
+    get_or_create_session = _blocking(Mad.get_or_create_session)
+    get_session = _blocking(Mad.get_session)
+    update_session = _blocking(Mad.update_session)
+    delete_session = _blocking(Mad.delete_session)
+    suspend_session = _blocking(Mad.suspend_session)
+    resume_session = _blocking(Mad.resume_session)
+    durable = _blocking(Mad.durable)
+    list_sessions = _blocking(Mad.list_sessions)
+    stats = _blocking(Mad.stats)
+    add_participant = _blocking(Mad.add_participant)
+    remove_participant = _blocking(Mad.remove_participant)
+    join = _blocking(Mad.join)
+    leave = _blocking(Mad.leave)
+    append_and_wait = _blocking(Mad.append_and_wait)
+    flush = _blocking(Mad.flush)
+    timeline = _blocking(Mad.timeline)
+    session_at = _blocking(Mad.session_at)
+    diff = _blocking(Mad.diff)
+    create_checkpoint = _blocking(Mad.create_checkpoint)
+    checkpoints = _blocking(Mad.checkpoints)
+    restore_checkpoint = _blocking(Mad.restore_checkpoint)
+    outcome = _blocking(Mad.outcome)
 
 
 @contextmanager

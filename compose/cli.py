@@ -9,12 +9,15 @@ import sys
 
 import typer
 
+from compose.archive_command import archive
 from compose.demo import demo
 from compose.dev import dev
 from compose.exits import exit_code_of, told
 from compose.explanations import explain
 from compose.replay_command import replay_file
 from compose.roles import archiver, manager
+from compose.session_command import session_app
+from compose.timeline_command import timeline
 from compose.tokens import token
 
 # Tracebacks of defects stay plain: rich's would print locals, secrets among them.
@@ -29,6 +32,9 @@ app.command()(demo)
 app.command()(dev)
 app.command()(manager)
 app.command()(archiver)
+app.command()(archive)
+app.add_typer(session_app, name="session")
+app.command()(timeline)
 app.command("replay")(replay_file)
 app.command()(token)
 app.command()(explain)

@@ -19,7 +19,10 @@ import typer
 import uvloop
 from prometheus_client import start_http_server
 
+from archiver.commands import gateway_commands
+from archiver.confirmation import Terms
 from archiver.drain import Drain
+from archiver.schedule import run_schedule
 from bus import keys
 from bus.errors import Unavailable
 from bus.messages import SCHEMA
@@ -27,16 +30,21 @@ from bus.wire import Wire
 from compose.exits import CONFLICT, USAGE, Failed
 from compose.logs import configure_logs
 from compose.settings import Settings, load_settings
+from compose.tiers import fields_type, reader_of, vault_of, warm_tier
+from compose.upkeep import archiver_works
 from gateway.batch import Limits
+from gateway.below import Tiers
 from gateway.delivery import KINDS
-from gateway.failpoints import armed, disarmed
+from gateway.failpoints import FailPoint, armed, disarmed
 from gateway.identity import Identity, Key
 from gateway.lane import LaneParts
 from gateway.policy import Policy
 from gateway.replica import NameTaken, Replica
+from gateway.replication import Replicas
 from gateway.settlement import Settlement
-from gateway.store.warm import NoWarmTier, WarmStore
-from handlers.routes import HANDLERS, Route
+from gateway.store.hot import RedisHot
+from gateway.store.reader import NoTiers
+from handlers.routes import Route, routes_with
 
 log = structlog.get_logger()
 
@@ -85,9 +93,11 @@ async def run_manager(settings: Settings, stop: asyncio.Event) -> None:
         Unavailable: the bus cannot be reached at the start.
         Failed: the settings do not fit together, or do not fit the bus.
     """
-    warm = _warm(settings)
+    wire = Wire(settings.redis_url, name="everbus-stats")
+    fail = _fail(settings)
+    tiers = reader_of(settings, wire, fail)
     # Before the bus is touched: settings that do not fit are the user's first news.
-    parts = lane_parts(settings, settings.partitions, warm)
+    parts = lane_parts(settings, settings.partitions, tiers, fail=fail)
     partitions = await _partitions(settings)
     name = settings.replica or f"{socket.gethostname()}-{os.getpid()}"
     replica = Replica(name, parts, ttl_ms=settings.lane_ttl_ms)
@@ -96,47 +106,70 @@ async def run_manager(settings: Settings, stop: asyncio.Event) -> None:
     try:
         await serving
     finally:
-        if isinstance(warm, WarmStore):
-            warm.close()
+        await wire.close()
+        await tiers.close()
 
 
 async def run_archiver(settings: Settings, stop: asyncio.Event) -> None:
     """
-    Drain the outboxes until *stop* is set.
+    Drain the outboxes, and move sessions between the tiers, until *stop* is set.
+
+    Raises:
+        Unavailable: the bus cannot be reached at the start.
+        Failed: the settings do not fit together, or do not fit the bus.
     """
-    warm = _warm(settings)
-    if not isinstance(warm, WarmStore):
+    fail = _fail(settings)
+    warm, vault = warm_tier(settings), vault_of(settings, fail)
+    if warm is None:
         raise Failed("EVERBUS_MONGO_URL is not set; the archiver needs it", USAGE)
+    wire = Wire(settings.redis_url, name="everbus-hot")
     partitions = await _partitions(settings)
+    terms = Terms(_hot_ttl_ms(settings), settings.reply_ttl_s * 1000)
     name = f"archiver-{socket.gethostname()}-{os.getpid()}"
-    drain = Drain(settings.redis_url, partitions, warm, name)
+    drain = Drain(settings.redis_url, partitions, warm, name, fail=fail, terms=terms)
     log.info("archiver.ready", partitions=partitions)
     try:
-        await drain.run(stop)
+        async with (
+            gateway_commands(settings.redis_url, partitions) as send,
+            asyncio.TaskGroup() as tasks,
+        ):
+            hot = RedisHot(wire, partitions)
+            works = archiver_works(settings, warm, vault, send, hot, fail)
+            tasks.create_task(run_schedule(stop, lambda: drain.lease.held, works))
+            await drain.run(stop)
     finally:
+        await wire.close()
         warm.close()
+        if vault is not None:
+            vault.close()
 
 
 def lane_parts(
     settings: Settings,
     partitions: int,
-    warm: WarmStore | NoWarmTier,
-    routes: Mapping[str, Route] = HANDLERS,
+    tiers: Tiers,
+    routes: Mapping[str, Route] | None = None,
+    fail: FailPoint = disarmed,
 ) -> LaneParts:
     """
     What the lanes of a replica are built from.
 
     Args:
         routes: what each kind means; tests put a handler that fails in here.
+
+    Raises:
+        Failed: the settings do not fit together.
     """
     identity = identity_of(settings)
     policy = Policy(KINDS)
+    meant = routes_with(fields_type(settings)) if routes is None else routes
+    has_tiers = not isinstance(tiers, NoTiers)
 
     return LaneParts(
         redis_url=settings.redis_url,
         partitions=partitions,
-        settlement=lambda: Settlement(identity, policy, routes),
-        warm=warm,
+        settlement=lambda: Settlement(identity, policy, meant, tiers=has_tiers),
+        tiers=tiers,
         incarnation=uuid.uuid4().hex[:12],
         limits=Limits(
             reply_ttl_ms=settings.reply_ttl_s * 1000,
@@ -144,7 +177,9 @@ def lane_parts(
         ),
         batch_commands=settings.batch_commands,
         outbox_records=settings.outbox_max_records,
-        fail=armed(settings.fail_point) if settings.fail_point else disarmed,
+        hot_ttl_ms=_hot_ttl_ms(settings),
+        replicas=Replicas(settings.replicas_wanted, settings.replicated_timeout_ms),
+        fail=fail,
     )
 
 
@@ -176,10 +211,12 @@ def identity_of(settings: Settings) -> Identity:
         ) from error
 
 
-def _warm(settings: Settings) -> WarmStore | NoWarmTier:
-    if not settings.mongo_url:
-        return NoWarmTier()
-    return WarmStore(settings.mongo_url, settings.mongo_database)
+def _hot_ttl_ms(settings: Settings) -> int:
+    return max(1, round(settings.hot_ttl_s * 1000))
+
+
+def _fail(settings: Settings) -> FailPoint:
+    return armed(settings.fail_point) if settings.fail_point else disarmed
 
 
 async def _partitions(settings: Settings) -> int:
@@ -210,6 +247,8 @@ async def _partitions(settings: Settings) -> int:
 async def _set_up(wire: Wire, settings: Settings) -> None:
     for field, value in (("partitions", settings.partitions), ("schema", SCHEMA)):
         await wire.call("HSETNX", keys.CONFIG, field, value)
+    if await wire.call("HSETNX", keys.MADS, keys.GATEWAY, "{}"):
+        await wire.call("PUBLISH", keys.NEWS, "mads")
 
 
 def _run(role: Role, settings: Settings) -> None:

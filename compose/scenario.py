@@ -12,10 +12,12 @@ from functools import partial
 import msgspec
 import uuid_utils
 
-from bus import Mad, VersionConflict, connect, keys
+from archiver.archiving import Report as Archived
+from bus import Mad, Session, VersionConflict, connect, keys
 from bus.codec import COMMAND_FIELD, pack, pack_envelope
 from bus.messages import SCHEMA, Envelope
 from bus.wire import Wire
+from compose.archive_command import archive_once
 from compose.findings import Report
 from compose.patience import settled, told
 from compose.recordings import Recording
@@ -23,12 +25,15 @@ from compose.replay import replay, tokens_for
 from compose.settings import load_settings
 from compose.stack import EmbeddedStack
 from gateway.store import names
+from gateway.store.hot import RedisHot
+from gateway.store.scripts import load_scripts
 
 CONVERSATIONS = 20
 # More than the hot tier holds of a timeline, so that MongoDB is read as well.
 MESSAGES = 25
 RATE_PER_S = 100.0
 COPIES = 3
+RESTING_MESSAGES = 60
 TAKEOVER_WITHIN_S = 30.0
 POLL_S = 0.02
 # Who speaks, over and over; the tool answers twice in a row.
@@ -45,7 +50,7 @@ class Scenario:
     def __init__(self, stack: EmbeddedStack, say: Say) -> None:
         self._stack = stack
         self._say = say
-        settings = load_settings(stack.environment())
+        settings = self._settings = load_settings(stack.environment())
         self._url = settings.redis_url
         self._partitions = settings.partitions
         self._tokens = tokens_for(settings, (*dict.fromkeys(TURNS), "witness"))
@@ -67,6 +72,7 @@ class Scenario:
                 await self._a_replica_dies(witness)
                 await self._two_write_at_once(user, assistant)
                 await self._a_command_comes_again(user)
+                await self._a_conversation_rests(user)
         finally:
             await self._wire.close()
 
@@ -185,6 +191,65 @@ class Scenario:
         page = await told(partial(user.timeline, session.id))
         texts = [entry.entry["text"] for entry in page.entries]
         self._check(texts == ["once", "next"], f"its timeline: {', '.join(texts)}")
+
+    async def _a_conversation_rests(self, user: Mad) -> None:
+        self._say("\n4. A conversation rests, goes to S3, and comes back")
+        session = await user.create_session("ada")
+        change = {
+            "context_summary": {"topic": "tides"},
+            "full_context": {"notes": ["spring", "neap"]},
+        }
+        await user.update_session(session.id, change)
+        for k in range(1, RESTING_MESSAGES + 1):
+            user.append(session.id, {"role": "user", "text": f"message {k}"})
+        await user.flush()
+        before = await user.suspend_session(session.id)
+        keys_left = await self._hot_keys(session.id)
+        was = await self._whole(user, session.id)
+        self._say(
+            f"   suspended: {before.last_seq} messages in MongoDB, "
+            f"{keys_left} of its keys left in Redis"
+        )
+        report = await self._archived(session.id)
+        page = await told(partial(user.list_sessions, state="archived"))
+        stub = next((s for s in page.sessions if s.id == session.id), None)
+        status = stub.archival_status if stub else "nowhere to be found"
+        self._say(
+            f"   archived, read back and verified: {report.bytes} bytes; "
+            f"archival_status {status}"
+        )
+        started = time.monotonic()
+        await told(partial(user.get_session, session.id))
+        took_s = time.monotonic() - started
+        now = await self._whole(user, session.id)
+        self._say(f"   {took_s * 1000:.0f} ms after somebody asks, it is back")
+        self._check(
+            keys_left == 0 and status == "S3" and now == was,
+            f"state, context and {len(now[1])} messages are what they were",
+        )
+
+    async def _whole(self, mad: Mad, session_id: str) -> tuple[Session, list[object]]:
+        session = await told(partial(mad.get_session, session_id, full=True))
+        page = await told(partial(mad.timeline, session_id, limit=1000))
+
+        return session, list(page.entries)
+
+    async def _hot_keys(self, session_id: str) -> int:
+        p = keys.partition_of(session_id, self._partitions)
+        found = (names.session(p, session_id), names.recent(p, session_id))
+
+        return int(await self._wire.call("EXISTS", *found))
+
+    async def _archived(self, session_id: str) -> Archived:
+        """
+        What a pass over all sessions that are not hot did; hot again by a look at
+        it, the session has to leave Redis once more before.
+        """
+        await load_scripts(self._wire)
+        hot = RedisHot(self._wire, self._partitions)
+        await hot.forget(session_id)
+
+        return await archive_once(self._settings, idle_days=0)
 
     def _check(self, held: bool, what: str) -> None:
         self._held = self._held and held

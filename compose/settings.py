@@ -27,6 +27,9 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from gateway.store.pricing import Prices
+
+DEFAULT_PRICES = Prices()
 PREFIX = "EVERBUS_"
 # Settings that may be given as `<NAME>_FILE`, the path of a file that holds them.
 FROM_FILE = frozenset(
@@ -91,6 +94,23 @@ def _lowered(value: Any) -> Any:  # whatever was given
     return value.lower() if isinstance(value, str) else value
 
 
+def _dotted(*words: str) -> AfterValidator:
+    """
+    A check that a setting is empty, one of *words*, or `package.module:Name`.
+    """
+
+    def check(value: str) -> str:
+        if value and value not in words and not _DOTTED_PATH.fullmatch(value):
+            wanted = ", ".join((*words, "package.module:Name"))
+            raise ValueError(f"one of {wanted}")
+        return value
+
+    return AfterValidator(check)
+
+
+_DOTTED_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_STORE = _dotted("mongo", "s3", "folder")
+_DOTTED = _dotted()
 _REDIS = _url("redis", "rediss", "unix")
 _HTTP = _url("http", "https")
 _MONGO = _url("mongodb", "mongodb+srv")
@@ -102,9 +122,22 @@ class Settings(BaseSettings):
 
     Attributes:
         mad_url: the Redis URL for MADs, `{mad}` in it standing for the name.
+        mad: the name under which commands connect to the bus.
         jwt_keys: JSON list of {"kid", "algorithm", "key"}, for key rotation.
         replica: this process's name among the replicas; empty = generated.
         outbox_max_records: records per partition that MongoDB may lag behind.
+        warm_store: `mongo`, or the dotted path of a class of your own.
+        cold_store: `s3`, `folder`, or the dotted path of a class of your own.
+        cold_folder: where `folder` keeps its objects.
+        session_fields: dotted path of a msgspec Struct that types `fields`.
+        hot_ttl_s: how long a session stays in Redis after its last write.
+        archive_after_days: how long a session is idle before it goes to the cold
+            tier; a fraction is allowed.
+        archive_every_s: how often the archiver looks for such sessions.
+        retention_days: how long idle before it is deleted for good; 0 = never.
+        replicas_wanted: Redis replicas that must have what is `replicated`.
+        replicated_timeout_ms: how long to wait for them.
+        price_hot_gib_month: cost of 1 GiB for a month, for `stats`; also warm, cold.
         metrics_port: where Prometheus may ask, on loopback; 0 = nowhere.
         log_format: auto is console on a terminal, else json.
         fail_point: where to die in a test, `<point>:<n>`; development only.
@@ -121,8 +154,25 @@ class Settings(BaseSettings):
     s3_bucket: str = Field("everbus", pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
     s3_access_key: str = Field("", repr=False)
     s3_secret_key: SecretStr = SecretStr("")
+    mongo_driver: Literal["motor", "pymongo"] = "motor"
+    warm_store: Annotated[str, _STORE] = "mongo"
+    cold_store: Annotated[str, _STORE] = "s3"
+    cold_folder: str = ""
+    session_fields: Annotated[str, _DOTTED] = ""
+    hot_ttl_s: float = Field(3600, gt=0, le=86_400)
+    archive_after_days: float = Field(365, ge=0)
+    archive_every_s: float = Field(3600, gt=0)
+    retention_days: float = Field(0, ge=0)
+    replicas_wanted: int = Field(1, ge=1, le=10)
+    replicated_timeout_ms: int = Field(1000, ge=1, le=30_000)
+    warm_timeout_s: float = Field(10, gt=0, le=60)
+    cold_timeout_s: float = Field(10, gt=0, le=60)
+    price_hot_gib_month: float = Field(DEFAULT_PRICES.hot, ge=0)
+    price_warm_gib_month: float = Field(DEFAULT_PRICES.warm, ge=0)
+    price_cold_gib_month: float = Field(DEFAULT_PRICES.cold, ge=0)
     edge_url: Annotated[str, _HTTP] = Field("", repr=False)
     mad_url: Annotated[str, _REDIS] = Field("", repr=False)
+    mad: str = "dev"
     jwt_secret: SecretStr = SecretStr("")
     jwt_algorithm: Literal["HS256", "RS256", "ES256", "EdDSA"] = "HS256"
     jwt_public_key: str = Field("", repr=False)

@@ -6,6 +6,7 @@ Nothing here touches a server: a batch is staged in memory and becomes the one
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -20,14 +21,11 @@ from gateway.errors import Disturbed, check_fenced
 from gateway.progress import Progress
 from gateway.store import hot, names
 from gateway.store.letters import MAX_KEPT_BYTES, DeadLetter
-from gateway.store.outbox import Record, pack_records
+from gateway.store.outbox import HeldReply, Record, carried, pack_records
 from gateway.store.scripts import script
-from handlers.commands import Event, Outcome
+from handlers.commands import Archived, Event, NewCheckpoint, Outcome
 
 TO_STREAM, TO_LEDGER = 1, 2
-# Up to this size the wake-up carries a copy of the reply, which saves its reader
-# a round trip; the reply's stream stays the truth.
-CARRIED_BYTES = 4096
 
 
 class Limits(NamedTuple):
@@ -49,25 +47,31 @@ class Change:
         now: the session after the batch; None: there is none.
     """
 
-    __slots__ = ("entries", "events", "now", "read")
+    __slots__ = ("archived", "checkpoints", "entries", "events", "now", "read")
 
     def __init__(self, read: Session | None) -> None:
         self.read = read
         self.now = read
         self.entries: list[bytes] = []
         self.events: list[Event] = []
+        self.checkpoints: list[NewCheckpoint] = []
+        self.archived: Archived | None = None
 
     def apply(self, outcome: Outcome) -> None:
         """
         Note what one more command did.
         """
         self.now = outcome.session
-        if outcome.event is not None:
-            self.events.append(outcome.event)
+        self.events += outcome.events
         if outcome.session is None:
             self.entries.clear()
+            self.checkpoints.clear()
         elif outcome.entry is not None:
             self.entries.append(outcome.entry)
+        if outcome.checkpoint is not None:
+            self.checkpoints.append(outcome.checkpoint)
+        if outcome.archived is not None:
+            self.archived = outcome.archived
 
     def arguments(self) -> list[Argument]:
         """
@@ -78,6 +82,9 @@ class Change:
         if self.now is self.read:
             return [0, 0, -1]
         fields = hot.field_arguments(self.read, self.now)
+        if self.read is not None and self.read.created_at != self.now.created_at:
+            # Made again under its old id: nothing of it is durable yet.
+            fields += ("durable_version", 0, "durable_seq", 0)
         tail = self.now.recent_timeline
         fresh = self.entries[-len(tail) :] if tail else []
         keep = len(tail) if self.entries or self._tail_shrank() else -1
@@ -92,7 +99,7 @@ class Change:
         if last is None or not self.events:
             return None
         deleted = self.now is None
-        moved = any(event.kind != "timeline.appended" for event in self.events)
+        moved = any(event.patch is not None for event in self.events)
         return Record(
             session=last.id,
             created_at=last.created_at,
@@ -105,7 +112,17 @@ class Change:
             entries=tuple(msgspec.Raw(entry) for entry in self.entries),
             events=tuple(self.events),
             deleted=deleted,
+            checkpoints=tuple(self.checkpoints),
+            archived=self.archived,
         )
+
+    def deleted_mark(self) -> str | None:
+        """
+        What keeps a deleted session from being found below; None if it is not.
+        """
+        if self.now is not None or self.read is None:
+            return None
+        return hot.deleted_mark(self.read.created_at, self.events[-1].version)
 
     def _tail_shrank(self) -> bool:
         before = self.read.recent_timeline if self.read else ()
@@ -120,6 +137,8 @@ class Batch:
         changes: session id → what is done to it.
         kept: `<mad>:<command id>` → the first reply, as the ledger will keep it.
         outcomes: how many commands ended how, by (kind, code).
+        replicating: works that are replied to when Redis's replicas have the batch,
+            with their replies; until then their entries stay pending.
     """
 
     def __init__(self, partition: int, limits: Limits) -> None:
@@ -132,12 +151,16 @@ class Batch:
         self._acks: dict[str, list[str]] = {}
         self._trims: dict[str, str] = {}
         self._replies: list[tuple[Work, int, bytes]] = []
-        self._wakes: dict[str, list[str | bytes]] = {}
+        self._wakes: dict[str, list[bytes | str]] = {}
         self._letters: list[tuple[str, bytes]] = []
         self._forget: list[str] = []
+        self._held: list[HeldReply] = []
+        self.replicating: list[tuple[Work, bytes]] = []
 
     def __bool__(self) -> bool:
-        return bool(self._acks or self._replies or self._letters or self._progress)
+        return bool(
+            self._acks or self._replies or self._letters or self._progress or self._held
+        )
 
     @property
     def letters(self) -> list[str]:
@@ -167,8 +190,30 @@ class Batch:
         self._replies.append((work, flags, packed))
         if flags & TO_STREAM and work.ordinal is not None:
             channel = keys.wake(work.entry.mad, work.ordinal.instance)
-            carried = packed if len(packed) <= CARRIED_BYTES else envelope.id
-            self._wakes.setdefault(channel, []).append(carried)
+            self._wakes.setdefault(channel, []).append(carried(envelope.id, packed))
+
+    def hold(self, work: Work, packed: bytes) -> None:
+        """
+        Stage a reply that is given when MongoDB holds all committed so far.
+        """
+        envelope = work.envelope
+        if envelope is None:
+            return
+        instance = work.ordinal.instance if work.ordinal else ""
+        self._held.append(
+            HeldReply(
+                stream=keys.reply(self.partition, work.entry.mad, envelope.id),
+                channel=keys.wake(work.entry.mad, instance) if instance else "",
+                command=envelope.id,
+                packed=packed,
+            )
+        )
+
+    def replicate(self, work: Work, packed: bytes) -> None:
+        """
+        Stage a reply that is given when Redis's replicas have the batch.
+        """
+        self.replicating.append((work, packed))
 
     def bury(self, work: Work, cause: str, message: str, at_ms: int) -> None:
         """
@@ -194,11 +239,23 @@ class Batch:
         """
         Stage that *work* is over, and its entry's acknowledgement if it was last.
         """
+        self.note(work, progress, now_s)
+        self.release(work)
+
+    def note(self, work: Work, progress: Progress | None, now_s: int) -> None:
+        """
+        Stage that *work* has had its effect; its entry stays pending.
+        """
         if progress is not None and work.ordinal and work.publisher:
             progress.settle(work.ordinal.n, now_s)
             self._progress[work.publisher] = progress
         if work.suspect:
             self._forget.append(work.name)
+
+    def release(self, work: Work) -> None:
+        """
+        Stage the acknowledgement of the work's entry if it was the last in it.
+        """
         work.entry.unsettled -= 1
         if work.entry.unsettled == 0:
             self.acknowledge(work.entry)
@@ -228,6 +285,7 @@ class Batch:
         The commit call, valid while the lane's owner value is *owner*.
         """
         records = [r for c in self.changes.values() if (r := c.record()) is not None]
+        deleted = self._deleted()
         limits = self._limits
         head: list[Argument] = [
             owner,
@@ -240,14 +298,25 @@ class Batch:
             limits.dead_letters,
             len(records),
             pack_records(records) if records else b"",
+            pack(self._held) if self._held else b"",
+            len(deleted),
+            *deleted.values(),
         ]
-        return script("commit", self._keys(), *head, *self._arguments())
+        return script("commit", self._keys(deleted), *head, *self._arguments())
 
-    def _keys(self) -> list[str]:
+    def _deleted(self) -> dict[str, str]:
+        return {
+            session_id: mark
+            for session_id, change in self.changes.items()
+            if (mark := change.deleted_mark()) is not None
+        }
+
+    def _keys(self, deleted: Iterable[str]) -> list[str]:
         p = self.partition
         every = [*_fixed_keys(p)]
         for session_id in self.changes:
             every += (names.session(p, session_id), names.recent(p, session_id))
+        every += (names.gone(p, session_id) for session_id in deleted)
         every += (keys.ingress(p, mad) for mad in self._acks)
         for work, _, _ in self._replies:
             identifier = work.envelope.id if work.envelope else ""
@@ -276,8 +345,8 @@ class Batch:
         for _, flags, packed in self._replies:
             arguments += (flags, packed)
         arguments.append(len(self._wakes))
-        for channel, carried in self._wakes.items():
-            arguments += (channel, pack(carried))
+        for channel, told in self._wakes.items():
+            arguments += (channel, pack(told))
         return arguments
 
 

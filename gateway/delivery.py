@@ -3,21 +3,23 @@ What a lane was given: stream entries, and the commands in them.
 """
 
 import re
+from datetime import datetime
 from functools import lru_cache
+from typing import Any
 
 import msgspec
 
 from bus.codec import COMMAND_FIELD, Ordinal, ordinal_of, unpack_envelope
-from bus.errors import EverbusError, Malformed, Rejection
+from bus.errors import Malformed, Rejection
 from bus.keys import partition_of
 from bus.messages import (
     MAX_COMMAND_BYTES,
     Envelope,
-    TimelinePage,
+    Session,
     check_command_id,
     check_session_id,
 )
-from handlers.commands import WarmPage
+from handlers.commands import Wanted
 from handlers.routes import HANDLERS
 
 # Asks what became of a command; has no session, hence no handler.
@@ -26,6 +28,10 @@ OUTCOME_KIND = "request.outcome"
 MAX_ENTRY_COMMANDS = 64
 MAX_ENTRY_BYTES = 2 * MAX_COMMAND_BYTES
 KINDS = frozenset({*HANDLERS, OUTCOME_KIND})
+# These are of no session, so any lane can serve them.
+SESSIONLESS = frozenset(
+    {kind for kind, route in HANDLERS.items() if route.sessionless} | {OUTCOME_KIND}
+)
 # `{"` in base64, with which every JWT begins.
 _TOKEN = re.compile(rb"eyJ[A-Za-z0-9_.-]*")
 
@@ -61,21 +67,24 @@ class Work:
         trouble: why it cannot be a command, then it becomes a dead letter.
         suspect: whether an earlier owner may have died of it.
         attempts: what every failed attempt died of, oldest first.
-        page: which older part of the timeline it asked for, then that page,
-            or why it cannot be had.
+        wants: what it needs from the tiers below, if anything.
+        given: what they gave, or why they cannot; None as long as nothing is known.
+        life: of the session that it was asked for; another one asks anew.
     """
 
     __slots__ = (
         "attempts",
         "entry",
         "envelope",
+        "given",
         "index",
+        "life",
         "ordinal",
         "packed",
-        "page",
         "publisher",
         "suspect",
         "trouble",
+        "wants",
     )
 
     def __init__(self, entry: Entry, index: int, packed: bytes) -> None:
@@ -88,7 +97,9 @@ class Work:
         self.trouble: Malformed | None = None
         self.suspect = False
         self.attempts: list[str] = []
-        self.page: WarmPage | TimelinePage | EverbusError | None = None
+        self.wants: Wanted | None = None
+        self.given: Any = None  # what `wants` names, or an EverbusError
+        self.life: datetime | None = None
 
     @property
     def name(self) -> str:
@@ -103,6 +114,28 @@ class Work:
         `<mad>:<command id>`: a command id counts only for the MAD that used it.
         """
         return f"{self.entry.mad}:{self.envelope.id if self.envelope else ''}"
+
+    def want(self, wanted: Wanted, session: Session | None) -> None:
+        """
+        Note what it needs, and for which life of its session.
+        """
+        self.wants = wanted
+        self.life = session.created_at if session is not None else None
+
+    def given_of(self, session: Session | None) -> Any:
+        """
+        What it was given, unless that is of another life of the session.
+        """
+        life = session.created_at if session is not None else None
+
+        return self.given if self.wants is None or life == self.life else None
+
+    @property
+    def session(self) -> str:
+        """
+        The session it is for; empty if it is for none.
+        """
+        return self.envelope.session if self.envelope is not None else ""
 
 
 def works_of(
@@ -159,7 +192,7 @@ def _decode(work: Work, lane: int, partitions: int) -> None:
 def _check(envelope: Envelope, lane: int, partitions: int) -> None:
     if envelope.kind not in KINDS:
         raise Malformed(f"unknown kind {envelope.kind[:64]!r}", cause="unknown_kind")
-    if envelope.kind == OUTCOME_KIND:
+    if envelope.kind in SESSIONLESS:
         return
     if _lane_of(envelope.session, partitions) != lane:
         raise Malformed(

@@ -1,5 +1,5 @@
 """
-Named points at which a test can make a replica die, as kill -9 would.
+Named points at which a test can make a process die, as kill -9 would.
 
 Armed by `EVERBUS_FAIL_POINT=<point>:<nth passing>`, in development only.
 """
@@ -8,7 +8,15 @@ import os
 import signal
 from collections.abc import Callable
 
-POINTS = ("after_read", "after_load", "before_commit", "after_commit", "takeover")
+# What a replica passes in its lanes.
+LANE = ("after_read", "after_load", "before_commit", "after_commit", "takeover")
+DRAIN = ("drain_read", "drain_written", "drain_confirmed")
+# What the cold tier's archives pass while they are put together.
+VAULT = ("archive_chunk", "archive_document", "archive_manifest", "archive_verified")
+ARCHIVER = ("archive_sent", "purge_step", "restore_chunk", "removal")
+# What a replica passes when a session returns.
+RETURN = ("return_fetched", "return_swapped")
+POINTS = (*LANE, *DRAIN, *VAULT, *ARCHIVER, *RETURN)
 
 FailPoint = Callable[[str], None]
 

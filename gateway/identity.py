@@ -19,10 +19,14 @@ import jwt
 import msgspec
 
 from bus.errors import Invalid, Unauthenticated
+from bus.keys import GATEWAY
 from bus.messages import check_name
 
 Algorithm = Literal["HS256", "RS256", "ES256", "EdDSA"]
-Role = Literal["user", "mad", "operator", "admin"]
+# What a token may claim.
+Claimed = Literal["user", "mad", "operator", "admin"]
+# The gateway's own commands have a role that no token can claim.
+Role = Claimed | Literal["gateway"]
 
 ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
 MAX_TOKEN_BYTES = 8 * 1024
@@ -82,6 +86,9 @@ class Principal(msgspec.Struct, frozen=True):
     name: str
     role: Role
     expires_at: float
+
+
+GATEWAY_PRINCIPAL = Principal(GATEWAY, "gateway", math.inf)
 
 
 class Identity:
@@ -177,7 +184,7 @@ def mint(
     *,
     algorithm: Algorithm = "HS256",
     name: str,
-    role: Role,
+    role: Claimed,
     issuer: str,
     audience: str,
     ttl_s: float,
@@ -215,7 +222,7 @@ class _Claims(msgspec.Struct, frozen=True):
     iss: str
     aud: str | list[str]
     sub: str
-    role: Role
+    role: Claimed
     iat: float = 0.0
     nbf: float = 0.0
 

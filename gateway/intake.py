@@ -55,6 +55,13 @@ class Intake:
         """
         return list(self._cursors)
 
+    @property
+    def astray(self) -> bool:
+        """
+        Whether an interrupted wait may have been given entries that we do not know.
+        """
+        return self._astray
+
     async def admit(self, mads: Iterable[str]) -> None:
         """
         Read these MADs' ingress too, making group and stream where they lack.

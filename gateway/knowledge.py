@@ -7,12 +7,13 @@ and each commit checks that this still holds.
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
 from bus.codec import ordinal_of, unpack
-from bus.messages import CommandOutcome, Reply
+from bus.messages import CommandOutcome, Reply, Session
 from gateway.delivery import OUTCOME_KIND, Work
 from gateway.progress import Progress
 
@@ -53,9 +54,11 @@ class Knowledge:
         sessions: session id → Session, or None where there is none.
         progress: publisher → how far its commands are settled.
         firsts: `<mad>:<command id>` → first reply as loaded, or None.
+        fresh_after: a session last written before may have left the hot tier.
     """
 
     def __init__(self) -> None:
+        self.fresh_after = datetime.fromtimestamp(0, UTC)
         self.sessions: Known = Known(MAX_SESSIONS)
         self.progress: Known = Known(MAX_PUBLISHERS)
         self.firsts: dict[str, bytes | None] = {}
@@ -68,12 +71,22 @@ class Knowledge:
         self.progress.clear()
         self.firsts.clear()
 
-    def shrink(self) -> None:
+    def knows(self, session_id: str) -> bool:
+        """
+        Whether what is known of a session is surely still true.
+        """
+        if session_id not in self.sessions:
+            return not session_id
+        session: Session | None = self.sessions[session_id]
+        return session is None or session.last_active > self.fresh_after
+
+    def shrink(self, *, progress: bool) -> None:
         """
         Forget the least recently used, between batches only.
         """
         self.sessions.shrink()
-        self.progress.shrink()
+        if progress:
+            self.progress.shrink()
 
     def settled_before(self, work: Work) -> bool:
         """

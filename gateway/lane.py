@@ -18,17 +18,20 @@ from typing import Any, NamedTuple
 import structlog
 
 from bus.errors import EverbusError
-from bus.wire import Command, Wire, WireFailed
+from bus.wire import EXCHANGE_TIMEOUT_S, Command, Wire, WireFailed
 from gateway import metrics
+from gateway.admission import Admission
 from gateway.batch import Batch, Limits, backlog_after
+from gateway.below import Below, Loaded, Tiers
+from gateway.clock import Now
 from gateway.delivery import Work
 from gateway.errors import Disturbed, Superseded
 from gateway.failpoints import FailPoint, disarmed
 from gateway.intake import WAIT_MS, Intake
 from gateway.lookup import Lookup
-from gateway.pages import Pages, WarmTier
 from gateway.parking import Parking
-from gateway.settlement import Now, Settlement, Verdict
+from gateway.replication import Replicas, Replication
+from gateway.settlement import Settlement, Verdict
 from gateway.store import names
 from gateway.store.scripts import load_scripts
 from gateway.suspects import Suspects
@@ -38,7 +41,12 @@ log = structlog.get_logger()
 MAX_ATTEMPTS = 5
 FIRST_RETRY_S = 0.1
 HELD_RETRY_S = 0.25
-MAX_WAITING = 1_000
+# How often a session is looked at that is on its way to the cold tier.
+LEAVING_RETRY_S = 0.05
+# How long appends wait before a session that could not be loaded is tried again.
+LOAD_RETRY_S = 1.0
+MAX_WAITING = 10_000
+MAX_WAITING_BYTES = 32 * 1024 * 1024
 TRIM_EVERY_S = 1.0
 PRUNE_EVERY_S = 3600.0
 LOAD_WORKS = 256
@@ -53,9 +61,11 @@ class LaneParts(NamedTuple):
     redis_url: str
     partitions: int
     settlement: Callable[[], Settlement]
-    warm: WarmTier
+    tiers: Tiers
     incarnation: str
     limits: Limits = Limits()
+    hot_ttl_ms: int = 3_600_000
+    replicas: Replicas = Replicas()
     batch_commands: int = 256
     outbox_records: int = 50_000
     fail: FailPoint = disarmed
@@ -91,7 +101,9 @@ class Lane:
         self._parked = 0
         self._trimmed_at = 0.0
         self._pruned_at = -PRUNE_EVERY_S
-        self._pages = Pages(parts.warm, self._fetched)
+        self._below = Below(parts.tiers, self._answered, self._nudge)
+        self._replication = Replication(parts.replicas)
+        self._admission = Admission(self._wire, number, owner, parts.hot_ttl_ms)
         self._interruption: asyncio.Task[None] | None = None
 
     def admit(self, mads: frozenset[str]) -> None:
@@ -142,7 +154,7 @@ class Lane:
                 if self._stopping:
                     return None
         finally:
-            self._pages.cancel()
+            self._below.cancel()
             await self._wire.close()
 
     def _disturbed(self, error: EverbusError) -> None:
@@ -158,10 +170,15 @@ class Lane:
         await self._open()
         while True:
             works = await self._next_works()
-            batch = await self._judged(works)
+            batch = Batch(self.number, self._parts.limits)
+            self._replication.stage(batch)
+            await self._judge_all(works, batch)
             self._stage_trims(batch)
             if batch:
                 await self._turn(batch)
+            elif self._stopping and self._intake.astray:
+                # What the interrupted wait was given is ours to finish.
+                self._accept(await self._intake.wait(1))
             elif self._stopping and not self._queue:
                 return
             elif not works:
@@ -172,9 +189,10 @@ class Lane:
         """
         Forget everything and read what is pending.
         """
-        self._pages.cancel()
+        self._below.cancel()
         self._parking.clear()
         self._queue.clear()
+        self._replication.clear()
         self._settlement.known.forget()
         self._intake = Intake(
             self._wire, self.number, self._parts.partitions, self.owner
@@ -183,6 +201,9 @@ class Lane:
         # What is pending is judged before anything is read, which tells the time.
         [seconds, micros] = await self._wire.call("TIME")
         self._now = Now.at(int(seconds) * 1000 + int(micros) // 1000)
+        self._lookup.era = await self._admission.era(
+            self._now, tiers=self._settlement.tiers
+        )
         await self._admit()
         backlog = await self._wire.call("GET", names.backlog(self.number))
         self._note_backlog(int(backlog or 0))
@@ -219,7 +240,7 @@ class Lane:
         # In their order, before any is put aside: the first that is seen of an
         # unknown publisher decides which of its numbers count as gone.
         for first in range(0, len(pending), LOAD_WORKS):
-            await self._lookup.load(pending[first : first + LOAD_WORKS])
+            await self._lookup.load(pending[first : first + LOAD_WORKS], self._now)
         for work in pending:
             if self._parking.joins(work):
                 continue
@@ -234,15 +255,21 @@ class Lane:
         """
         self._parts.fail("before_commit")
         commands: list[Command] = [batch.command(self.owner)]
+        patience_s = EXCHANGE_TIMEOUT_S
+        if batch.replicating:
+            commands.append(self._replication.command())
+            patience_s += self._replication.timeout_s
         reading = self._wants_more(batch)
         if reading:
             commands.append(self._intake.read())
         started = time.perf_counter()
-        replies = await self._wire.exchange(commands)
+        replies = await self._wire.exchange(commands, timeout_s=patience_s)
         self._polled()
         self._committed(batch, replies[0], time.perf_counter() - started)
+        if batch.replicating:
+            self._replication.note(batch, replies[1])
         if reading:
-            self._accept(replies[1])
+            self._accept(replies[-1])
 
     def _wants_more(self, batch: Batch) -> bool:
         """
@@ -269,9 +296,8 @@ class Lane:
         self._parts.fail("after_commit")
         self._intake.settled(batch.acknowledged)
         self._note_backlog(backlog)
-        if not self._parking:
-            # What waits relies on its publisher's record, which may be new.
-            self._settlement.known.shrink()
+        # What waits relies on its publisher's record, which may be new.
+        self._settlement.known.shrink(progress=not self._parking)
         metrics.count_commit(batch.outcomes, batch.letters, took_s)
         for cause in batch.letters:
             log.error("command.buried", lane=self.number, cause=cause)
@@ -294,6 +320,8 @@ class Lane:
         if self._settlement.overloaded:
             backlog = await self._wire.call("GET", names.backlog(self.number))
             self._note_backlog(int(backlog or 0))
+        if self._below.loaded:
+            await self._admit_loaded()
         released = self._parking.release()
         self._queue.extendleft(reversed(released))
         works: list[Work] = []
@@ -306,25 +334,55 @@ class Lane:
                 break
         return works
 
-    async def _judged(self, works: Sequence[Work]) -> Batch:
+    async def _judge_all(self, works: Sequence[Work], batch: Batch) -> None:
         """
-        The batch that settles *works*, as far as they can be settled now.
+        Settle *works* into *batch*, as far as they can be settled now.
         """
-        batch = Batch(self.number, self._parts.limits)
         if not works:
-            return batch
-        await self._lookup.load(works)
+            return
+        await self._lookup.load(works, self._now)
         self._parts.fail("after_load")
         for work in works:
             # Only now: loading has seen all of them in their order. And an earlier
             # one of the same batch may have sent its session waiting.
-            if self._parking.joins(work):
+            if not _is_told_off(work) and self._parking.joins(work):
                 continue
-            if not work.suspect or await self._may_try(work, batch):
+            if self._is_below(work):
+                self._parking.hold(work)
+                self._below.load(work.session)
+            elif not work.suspect or await self._may_try(work, batch):
                 self._judge(work, batch)
         self._note_parked()
 
-        return batch
+    def _is_below(self, work: Work) -> bool:
+        """
+        Whether the work's session has to be loaded before it can be judged.
+        """
+        if _is_told_off(work) or work.trouble is not None:
+            return False
+        return work.session in self._lookup.below
+
+    async def _admit_loaded(self) -> None:
+        """
+        Make hot what was loaded, and let go on what waits for it.
+        """
+        loaded = self._below.loaded.copy()
+        self._below.loaded.clear()
+        true = await self._admission.admit(loaded, self._now)
+        for session_id, answer in true.items():
+            self._let_go_on(session_id, answer)
+
+    def _let_go_on(self, session_id: str, answer: Loaded) -> None:
+        if not isinstance(answer, EverbusError):
+            self._settlement.known.sessions[session_id] = answer
+            self._parking.wake(session_id)
+            return
+        # Requests are told; appends, of which nobody would hear, wait on.
+        told = self._parking.withdraw(session_id, _wants_reply)
+        for work in told:
+            work.given = answer
+        self._queue.extend(told)
+        self._parking.wake(session_id, LOAD_RETRY_S)
 
     async def _may_try(self, work: Work, batch: Batch) -> bool:
         """
@@ -348,11 +406,26 @@ class Lane:
                 self._parking.park(work, _backoff_s(work))
         elif verdict is Verdict.HELD:
             self._parking.park(work, HELD_RETRY_S)
-        elif verdict is Verdict.WARM:
-            self._pages.fetch(work)
+        elif verdict is Verdict.LEAVING:
+            self._settlement.known.sessions.pop(work.session, None)
+            self._parking.park(work, LEAVING_RETRY_S)
+        elif verdict is Verdict.WANTS:
+            self._want(work)
 
-    def _fetched(self, work: Work) -> None:
-        self._queue.append(work)
+    def _want(self, work: Work) -> None:
+        """
+        Read aside what *work* wants; behind a write, its session waits for it.
+        """
+        if self._settlement.writes(work):
+            self._parking.hold(work)
+        session = self._settlement.known.sessions.get(work.session)
+        self._below.answer(work, session)
+
+    def _answered(self, work: Work) -> None:
+        if self._settlement.writes(work):
+            self._parking.wake(work.session)
+        else:
+            self._queue.append(work)
         self._nudge()
 
     async def _rest(self) -> None:
@@ -409,7 +482,9 @@ class Lane:
         """
         Whether so much waits already that nothing more may be read.
         """
-        return len(self._parking) + len(self._pages) >= MAX_WAITING
+        waiting = len(self._parking) + len(self._below)
+
+        return waiting >= MAX_WAITING or self._parking.bytes >= MAX_WAITING_BYTES
 
     def _polled(self) -> None:
         self.polled_at = time.monotonic()
@@ -417,3 +492,14 @@ class Lane:
 
 def _backoff_s(work: Work) -> float:
     return float(FIRST_RETRY_S * 2 ** (len(work.attempts) - 1))
+
+
+def _is_told_off(work: Work) -> bool:
+    """
+    Whether the tiers below cannot give what it needs, so that it only is told so.
+    """
+    return isinstance(work.given, EverbusError)
+
+
+def _wants_reply(work: Work) -> bool:
+    return work.envelope is not None and work.envelope.reply

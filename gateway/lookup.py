@@ -3,32 +3,61 @@ What a lane must know before it can judge, fetched in one round trip a batch.
 """
 
 from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any, NamedTuple
 
 from bus.codec import ordinal_of
+from bus.messages import Session
 from bus.wire import Command, Wire
-from gateway.delivery import Work
+from gateway.clock import Now
+from gateway.delivery import OUTCOME_KIND, Work
 from gateway.knowledge import Knowledge, asked_of
 from gateway.progress import Progress
 from gateway.store import hot, names
+from gateway.store.newborn import is_newborn
 from gateway.store.scripts import script
 
 # Longer than any command may wait anywhere before it is sent again.
 PUBLISHER_HORIZON_S = 24 * 3600
+# Their answers are never known beforehand.
+_ASKING = frozenset({"session.durable", OUTCOME_KIND})
 # Who asks, and the command id that is asked about.
 Asked = tuple[str, str]
+
+
+class Era(NamedTuple):
+    """
+    What the lane may rely on about the hot tier.
+
+    Attributes:
+        since_ms: since when it has lost nothing.
+        ttl_ms: how long a hot copy stays after the last write.
+        tiers: whether there is anything below it.
+    """
+
+    since_ms: int = 0
+    ttl_ms: int = 3_600_000
+    tiers: bool = False
 
 
 class Lookup:
     """
     Fills the knowledge of one partition from the hot tier.
+
+    Attributes:
+        era: set by the lane when it opens.
+        below: session id → its doubtful hot copy, or None: those among the last
+            works that have to be loaded from the tiers below.
     """
 
     def __init__(self, wire: Wire, partition: int, known: Knowledge) -> None:
+        self.era = Era()
+        self.below: dict[str, Session | None] = {}
         self._wire = wire
         self._partition = partition
         self._known = known
 
-    async def load(self, works: Sequence[Work]) -> None:
+    async def load(self, works: Sequence[Work], now: Now) -> None:
         """
         Learn the sessions, publishers and first replies that *works* touch.
 
@@ -40,15 +69,19 @@ class Lookup:
         """
         known = self._known
         known.firsts.clear()
+        self.below.clear()
+        # A hot copy may expire under us once it is that old: it is read again.
+        known.fresh_after = now.datetime - timedelta(milliseconds=self.era.ttl_ms * 0.9)
         if all(map(self._knows, works)):
             return
         asked = [(w.entry.mad, a) for w in works if (a := asked_of(w))]
-        await self._load_unknown(works, asked)
+        await self._load_unknown(works, asked, now)
         for work in works:
             known.sight(work)
         await self._load_firsts(
             [*_repeated(known, works), *(f"{mad}:{command}" for mad, command in asked)]
         )
+        await self._load_durable(works)
 
     def _knows(self, work: Work) -> bool:
         """
@@ -58,7 +91,8 @@ class Lookup:
         return (
             envelope is not None
             and work.publisher in known.progress
-            and envelope.session in known.sessions
+            and known.knows(envelope.session)
+            and envelope.kind not in _ASKING
             and not known.settled_before(work)
         )
 
@@ -83,7 +117,9 @@ class Lookup:
                 *script("prune", [names.owner(self._partition), key], owner, *some)
             )
 
-    async def _load_unknown(self, works: Sequence[Work], asked: list[Asked]) -> None:
+    async def _load_unknown(
+        self, works: Sequence[Work], asked: list[Asked], now: Now
+    ) -> None:
         sessions = _unknown_sessions(self._known, works)
         publishers = _unknown_publishers(self._known, works, asked)
         if not sessions and not publishers:
@@ -96,12 +132,34 @@ class Lookup:
             commands.append(("HMGET", names.publishers(p), *publishers))
         replies = await self._wire.exchange(commands)
         for i, session in enumerate(sessions):
-            values, tail = replies[2 * i], replies[2 * i + 1]
-            self._known.sessions[session] = hot.session_of(session, values, tail)
+            self._learn(session, replies[3 * i : 3 * i + 3], now)
         if publishers:
             for publisher, packed in zip(publishers, replies[-1], strict=True):
                 if packed is not None:
                     self._known.progress[publisher] = Progress.parse(packed)
+
+    def _learn(self, session_id: str, replies: Sequence[Any], now: Now) -> None:
+        found = hot.found_in(session_id, replies)
+        # Told by a lane that had it in its hands: read again, it may be older.
+        self._known.sessions.pop(session_id, None)
+        if self._nowhere_else(session_id, found, now):
+            self._known.sessions[session_id] = found.session
+        else:
+            self.below[session_id] = found.session
+
+    def _nowhere_else(self, session_id: str, found: hot.Found, now: Now) -> bool:
+        """
+        Whether the hot tier tells all that there is to know of a session.
+        """
+        era = self.era
+        if not era.tiers or found.deleted:
+            return True
+        if found.session is not None:
+            written_ms = found.session.last_active.timestamp() * 1000
+            return max(written_ms, found.checked_ms) >= era.since_ms
+        return not found.elsewhere and is_newborn(
+            session_id, now.ms, era.since_ms, era.ttl_ms
+        )
 
     async def _load_firsts(self, wanted: list[str]) -> None:
         if not wanted:
@@ -110,14 +168,30 @@ class Lookup:
         [values] = await self._wire.exchange([("MGET", *keys)])
         self._known.firsts.update(zip(wanted, values, strict=True))
 
+    async def _load_durable(self, works: Sequence[Work]) -> None:
+        asking = [w for w in works if _asks_durable(w)]
+        if not asking:
+            return
+        replies = await self._wire.exchange(
+            [hot.durable_command(self._partition, work.session) for work in asking]
+        )
+        for work, reply in zip(asking, replies, strict=True):
+            work.given = hot.durable_in(reply)
+
+
+def _asks_durable(work: Work) -> bool:
+    return (
+        work.envelope is not None
+        and work.envelope.kind == "session.durable"
+        and work.trouble is None
+    )
+
 
 def _unknown_sessions(known: Knowledge, works: Sequence[Work]) -> list[str]:
     found = dict.fromkeys(
-        work.envelope.session
-        for work in works
-        if work.envelope is not None and work.trouble is None and work.envelope.session
+        work.session for work in works if work.trouble is None and work.session
     )
-    return [session for session in found if session not in known.sessions]
+    return [session for session in found if not known.knows(session)]
 
 
 def _unknown_publishers(

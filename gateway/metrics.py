@@ -43,6 +43,48 @@ TRIMMED = Counter(
     "everbus_trimmed_entries_total",
     "Pending entries that somebody trimmed away: lost commands.",
 )
+WARM_LOADS = Counter(
+    "everbus_warm_loads_total",
+    "Sessions looked for below the hot tier, by what came of it.",
+    ["outcome"],
+)
+CORRUPTED = Counter(
+    "everbus_cold_corrupted_total",
+    "Objects of the cold tier that were not what was put there.",
+)
+BREAKER = Gauge(
+    "everbus_breaker_state", "Of a tier: 0 closed, 1 half-open, 2 open.", ["tier"]
+)
+TIER_CALLS = Counter(
+    "everbus_tier_calls_total",
+    "Calls of a tier: ok, failed, refused.",
+    ["tier", "outcome"],
+)
+TIER_SECONDS = Histogram(
+    "everbus_tier_seconds",
+    "How long a call of a tier took.",
+    ["tier"],
+    buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
+)
+DRAINED = Counter("everbus_drained_records_total", "Outbox records confirmed.")
+DRAIN_FAILING = Gauge(
+    "everbus_drain_failing_seconds",
+    "Since when the drain has got nothing done though there is something to do.",
+)
+BURIED_RECORDS = Counter(
+    "everbus_buried_records_total", "Records that the warm tier refused.", ["cause"]
+)
+ARCHIVED = Counter(
+    "everbus_archived_sessions_total", "Sessions moved to the cold tier."
+)
+RETURNED_ENTRIES = Counter(
+    "everbus_returned_entries_total",
+    "Timeline entries brought back from the cold tier.",
+)
+PURGED_ENTRIES = Counter(
+    "everbus_purged_entries_total", "Archived entries removed from the warm tier."
+)
+RETIRED = Counter("everbus_retired_sessions_total", "Sessions deleted by age.")
 CAUSES = frozenset(
     {
         "expired",

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from bus.errors import Forbidden
+from bus.keys import GATEWAY
 from bus.messages import Session
 from gateway.identity import Principal, Role
 
@@ -24,6 +25,18 @@ _SHARED: Relations = _OWN | {"member"}
 _ANY: Relations = _SHARED | {"stranger"}
 _THERE: Relations = _ANY - {"absent"}
 
+# Kinds that are for no session find it absent.
+_SESSIONLESS: Relations = frozenset({"absent"})
+
+# Whoever works with a session; operators and admins with any.
+_WORK: Mapping[Role, Relations] = {
+    "user": _SHARED,
+    "mad": _SHARED,
+    "operator": _ANY,
+    "admin": _ANY,
+    "gateway": _NONE,
+}
+
 RULES: Mapping[str, Mapping[Role, Relations]] = {
     # On an existing session this is `or_get`, a read.
     "session.create": {
@@ -31,62 +44,72 @@ RULES: Mapping[str, Mapping[Role, Relations]] = {
         "mad": _SHARED,
         "operator": _THERE,
         "admin": _ANY,
+        "gateway": _NONE,
     },
-    "session.get": {
-        "user": _SHARED,
-        "mad": _SHARED,
-        "operator": _ANY,
-        "admin": _ANY,
-    },
-    "session.update": {
-        "user": _SHARED,
-        "mad": _SHARED,
-        "operator": _ANY,
-        "admin": _ANY,
-    },
+    "session.get": _WORK,
+    "session.update": _WORK,
+    # The gateway's own: the clean-up by age.
     "session.delete": {
         "user": _OWN,
         "mad": _OWN,
         "operator": _NONE,
         "admin": _ANY,
+        "gateway": _ANY,
     },
-    "participant.add": {
-        "user": _SHARED,
-        "mad": _SHARED,
-        "operator": _ANY,
-        "admin": _ANY,
+    "session.suspend": _WORK,
+    "session.resume": _WORK,
+    # It says that the cold tier holds the session: nobody else can know.
+    "session.archive": {
+        "user": _NONE,
+        "mad": _NONE,
+        "operator": _NONE,
+        "admin": _NONE,
+        "gateway": _ANY,
     },
-    "participant.remove": {
-        "user": _SHARED,
-        "mad": _SHARED,
-        "operator": _ANY,
-        "admin": _ANY,
+    "session.durable": _WORK,
+    "session.at": _WORK,
+    "session.diff": _WORK,
+    # Of those that the principal may see; `sees_all` says for whom that is any.
+    "session.list": {
+        "user": _SESSIONLESS,
+        "mad": _SESSIONLESS,
+        "operator": _SESSIONLESS,
+        "admin": _SESSIONLESS,
+        "gateway": _NONE,
     },
-    "timeline.append": {
-        "user": _SHARED,
-        "mad": _SHARED,
-        "operator": _ANY,
-        "admin": _ANY,
+    "session.stats": {
+        "user": _NONE,
+        "mad": _NONE,
+        "operator": _SESSIONLESS,
+        "admin": _SESSIONLESS,
+        "gateway": _NONE,
     },
-    "timeline.read": {
-        "user": _SHARED,
-        "mad": _SHARED,
-        "operator": _ANY,
-        "admin": _ANY,
-    },
+    "participant.add": _WORK,
+    "participant.remove": _WORK,
+    "timeline.append": _WORK,
+    "timeline.read": _WORK,
+    "checkpoint.create": _WORK,
+    "checkpoint.list": _WORK,
+    "checkpoint.restore": _WORK,
     # What became of a command of the caller's own; no session is touched.
     "request.outcome": {
         "user": _ANY,
         "mad": _ANY,
         "operator": _ANY,
         "admin": _ANY,
+        "gateway": _NONE,
     },
 }
 
 # These may create a session that somebody else will own.
 _FOUNDERS: frozenset[Role] = frozenset({"mad", "admin"})
-# These may change the ACL of a session that is not their own.
-_SHARERS: frozenset[Role] = frozenset({"operator", "admin"})
+# These may change the ACL of a session that is not their own, and find any.
+_OVERSEERS: frozenset[Role] = frozenset({"operator", "admin"})
+_ASK_OWNER = "ask the session's owner or an admin"
+_REMEDIES = {
+    "session.archive": "ask the archiver: it archives by itself what is idle",
+    "session.stats": "ask an operator or an admin",
+}
 _NO_RULES: Mapping[Role, Relations] = {}
 
 
@@ -131,9 +154,11 @@ class Policy:
         role, name = principal.role, principal.name
         relation = relation_of(name, session)
         if relation not in RULES.get(kind, _NO_RULES).get(role, _NONE):
-            raise _denial(role, kind, "ask the session's owner or an admin")
+            raise _denial(role, kind, _REMEDIES.get(kind, _ASK_OWNER))
         if role == "mad" and name != mad:
             raise _denial(role, kind, "use the token of the MAD that publishes")
+        if role == "gateway" and mad != GATEWAY:
+            raise _denial(role, kind, _ASK_OWNER)
         if (
             session is None
             and kind == "session.create"
@@ -142,7 +167,14 @@ class Policy:
         ):
             raise _denial(role, kind, "name yourself as its user_id")
 
-        return relation == "owner" or role in _SHARERS
+        return relation == "owner" or role in _OVERSEERS
+
+    def sees_all(self, principal: Principal) -> bool:
+        """
+        Whether `session.list` shows all sessions, not only the principal's own and
+        those whose ACL names it.
+        """
+        return principal.role in _OVERSEERS
 
 
 def relation_of(name: str, session: Session | None) -> Relation:

@@ -7,9 +7,9 @@ here; whatever has to be looked up was loaded before.
 """
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime, timedelta
 from enum import Enum, auto
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 import msgspec
 import structlog
@@ -24,35 +24,22 @@ from bus.errors import (
     Rejection,
     Unavailable,
 )
-from bus.messages import Envelope, Reply, Session, TimelinePage
+from bus.keys import GATEWAY
+from bus.messages import DURABILITIES, Envelope, Reply, Session
 from gateway.batch import TO_LEDGER, TO_STREAM, Batch, packed_reply
+from gateway.clock import Now
 from gateway.delivery import OUTCOME_KIND, Work
-from gateway.identity import Identity, Principal
+from gateway.identity import GATEWAY_PRINCIPAL, Identity, Principal
 from gateway.knowledge import Knowledge, RequestOutcome
 from gateway.policy import Policy
-from handlers.commands import Command, CreateSession
+from gateway.store.newborn import check_made
+from handlers.commands import Command, CreateSession, Outcome
 from handlers.routes import HANDLERS, Route
 
 log = structlog.get_logger()
 
-MAX_SESSIONS = 2_000
-MAX_PUBLISHERS = 10_000
-
-
-class Now(NamedTuple):
-    """
-    The bus server's clock when the batch was read, in two forms.
-    """
-
-    ms: int
-    datetime: datetime
-
-    @classmethod
-    def at(cls, ms: int) -> Self:
-        """
-        The time *ms* milliseconds after 1970, in UTC.
-        """
-        return cls(ms, datetime.fromtimestamp(ms / 1000, UTC))
+# What tells two lives of one id apart in every store (MongoDB keeps milliseconds).
+LIFE_STEP = timedelta(milliseconds=1)
 
 
 class Verdict(Enum):
@@ -65,8 +52,10 @@ class Verdict(Enum):
     FAILED = auto()
     # Cannot be taken now and nobody waits to hear so: its session waits.
     HELD = auto()
-    # Wants an older page of the timeline than the hot tier has.
-    WARM = auto()
+    # Needs something of the tiers below first.
+    WANTS = auto()
+    # Its session is on its way to the cold tier: it waits until it has got there.
+    LEAVING = auto()
 
 
 class Settlement:
@@ -76,6 +65,7 @@ class Settlement:
     Attributes:
         known: what it may rely on, as loaded and as it changed since.
         overloaded: whether writes must wait or be refused.
+        tiers: whether there is a MongoDB that can hold what is committed.
     """
 
     def __init__(
@@ -83,6 +73,8 @@ class Settlement:
         identity: Identity,
         policy: Policy,
         routes: Mapping[str, Route] = HANDLERS,
+        *,
+        tiers: bool = False,
     ) -> None:
         self._identity = identity
         self._policy = policy
@@ -93,6 +85,7 @@ class Settlement:
         }
         self.known = Knowledge()
         self.overloaded = False
+        self.tiers = tiers
 
     def holds(self, work: Work) -> bool:
         """
@@ -102,6 +95,12 @@ class Settlement:
         if envelope is None or envelope.reply:
             return False
         return self.overloaded and self._changes(envelope)
+
+    def writes(self, work: Work) -> bool:
+        """
+        Whether *work* may change its session.
+        """
+        return work.envelope is not None and self._changes(work.envelope)
 
     def judge(self, work: Work, batch: Batch, now: Now) -> Verdict:
         """
@@ -123,8 +122,8 @@ class Settlement:
                 return Verdict.HELD
             return self._rejected(work, envelope, error, batch, now)
         except (Rejection, Unavailable) as error:
-            # Unavailable is a page that the warm tier could not give: no defect,
-            # and whoever reads can ask again.
+            # Unavailable is a tier that could not give what is wanted: no defect,
+            # and whoever asks can ask again.
             return self._rejected(work, envelope, error, batch, now)
         except Exception as error:
             log.exception("command.failed", command=envelope.id, kind=envelope.kind)
@@ -146,32 +145,76 @@ class Settlement:
         self, work: Work, envelope: Envelope, batch: Batch, now: Now
     ) -> Verdict:
         _check_deadline(work, envelope, now)
-        principal = self._identity.principal_of(envelope.token)
+        principal = self._principal(work, envelope)
         if envelope.kind == OUTCOME_KIND:
             self._policy.allow(principal, envelope.kind, work.entry.mad, None)
             asked = self._body(envelope).command_id
             told = self.known.outcome(work.entry.mad, asked, batch.kept)
-            return self._answer(work, envelope, told, batch, now)
-        session = self.known.sessions[envelope.session]
-        change = batch.touch(envelope.session, session)
-        command = self._command(work, envelope, principal, session)
-        if isinstance(work.page, EverbusError):
-            raise work.page
-        if isinstance(work.page, TimelinePage):
-            return self._answer(work, envelope, work.page, batch, now)
+            return self._answer(
+                work, envelope, packed_reply(envelope.id, told), batch, now
+            )
+        if isinstance(work.given, EverbusError):
+            raise work.given
         route = self._routes[envelope.kind]
-        if route.writes and self.overloaded:
-            raise Overloaded("the outbox is full: MongoDB is behind. Try again later")
-        outcome = route.handler(session, command, now.datetime)
-        if outcome.warm is not None:
-            work.page = outcome.warm
-            return Verdict.WARM
+        session = self.known.sessions[envelope.session] if work.session else None
+        if session is not None and session.state == "archived":
+            return Verdict.LEAVING
+        if not route.sessionless:
+            batch.touch(envelope.session, session)
+        command = self._command(work, envelope, principal, session)
+        if route.writes:
+            self._check_write(envelope)
+        if session is None and envelope.kind == "session.create":
+            check_made(envelope.session, now.ms)
+        outcome = route.handler(session, command, _moment(work, batch, now))
+        if outcome.wants is not None:
+            work.want(outcome.wants, session)
+            return Verdict.WANTS
+        return self._applied(work, envelope, outcome, batch, now)
+
+    def _applied(
+        self,
+        work: Work,
+        envelope: Envelope,
+        outcome: Outcome,
+        batch: Batch,
+        now: Now,
+    ) -> Verdict:
         # Pack first: what cannot be packed must fail before it has an effect.
         packed = packed_reply(envelope.id, outcome.reply) if envelope.reply else b""
-        change.apply(outcome)
-        self.known.sessions[envelope.session] = outcome.session
+        if envelope.session in batch.changes:
+            batch.changes[envelope.session].apply(outcome)
+            self.known.sessions[envelope.session] = outcome.session
+        if outcome.when_durable and envelope.reply:
+            self._check_tiers()
+            batch.hold(work, packed)
+            self._settle(work, batch, now, "ok")
+            return Verdict.SETTLED
+        return self._answer(work, envelope, packed, batch, now)
 
-        return self._answered(work, envelope, packed, batch, now)
+    def _check_write(self, envelope: Envelope) -> None:
+        if self.overloaded:
+            raise Overloaded("the outbox is full: MongoDB is behind. Try again later")
+        if envelope.durability not in DURABILITIES:
+            raise Invalid(
+                f"durability is {envelope.durability[:80]!a}; one of "
+                f"{', '.join(sorted(DURABILITIES))}",
+                field="durability",
+            )
+        if envelope.durability == "warm" and envelope.reply:
+            self._check_tiers()
+
+    def _check_tiers(self) -> None:
+        if not self.tiers:
+            raise Unavailable(
+                "this manager has no MongoDB, so nothing becomes durable in it; set "
+                "EVERBUS_MONGO_URL"
+            )
+
+    def _principal(self, work: Work, envelope: Envelope) -> Principal:
+        if work.entry.mad == GATEWAY:
+            return GATEWAY_PRINCIPAL
+        return self._identity.principal_of(envelope.token)
 
     def _command(
         self,
@@ -197,6 +240,8 @@ class Settlement:
             body=body,
             expected_version=envelope.expected_version,
             may_share=may_share,
+            sees_all=self._policy.sees_all(principal),
+            given=work.given_of(session),
         )
 
     def _body(self, envelope: Envelope) -> Any:
@@ -218,8 +263,9 @@ class Settlement:
     ) -> Verdict:
         first = batch.kept.get(work.command) or self.known.firsts.get(work.command)
         if envelope.reply and first is not None:
-            batch.reply(work, first, TO_STREAM)
-        elif envelope.reply:
+            self._reply(work, envelope, first, batch, keep=0)
+            return self._replied(work, envelope, batch, now, "repeated")
+        if envelope.reply:
             late = AlreadyExists(
                 f"command {envelope.id} was settled before; its first reply is no "
                 "longer kept. Read the session to see its state"
@@ -230,24 +276,45 @@ class Settlement:
         return Verdict.SETTLED
 
     def _answer(
-        self, work: Work, envelope: Envelope, body: Any, batch: Batch, now: Now
-    ) -> Verdict:
-        packed = packed_reply(envelope.id, body) if envelope.reply else b""
-
-        return self._answered(work, envelope, packed, batch, now)
-
-    def _answered(
         self, work: Work, envelope: Envelope, packed: bytes, batch: Batch, now: Now
     ) -> Verdict:
         keep = TO_LEDGER if self._changes(envelope) else 0
         if envelope.reply:
-            batch.reply(work, packed, TO_STREAM | keep)
+            self._reply(work, envelope, packed, batch, keep)
         elif keep and work.ordinal is None:
             # A free id has no number to know it by: the ledger must.
             batch.reply(work, packed_reply(envelope.id, None), TO_LEDGER)
-        self._settle(work, batch, now, "ok")
 
+        return self._replied(work, envelope, batch, now, "ok")
+
+    def _reply(
+        self, work: Work, envelope: Envelope, packed: bytes, batch: Batch, keep: int
+    ) -> None:
+        """
+        Stage the reply for when the command is as durable as it asks for.
+        """
+        durability = self._durability(envelope)
+        if durability == "hot":
+            batch.reply(work, packed, TO_STREAM | keep)
+            return
+        if keep:
+            batch.reply(work, packed, keep)
+        if durability == "warm":
+            batch.hold(work, packed)
+        else:
+            batch.replicate(work, packed)
+
+    def _replied(
+        self, work: Work, envelope: Envelope, batch: Batch, now: Now, code: str
+    ) -> Verdict:
+        self._note(work, batch, now, code)
+        # Until it is replied to, the entry of a replicated command stays pending.
+        if not envelope.reply or self._durability(envelope) != "replicated":
+            batch.release(work)
         return Verdict.SETTLED
+
+    def _durability(self, envelope: Envelope) -> str:
+        return envelope.durability if self._changes(envelope) else "hot"
 
     def _rejected(
         self,
@@ -289,10 +356,24 @@ class Settlement:
             batch.reply(work, _refusal(envelope, error), flags)
 
     def _settle(self, work: Work, batch: Batch, now: Now, code: str) -> None:
+        self._note(work, batch, now, code)
+        batch.release(work)
+
+    def _note(self, work: Work, batch: Batch, now: Now, code: str) -> None:
         progress = self.known.sight(work)
         kind = work.envelope.kind if work.envelope is not None else ""
         batch.outcomes[kind if kind in self._routes else "other", code] += 1
-        batch.settle(work, progress, now.ms // 1000)
+        batch.note(work, progress, now.ms // 1000)
+
+
+def _moment(work: Work, batch: Batch, now: Now) -> datetime:
+    """
+    When the command is applied; a new life begins later than the one it follows.
+    """
+    change = batch.changes.get(work.session)
+    if change is None or change.now is not None or change.read is None:
+        return now.datetime
+    return max(now.datetime, change.read.created_at + LIFE_STEP)
 
 
 def _check_deadline(work: Work, envelope: Envelope, now: Now) -> None:

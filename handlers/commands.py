@@ -5,11 +5,12 @@ A body is decoded strictly: a wrong type is refused with the field's path, an
 unknown field is ignored so that newer callers can talk to older replicas.
 """
 
-from typing import Any
+from datetime import datetime
+from typing import Any, Literal
 
 import msgspec
 
-from bus.messages import Session
+from bus.messages import Session, State
 
 
 class CreateSession(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,10 +26,15 @@ class CreateSession(msgspec.Struct, frozen=True, kw_only=True):
     or_get: bool = False
 
 
-class GetSession(msgspec.Struct, frozen=True):
+class GetSession(msgspec.Struct, frozen=True, kw_only=True):
     """
     Read a session with its recent timeline; changes nothing.
+
+    Attributes:
+        full: with its full context, too, which only the warm tier holds.
     """
+
+    full: bool = False
 
 
 class UpdateSession(msgspec.Struct, frozen=True):
@@ -36,16 +42,66 @@ class UpdateSession(msgspec.Struct, frozen=True):
     Change a session by a JSON merge patch (RFC 7396); replied to with it.
 
     Attributes:
-        patch: over acl, context_summary and work_in_progress.
+        patch: over acl, context_summary, fields, full_context, tags and
+            work_in_progress.
     """
 
     patch: dict[str, Any]  # JSON values
 
 
-class DeleteSession(msgspec.Struct, frozen=True):
+class DeleteSession(msgspec.Struct, frozen=True, kw_only=True):
     """
     End a session for good; replied to with nothing.
+
+    Attributes:
+        idle_since: refuse if it was active after this time (for clean-up by age).
     """
+
+    idle_since: datetime | None = None
+
+
+class SuspendSession(msgspec.Struct, frozen=True):
+    """
+    Let a session rest: dormant, and out of Redis as soon as MongoDB holds it.
+    """
+
+
+class ResumeSession(msgspec.Struct, frozen=True):
+    """
+    Wake a dormant session; the next write to one does so as well.
+    """
+
+
+class ArchiveSession(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    Leave the session to the cold tier, which holds it already, verified.
+
+    Only the archiver sends it; refused if anything changed since it looked.
+
+    Attributes:
+        version: the version that was archived; with last_seq and moves it tells
+            whether the session is still as it was.
+        pointer: the key of the archive's manifest, which names its SHA-256.
+        bytes: what the archive takes in the cold tier.
+    """
+
+    version: int
+    last_seq: int
+    idle_since: datetime
+    pointer: str
+    bytes: int
+    moves: int
+
+
+class DurableSession(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    Ask how much of the session MongoDB holds.
+
+    Attributes:
+        wait: reply when it holds all that was committed before this question.
+    """
+
+    wait: bool = False
 
 
 class AddParticipant(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,15 +131,101 @@ class AppendTimeline(msgspec.Struct, frozen=True):
 
 class ReadTimeline(msgspec.Struct, frozen=True, kw_only=True):
     """
-    Read entries in ascending seq.
+    Read entries, oldest first or newest first.
 
     Attributes:
-        after: the page begins behind this seq; None: the newest *limit* ones.
+        after: only entries behind this seq; None: from the beginning, but without
+            any other bound the newest *limit* ones.
+        before: only entries ahead of this seq.
+        since: only entries at this time or later.
+        until: only entries earlier than this time.
         limit: 1 to 1,000 entries.
     """
 
     after: int | None = None
+    before: int | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    newest_first: bool = False
     limit: int = 100
+
+
+class SessionAt(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    Read the session's state as it was at *version*.
+    """
+
+    version: int
+
+
+class DiffSession(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    Read what changed between two versions, and who changed it.
+    """
+
+    from_version: int
+    to_version: int
+
+
+class CreateCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    Keep the session's present state under a name; moves no version.
+
+    Attributes:
+        kind: full, or incremental: only what differs from the one before.
+    """
+
+    name: str = ""
+    kind: Literal["full", "incremental"] = "full"
+
+
+class ListCheckpoints(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    Read the session's checkpoints, newest first.
+
+    Attributes:
+        before: the `next` of the page before; None: the newest.
+    """
+
+    before: str | None = None
+    limit: int = 100
+
+
+class RestoreCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    Bring the state back to a checkpoint's, as a new version.
+    """
+
+    checkpoint_id: str
+
+
+class ListSessions(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    Find sessions, latest activity first; all given filters have to hold.
+
+    Attributes:
+        text: words that have to be in its owner, tags, summary or fields.
+        active_since: last active at this time or later.
+        active_before: last active earlier than this time.
+        cursor: the `next` of the page before.
+        limit: 1 to 1,000 sessions.
+    """
+
+    owner: str | None = None
+    participant: str | None = None
+    state: State | None = None
+    tag: str | None = None
+    text: str | None = None
+    active_since: datetime | None = None
+    active_before: datetime | None = None
+    cursor: str | None = None
+    limit: int = 100
+
+
+class ReadStats(msgspec.Struct, frozen=True):
+    """
+    Count the sessions, and what each tier holds.
+    """
 
 
 Body = (
@@ -91,10 +233,21 @@ Body = (
     | GetSession
     | UpdateSession
     | DeleteSession
+    | SuspendSession
+    | ResumeSession
+    | ArchiveSession
+    | DurableSession
     | AddParticipant
     | RemoveParticipant
     | AppendTimeline
     | ReadTimeline
+    | SessionAt
+    | DiffSession
+    | CreateCheckpoint
+    | ListCheckpoints
+    | RestoreCheckpoint
+    | ListSessions
+    | ReadStats
 )
 
 
@@ -106,6 +259,9 @@ class Command(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         mad: the MAD on whose ingress it came.
         principal: who asked, from the verified token.
         may_share: whether that principal may change the session's ACL.
+        sees_all: whether that principal may find sessions that it has no part in.
+        given: what an earlier outcome of the same command wanted, read from the
+            tiers below; None the first time.
     """
 
     id: str
@@ -116,6 +272,8 @@ class Command(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     body: Any  # the kind's Body; narrowed by the handler it is routed to
     expected_version: int | None = None
     may_share: bool = False
+    sees_all: bool = False
+    given: Any = None  # what the Wanted names
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -124,8 +282,10 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     Attributes:
         version: the session's version after it.
-        seq: of the appended entry; 0 if none was.
-        patch: what was asked to change, if it was a patch.
+        seq: the timeline's last after it: of an append, the appended entry's.
+        at: when; None for an append, whose entry tells.
+        patch: the merge patch (RFC 7396) from the state before to the one after,
+            for every kind that moves the version: together they are the history.
     """
 
     kind: str
@@ -134,7 +294,40 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     principal: str
     version: int
     seq: int = 0
+    at: datetime | None = None
     patch: dict[str, Any] | None = None  # JSON values
+
+
+class NewCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    A checkpoint on its way to the warm tier.
+
+    Attributes:
+        id: the id of the command that made it.
+        state: what `handlers.history.state_of` says of the session.
+        sha256: what `handlers.history.digest` says of *state*, hexadecimal.
+    """
+
+    id: str
+    name: str
+    version: int
+    last_seq: int
+    kind: Literal["full", "incremental"]
+    at: datetime
+    author: str
+    state: dict[str, Any]  # JSON values
+    sha256: str
+
+
+class Archived(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    Where the cold tier holds a session that is about to become a stub.
+    """
+
+    pointer: str
+    through: int
+    bytes: int
+    moves: int
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -144,23 +337,119 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     Attributes:
         session: the session afterwards; None if it is deleted.
         reply: what the caller is told; None if there is nothing to tell.
-        event: what happened; None for a read or a change that changed nothing.
+        events: what happened, in order; empty for a read or a change that changed
+            nothing.
         entry: the appended timeline entry, encoded; None for other kinds.
-        warm: the page's older part, which only the warm tier holds.
+        wants: what has to be read from the tiers below before the command can be
+            applied; then it is handled again, with that as `command.given`.
+        checkpoint: a checkpoint to keep.
+        archived: the session is in the cold tier.
+        when_durable: reply only when MongoDB holds all that was committed so far.
     """
 
     session: Session | None
     reply: Any = None  # a value of bus.messages
-    event: Event | None = None
+    events: tuple[Event, ...] = ()
     entry: bytes | None = None
-    warm: "WarmPage | None" = None
+    wants: "Wanted | None" = None
+    checkpoint: NewCheckpoint | None = None
+    archived: Archived | None = None
+    when_durable: bool = False
 
 
-class WarmPage(msgspec.Struct, frozen=True):
+class WarmPage(msgspec.Struct, frozen=True, kw_only=True):
     """
-    A timeline page that begins before the hot tail: seqs *first* to *last*.
+    A timeline page that reaches below the hot tail; given as a TimelinePage.
+
+    Attributes:
+        first: the lowest seq that may be on it.
+        last: the highest one.
+        since: as in ReadTimeline; `until` too.
+        limit: how many at most, from *first* on, or from *last* if newest first.
+        tail: the newest entries, encoded, as the hot tier has them.
+        end: the seq of the last of *tail*: the timeline's last.
     """
 
     first: int
     last: int
+    limit: int
     end: int
+    since: datetime | None = None
+    until: datetime | None = None
+    newest_first: bool = False
+    tail: tuple[bytes, ...] = ()
+
+
+class FullContext(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    The full context as of *version* at least; given as a JSON object.
+    """
+
+    version: int
+
+
+class StateAt(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    The state at *version*, at most *current*; given as a Session.
+    """
+
+    version: int
+    current: int
+
+
+class ChangesBetween(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    What changed between two versions; given as a Difference.
+    """
+
+    from_version: int
+    to_version: int
+    current: int
+
+
+class CheckpointsOf(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    A page of checkpoints; given as a CheckpointPage.
+    """
+
+    before: str | None
+    limit: int
+
+
+class CheckpointState(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    The verified state of a checkpoint; given as a JSON object.
+    """
+
+    checkpoint_id: str
+
+
+class FoundSessions(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    A page of sessions; given as a SessionPage.
+
+    Attributes:
+        visible_to: only sessions of which this principal is owner or member;
+            empty: all.
+    """
+
+    query: ListSessions
+    visible_to: str
+
+
+class Statistics(msgspec.Struct, frozen=True):
+    """
+    Counts and sizes; given as Stats.
+    """
+
+
+Wanted = (
+    WarmPage
+    | FullContext
+    | StateAt
+    | ChangesBetween
+    | CheckpointsOf
+    | CheckpointState
+    | FoundSessions
+    | Statistics
+)

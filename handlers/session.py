@@ -7,22 +7,18 @@ from typing import Any
 
 import msgspec
 
-from bus.errors import Invalid, TooLarge
-from bus.messages import Session, TimelineEntry, check_json, check_name
+from bus.errors import TooLarge
+from bus.messages import Session, State, TimelineEntry
 
 RECENT_ENTRIES = 20
 # Customer's bound for the hot tier: "<50KB active session data" (seed 000).
 HOT_BYTES = 50 * 1024
 # The recent timeline takes at most this much of it, and gives way to the state.
 TAIL_BYTES = 24 * 1024
-MAX_ACL = 1000
-
-PATCHABLE = frozenset({"acl", "context_summary", "work_in_progress"})
-PROTECTED = frozenset(Session.__struct_fields__) - PATCHABLE
-
-# What an append can add to the state's size: a longer seq, a longer time. It is
-# never refused for its size, so it must not push the state over the bound.
-_GROWTH_BYTES = 16
+# What appending, suspending and resuming can add to the state's size: a longer seq,
+# version, time and state. They are never refused for their size, so they must not
+# push the state over the bound.
+_GROWTH_BYTES = 24
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -41,27 +37,16 @@ def new_session(session_id: str, owner: str, creator: str, now: datetime) -> Ses
     )
 
 
-def patched(session: Session, patch: dict[str, Any], now: datetime) -> Session:
-    """
-    The session one version on, with *patch* merged in (RFC 7396).
-
-    Raises:
-        Invalid: a field is unknown, protected, or gets a value of a wrong type.
-        TooLarge: the state would exceed HOT_BYTES.
-    """
-    changes = {name: _merged(session, name, value) for name, value in patch.items()}
-
-    return changed(session, now, **changes)
-
-
 def changed(session: Session, now: datetime, **changes: Any) -> Session:
     """
-    The session one version on with *changes* to its fields.
+    The session one version on with *changes* to its fields; active, if it rested.
 
     Raises:
         TooLarge: the state would exceed HOT_BYTES.
     """
-    changes |= {"version": session.version + 1, "last_active": now}
+    if session.state == "dormant":
+        changes["state"] = "active"
+    changes |= {"version": session.version + 1, "last_active": later(session, now)}
     after = msgspec.structs.replace(session, **changes)
     size = _state_bytes(after)
     if size > HOT_BYTES:
@@ -78,6 +63,28 @@ def changed(session: Session, now: datetime, **changes: Any) -> Session:
     return msgspec.structs.replace(after, recent_timeline=tail)
 
 
+def moved(session: Session, state: State, now: datetime) -> Session:
+    """
+    The session one version on in another *state*; never refused for its size.
+    """
+    return msgspec.structs.replace(
+        session,
+        state=state,
+        version=session.version + 1,
+        last_active=later(session, now),
+    )
+
+
+def later(session: Session, now: datetime) -> datetime:
+    """
+    *now*, but never earlier than what the session has seen.
+
+    A server's clock may step back, for example when a replica of Redis takes over;
+    within a session time does not, so its entries are in order of time as well.
+    """
+    return max(now, session.last_active)
+
+
 def appended(
     session: Session, author: str, entry: bytes, now: datetime
 ) -> tuple[Session, bytes]:
@@ -87,12 +94,12 @@ def appended(
     An entry too large for the tail stays out of it and is read from the warm
     tier; so do the entries before it, since the tail has no holes.
     """
-    seq = session.last_seq + 1
-    packed = _encode(TimelineEntry(seq, now, author, msgspec.Raw(entry)))
+    seq, at = session.last_seq + 1, later(session, now)
+    packed = _encode(TimelineEntry(seq, at, author, msgspec.Raw(entry)))
     room = HOT_BYTES - _state_bytes(session)
     tail = trimmed((*session.recent_timeline, packed), room)
     after = msgspec.structs.replace(
-        session, last_seq=seq, last_active=now, recent_timeline=tail
+        session, last_seq=seq, last_active=at, recent_timeline=tail
     )
     return after, packed
 
@@ -126,38 +133,6 @@ def merge(target: Any, patch: Any) -> Any:
         else:
             merged[name] = merge(merged.get(name), value)
     return merged
-
-
-def _merged(session: Session, name: str, value: Any) -> Any:
-    if name in PROTECTED:
-        raise Invalid(f"{name} is protected; it cannot be patched", field=name)
-    if name not in PATCHABLE:
-        # Shortened: the name is the caller's, and the refusal is kept for long.
-        shown = ascii(name)[:80]
-        raise Invalid(
-            f"{shown} is no field of a session; known: {', '.join(sorted(PATCHABLE))}",
-            field=name[:80],
-        )
-    check_json(value, name)
-    if name == "acl":
-        return _checked_acl(value)
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise Invalid(f"{name} must be an object or null", field=name)
-    # Every path in the result is one of the field's or one of the patch's, so
-    # what both may hold, the result may hold: no second check.
-    return merge(getattr(session, name), value)
-
-
-def _checked_acl(value: Any) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    if not isinstance(value, list | tuple):
-        raise Invalid("acl must be a list of names or null", field="acl")
-    if len(value) > MAX_ACL:
-        raise Invalid(f"acl has {len(value)} names; at most {MAX_ACL}", field="acl")
-    return tuple(dict.fromkeys(check_name(name, "acl") for name in value))
 
 
 def _state_bytes(session: Session) -> int:

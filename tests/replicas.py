@@ -22,6 +22,7 @@ from typing import Any
 import msgspec
 import redis.asyncio
 
+from archiver.confirmation import Terms, confirmations, entry_of
 from bus import Mad, Unavailable, connect, keys
 from bus.messages import SCHEMA, TimelineEntry
 from compose.roles import lane_parts
@@ -29,9 +30,8 @@ from compose.settings import Settings, load_settings
 from gateway.identity import mint
 from gateway.replica import Replica
 from gateway.store import names
-from gateway.store.outbox import COUNT_FIELD, VALUE_FIELD, unpack_records
-from gateway.store.scripts import script
-from gateway.store.warm import NoWarmTier
+from gateway.store.outbox import VALUE_FIELD, unpack_records
+from gateway.store.reader import NoTiers
 from handlers.commands import Event
 from handlers.routes import HANDLERS
 from tests.servers import inherited
@@ -109,6 +109,10 @@ class Part:
         self.name = name
         self._process = process
         self._log = log
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     @property
     def alive(self) -> bool:
@@ -218,7 +222,7 @@ async def archiver(folder: Path, url: str, name: str, **settings: Any):
 
 @asynccontextmanager
 async def replica_here(
-    url: str, *, routes=HANDLERS, warm=None, name: str = "here", **settings: Any
+    url: str, *, routes=HANDLERS, tiers=None, name: str = "here", **settings: Any
 ) -> AsyncIterator[Replica]:
     """
     A replica in this process, whose handlers and metrics a test can reach.
@@ -227,7 +231,8 @@ async def replica_here(
     async with redis.asyncio.from_url(url) as client:
         await client.hsetnx(keys.CONFIG, "partitions", chosen.partitions)
         await client.hsetnx(keys.CONFIG, "schema", SCHEMA)
-    parts = lane_parts(chosen, chosen.partitions, warm or NoWarmTier(), routes)
+        await client.hsetnx(keys.MADS, keys.GATEWAY, "{}")
+    parts = lane_parts(chosen, chosen.partitions, tiers or NoTiers(), routes)
     replica = Replica(name, parts, ttl_ms=chosen.lane_ttl_ms)
     stop = asyncio.Event()
     serving = asyncio.create_task(replica.run(stop))
@@ -371,12 +376,10 @@ class Books:
                 await client.xgroup_create(outbox, group, "0", mkstream=True)
             read = await client.xreadgroup(group, "test", {outbox: ">"}, count=1000)
             entries = [entry for _, found in read for entry in found]
-            if entries:
-                told = [x for i, fields in entries for x in (i, fields[COUNT_FIELD])]
-                await client.execute_command(
-                    *script("confirm", [outbox, names.backlog(p)], group, *told)
-                )
-                self.add(entries)
+            taken = [entry_of(p, i, fields) for i, fields in entries]
+            for command in confirmations(taken, (), time.time_ns() // 10**6, Terms()):
+                await client.execute_command(*command)
+            self.add(entries)
 
     def check(self) -> None:
         """

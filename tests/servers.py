@@ -14,8 +14,9 @@ from pathlib import Path
 
 from compose.folder import free_port
 from compose.processes import Running, Server, start
-from compose.servers import secantus_server, valkey_server
+from compose.servers import nanio_server, secantus_server, valkey_server
 
+S3_KEYS = ("of-tests-only", "of-tests-only-0123456789")
 DEBIAN_REDIS = shutil.which("redis-server") or ""
 
 
@@ -104,6 +105,16 @@ async def secantus(folder: Path) -> AsyncIterator[RealServer]:
     server = secantus_server(folder, free_port())
     url = f"mongodb://127.0.0.1:{server.port}/?directConnection=true"
     async with _serving(server, url) as real:
+        yield real
+
+
+@asynccontextmanager
+async def nanio(folder: Path) -> AsyncIterator[RealServer]:
+    """
+    nanio, which speaks S3; S3_KEYS are its keys, `everbus` is its bucket.
+    """
+    server = nanio_server(folder, free_port(), *S3_KEYS)
+    async with _serving(server, f"http://127.0.0.1:{server.port}") as real:
         yield real
 
 

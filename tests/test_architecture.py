@@ -32,7 +32,10 @@ OURS = {
         "bus",
         "handlers",
     ),
-    "archiver": ("archiver", "bus", "gateway.store", "gateway.metrics", "gateway.wire"),
+    "archiver": (
+        *("archiver", "bus", "handlers.commands"),
+        *("gateway.store", "gateway.metrics"),
+    ),
     "compose": PACKAGES,
 }
 
@@ -43,6 +46,7 @@ BUS_PARTIES = frozenset(
 GATEWAY_PARTIES = BUS_PARTIES | {
     *("motor", "pymongo", "bson"),
     *("boto3", "botocore"),
+    *("backports", "compression"),
     *("jwt", "prometheus_client"),
 }
 PARTIES = {
@@ -50,13 +54,13 @@ PARTIES = {
     "handlers": frozenset({"msgspec", "pydantic"}),
     "gateway": GATEWAY_PARTIES,
     "gateway.edge": GATEWAY_PARTIES | {"fastapi", "starlette", "uvicorn"},
-    "archiver": frozenset({"msgspec", "structlog", "redis"}),
+    "archiver": frozenset({"msgspec", "structlog", "redis", "uuid_utils"}),
     "compose": None,  # everything
 }
 # Drivers behind one door: at most one file, or the one that is named.
 DOORS = {"motor": None, "boto3": None, "jwt": "gateway.identity"}
 # Without these the house is not whole.
-DOORS_THAT_EXIST = frozenset({"motor", "jwt"})
+DOORS_THAT_EXIST = frozenset({"motor", "boto3", "jwt"})
 
 # No I/O, no clock, no chance: what is left of the standard library.
 PURE = frozenset(

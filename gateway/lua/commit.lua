@@ -7,10 +7,12 @@ keeps its earlier writes. The shebang makes the server refuse the script up
 front when it could not write (out of memory, read-only, failed AOF).
 
 KEYS  1 owner  2 outbox  3 backlog  4 publishers  5 dead  6 attempts
-      7 checkpoints, then S times: session hash, recent list; I times: ingress
-      stream; R times: reply stream, ledger key
+      7 checkpoints, then S times: session hash, recent list; D times: gone mark
+      of a deleted session; I times: ingress stream; R times: reply stream,
+      ledger key
 ARGV  1 owner value  2 S  3 I  4 R  5 group  6 reply TTL ms  7 ledger TTL ms
-      8 dead letter cap  9 outbox records  10 outbox value, then
+      8 dead letter cap  9 outbox records  10 outbox value  11 replies held until
+      MongoDB holds the records ('' for none)  12 D, then D marks, then
       S times the version that was read ('' for none);
       S times: field count (-1 deletes), fields and values, entry count,
         entries, tail length to keep (-1: the whole);
@@ -22,7 +24,7 @@ ARGV  1 owner value  2 S  3 I  4 R  5 group  6 reply TTL ms  7 ledger TTL ms
 Returns  {'ok', backlog} | {'superseded'} | {'stale', index of session, ...}
 Atomicity  one script, one slot.
 ]]
-local FIXED_KEYS, FIXED_ARGS = 7, 10
+local FIXED_KEYS, FIXED_ARGS = 7, 12 + tonumber(ARGV[12])
 local sessions, ingresses, replies = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
@@ -64,6 +66,9 @@ for _ = 1, sessions do
   local first, last = run()
   if first then
     redis.call('HSET', hash, unpack(ARGV, first, last))
+    -- What MongoDB does not hold must not expire.
+    redis.call('PERSIST', hash)
+    redis.call('PERSIST', recent)
   elseif last == -1 then
     redis.call('DEL', hash, recent)
   end
@@ -78,10 +83,18 @@ for _ = 1, sessions do
     redis.call('LTRIM', recent, -keep, -1)
   end
 end
+for i = 13, FIXED_ARGS do
+  redis.call('SET', KEYS[key], ARGV[i])
+  key = key + 1
+end
 
 local backlog
-if tonumber(ARGV[9]) > 0 then
-  redis.call('XADD', KEYS[2], '*', 'b', ARGV[10], 'n', ARGV[9])
+if tonumber(ARGV[9]) > 0 or ARGV[11] ~= '' then
+  if ARGV[11] ~= '' then
+    redis.call('XADD', KEYS[2], '*', 'b', ARGV[10], 'n', ARGV[9], 'r', ARGV[11])
+  else
+    redis.call('XADD', KEYS[2], '*', 'b', ARGV[10], 'n', ARGV[9])
+  end
   backlog = redis.call('INCRBY', KEYS[3], ARGV[9])
 else
   -- Told also when nothing is added: the limit must not be forgotten over a read.

@@ -1,19 +1,110 @@
 #!lua
 --[[
-Confirm outbox entries that MongoDB holds, and forget them.
+Confirm outbox entries that MongoDB holds: note it on the hot copies, which may
+expire or go from now on, forget the entries, and give the replies held for them.
 
-An entry that was confirmed before is not counted twice, since only the first
-XACK of an entry returns 1.
+May be repeated, and come late from an archiver that was paused: what is noted only
+grows, a hot copy that changed since then stays as it is, and only the first XACK of
+an entry counts it and gives its replies. Sessions come before entries, so that a
+script that fails midway is wholly repeated with the entries that are still there.
 
-KEYS  1 outbox  2 backlog
-ARGV  1 group, then per entry: id, how many records it holds
+KEYS  1 outbox  2 backlog, then S times: session hash, recent list, gone mark; then
+      one reply stream per held reply, in the order of the entries
+ARGV  1 group  2 reply TTL ms  3, 4 the hash's state field of a dormant session and
+      of an archived one  5 S  6 N, then
+      S times: the hash's created_at field ('': it was only deleted), version,
+        last_seq, TTL of the hot copy in ms, 1 if it was archived (else 0), the
+        mark of its deletion ('' if it was not deleted);
+      N times: entry id, how many records it holds, reply count, the replies,
+        wake-up count, then channel and message of each
 Returns  the records still unconfirmed
+Atomicity  one script, one slot.
 ]]
-local confirmed = 0
-for i = 2, #ARGV, 2 do
-  if redis.call('XACK', KEYS[1], ARGV[1], ARGV[i]) == 1 then
-    confirmed = confirmed + tonumber(ARGV[i + 1])
-    redis.call('XDEL', KEYS[1], ARGV[i])
+local group, reply_ttl, dormant, archived = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local at, key = 7, 3
+
+-- The next argument.
+local function take()
+  at = at + 1
+  return ARGV[at - 1]
+end
+
+-- Note in *field* that MongoDB holds *value*, of *now*; only ever forward. More than
+-- there is was noted of an earlier life of the session.
+local function note(hash, field, held, value, now)
+  held = tonumber(held)
+  if not held or held < tonumber(value) or held > tonumber(now) then
+    redis.call('HSET', hash, field, value)
   end
 end
-return redis.call('DECRBY', KEYS[2], confirmed)
+
+-- Let go of a hot copy that is as MongoDB has it.
+local function release(hash, recent, gone, state, ttl, is_archived)
+  if state == archived and is_archived ~= '1' then
+    return
+  end
+  if state == archived or state == dormant then
+    redis.call('DEL', hash, recent)
+    redis.call('SET', gone, 'elsewhere', 'PX', ttl)
+    return
+  end
+  redis.call('PEXPIRE', hash, ttl)
+  redis.call('PEXPIRE', recent, ttl)
+end
+
+for _ = 1, tonumber(ARGV[5]) do
+  local hash, recent, gone = KEYS[key], KEYS[key + 1], KEYS[key + 2]
+  key = key + 3
+  local life, version, seq = take(), take(), take()
+  local ttl, is_archived, mark = take(), take(), take()
+  if mark ~= '' and redis.call('GET', gone) == mark then
+    redis.call('DEL', gone)
+  end
+  if life ~= '' then
+    local told = redis.call('HMGET', hash, 'created_at', 'version', 'last_seq',
+      'durable_version', 'durable_seq', 'state')
+    if told[1] == life then
+      note(hash, 'durable_version', told[4], version, told[2])
+      note(hash, 'durable_seq', told[5], seq, told[3])
+      if told[2] == version and told[3] == seq then
+        release(hash, recent, gone, told[6], ttl, is_archived)
+      end
+    end
+  end
+end
+
+local records, wakes = 0, {}
+for _ = 1, tonumber(ARGV[6]) do
+  local id, count = take(), tonumber(take())
+  local first = redis.call('XACK', KEYS[1], group, id) == 1
+  if first then
+    records = records + count
+    redis.call('XDEL', KEYS[1], id)
+  end
+  for _ = 1, tonumber(take()) do
+    local reply = take()
+    if first then
+      redis.call('XADD', KEYS[key], '*', 'r', reply)
+      redis.call('PEXPIRE', KEYS[key], reply_ttl)
+    end
+    key = key + 1
+  end
+  for _ = 1, tonumber(take()) do
+    local channel, message = take(), take()
+    if first then
+      wakes[#wakes + 1] = {channel, message}
+    end
+  end
+end
+
+local backlog = redis.call('DECRBY', KEYS[2], records)
+-- Entries that somebody trimmed took their counts with them; nothing is nothing.
+if backlog ~= 0 and redis.call('XLEN', KEYS[1]) == 0 then
+  redis.call('SET', KEYS[2], 0)
+  backlog = 0
+end
+-- Last, so that a woken reader finds what it was woken for.
+for _, wake in ipairs(wakes) do
+  redis.call('PUBLISH', wake[1], wake[2])
+end
+return backlog

@@ -34,6 +34,21 @@ def recent(partition: int, session_id: str) -> str:
     return f"eb:{{{partition}}}:recent:{session_id}"
 
 
+def gone(partition: int, session_id: str) -> str:
+    """
+    Why a session is not hot: `deleted:…` until MongoDB knows it as well, or
+    `elsewhere`, so that a young id is not taken for a new one.
+    """
+    return f"eb:{{{partition}}}:gone:{session_id}"
+
+
+def born(partition: int) -> str:
+    """
+    `<server's identity>:<ms>`: since when this partition has lost nothing.
+    """
+    return f"eb:{{{partition}}}:born"
+
+
 def ledger(partition: int, command: str) -> str:
     """
     The first reply to one command, a string with a TTL.

@@ -15,8 +15,10 @@ _TEXTS = {
     name: (files("gateway") / "lua" / f"{name}.lua").read_bytes()
     for name in (
         "acquire",
+        "admit",
         "commit",
         "confirm",
+        "evict",
         "mark",
         "prune",
         "read",

@@ -1,254 +1,290 @@
 """
-The warm tier: MongoDB, the eternal truth. The one file that knows the driver.
+The warm tier in MongoDB, the eternal truth.
 
-Every write is idempotent and only ever forward, so the archiver may repeat any
-of them: a session document gives way only to a later life or a later version,
-and a timeline entry is inserted once, by session and seq.
+Every change is only ever forward or a compare-and-set, so that whatever an archiver
+repeats, also long after another one has gone on, is the same as done once.
 """
 
-import asyncio
-import time
-from collections.abc import Iterable
-from datetime import UTC
-from itertools import chain
-from typing import Any
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Literal
 
-import msgspec
-from bson.codec_options import CodecOptions
-from motor.motor_asyncio import AsyncIOMotorClient
-from pymongo import ASCENDING, DeleteMany, DeleteOne, InsertOne, ReplaceOne, UpdateOne
-from pymongo.errors import BulkWriteError, PyMongoError
-from pymongo.write_concern import WriteConcern
-
-from bus.codec import pack
-from bus.errors import Unavailable
-from bus.messages import Session, TimelineEntry, TimelinePage
+from bus.messages import (
+    Checkpoint,
+    CheckpointPage,
+    Session,
+    SessionChange,
+    SessionPage,
+)
+from gateway.store.mongo import Driver, Mongo
+from gateway.store.mongo_checkpoints import Checkpoints
+from gateway.store.mongo_documents import (
+    ENTRY_KEY,
+    EVENTS,
+    REMOVALS,
+    SESSIONS,
+    SNAPSHOTS,
+    SUMMARY,
+    TIMELINE,
+    WITH_CONTEXT,
+    change_of,
+    entry_document,
+    held_of,
+    packed_entry,
+    session_of,
+    swapped,
+)
+from gateway.store.mongo_ends import End, is_past
+from gateway.store.mongo_indexes import make_indexes
+from gateway.store.mongo_operations import Document, Insert, Update, up_to
+from gateway.store.mongo_search import Search
+from gateway.store.mongo_writes import IDS_AT_ONCE, Writes
 from gateway.store.outbox import Record
-from handlers.commands import WarmPage
-from handlers.routes import page_of
+from gateway.store.tiers import Held, Refused, WarmCounts
+from handlers.commands import ListSessions
 
 CALL_TIMEOUT_MS = 10_000
-# How long a page waits for the archiver to write what was just committed.
-CATCH_UP_S = 8.0
-CATCH_UP_FIRST_S = 0.05
-# So that readers, however many, leave the archiver its share of MongoDB.
-READS_AT_ONCE = 4
-DUPLICATE_KEY = 11000
-
-Document = dict[str, Any]  # BSON values
-Operation = (
-    ReplaceOne[Document] | UpdateOne | InsertOne[Document] | DeleteOne | DeleteMany
-)
 
 
-class NoWarmTier:
+class MongoWarm:
     """
-    Stands for MongoDB where none is configured: only the hot tail can be read.
+    A `gateway.store.tiers.WarmTier` in one MongoDB database.
+
+    It belongs to the event loop in which it is first used. What it writes is
+    acknowledged by the majority and in its journal; each call to MongoDB takes at
+    most *timeout_ms*.
     """
 
-    async def page(self, session_id: str, wanted: WarmPage) -> TimelinePage:
-        """
-        Refuse.
-
-        Raises:
-            Unavailable: always, with the remedy.
-        """
-        raise Unavailable(
-            f"entries {wanted.first} to {wanted.last} of {session_id} are no longer "
-            "hot, and this manager has no MongoDB; set EVERBUS_MONGO_URL"
-        )
-
-
-class WarmStore:
-    """
-    Sessions and timelines in one MongoDB database.
-    """
-
-    def __init__(self, url: str, database: str) -> None:
-        self._client: AsyncIOMotorClient[Document] = AsyncIOMotorClient(
-            url, timeoutMS=CALL_TIMEOUT_MS, appname="everbus"
-        )
-        options: CodecOptions[Document] = CodecOptions(tz_aware=True, tzinfo=UTC)
-        durable = WriteConcern(w="majority", j=True)
-        held = self._client.get_database(
-            database, codec_options=options, write_concern=durable
-        )
-        self._reading = asyncio.Semaphore(READS_AT_ONCE)
-        self._sessions = held["sessions"]
-        self._timeline = held["timeline"]
+    def __init__(
+        self,
+        url: str,
+        database: str,
+        *,
+        driver: Driver = "motor",
+        timeout_ms: int = CALL_TIMEOUT_MS,
+    ) -> None:
+        self._mongo = Mongo(url, database, driver, timeout_ms)
+        self._checkpoints = Checkpoints(self._mongo)
+        self._writes = Writes(self._mongo, self._checkpoints)
+        self._search = Search(self._mongo)
 
     async def prepare(self) -> None:
         """
-        Make the indexes that reading and idempotency rely on.
-
-        Raises:
-            Unavailable: MongoDB cannot be reached.
+        Make the indexes that reading and idempotence rely on; may be repeated.
         """
-        try:
-            await self._timeline.create_index(
-                [("session", ASCENDING), ("seq", ASCENDING)], unique=True
-            )
-        except PyMongoError as error:
-            raise _away(error) from error
+        await make_indexes(self._mongo)
 
-    async def write(self, records: Iterable[Record]) -> None:
+    async def write(self, records: Sequence[Record]) -> Sequence[Refused]:
         """
-        Make MongoDB hold what *records* say, acknowledged by majority and journal.
+        Hold what *records* say; those that MongoDB can never take are returned.
+        """
+        return await self._writes.write(records)
 
-        Raises:
-            Unavailable: it is not known to hold all of it; write it again.
+    async def sessions(
+        self, session_ids: Sequence[str], *, context: bool = False
+    ) -> dict[str, Held]:
         """
-        newest: dict[str, Record] = {}
-        wipes: list[Operation] = []
-        entries: dict[str, list[Operation]] = {}
-        for record in records:
-            newest[record.session] = _merged(newest.get(record.session), record)
-            ended = _wipes(record)
-            if ended:
-                # An earlier life's entries would keep out those of this one, whose
-                # seqs are the same.
-                entries.pop(record.session, None)
-            wipes += ended
-            inserts = (InsertOne(_entry_document(record, e)) for e in record.entries)
-            entries.setdefault(record.session, []).extend(inserts)
-        await _bulk(self._timeline, wipes)
-        await _bulk(self._timeline, list(chain.from_iterable(entries.values())))
-        # Sessions last: whoever finds a last_seq here finds its entries, too.
-        await _bulk(self._sessions, [_state_operation(r) for r in newest.values()])
+        What is held of these sessions; those not held are not in it.
+        """
+        fields = WITH_CONTEXT if context else SUMMARY
+        held: dict[str, Held] = {}
+        for first in range(0, len(session_ids), IDS_AT_ONCE):
+            ids = list(session_ids[first : first + IDS_AT_ONCE])
+            found = await self._mongo.find(SESSIONS, {"_id": {"$in": ids}}, fields)
+            held |= {d["_id"]: held_of(d) for d in found if "deleted_at" not in d}
 
-    async def page(self, session_id: str, wanted: WarmPage) -> TimelinePage:
-        """
-        Entries *wanted.first* to *wanted.last*, waiting for the archiver if need be.
+        return held
 
-        Raises:
-            Unavailable: MongoDB is away, or the archiver is too far behind.
+    async def entries(
+        self, session_id: str, life: datetime, first: int, last: int
+    ) -> Sequence[bytes]:
         """
-        count = wanted.last - wanted.first + 1
-        until, wait_s = time.monotonic() + CATCH_UP_S, CATCH_UP_FIRST_S
-        while True:
-            found = await self._find(session_id, wanted)
-            if len(found) == count:
-                return page_of(tuple(map(_packed, found)), wanted.last, wanted.end)
-            if time.monotonic() + wait_s > until:
-                break
-            # Ever longer: who asks often keeps the archiver from what it asks for.
-            await asyncio.sleep(wait_s)
-            wait_s *= 2
-        raise Unavailable(
-            f"MongoDB holds {len(found)} of {count} entries from {wanted.first} of "
-            f"{session_id}: the archiver is behind. Try again later"
+        The timeline entries *first* to *last* that it holds, packed, ascending.
+        """
+        where = _of(session_id, life, seq={"$gte": first, "$lte": last})
+        found = await self._mongo.find(TIMELINE, where, sort=[("seq", 1)])
+
+        return [packed_entry(document) for document in found]
+
+    async def first_since(
+        self, session_id: str, life: datetime, at: datetime
+    ) -> int | None:
+        """
+        The lowest seq of an entry at *at* or later; a session's time never steps back.
+        """
+        where = _of(session_id, life, at={"$gte": at})
+        earliest = [("at", 1), ("seq", 1)]
+        found = await self._mongo.find(
+            TIMELINE, where, {"seq": 1}, sort=earliest, limit=1
         )
+        return int(found[0]["seq"]) if found else None
+
+    async def put_entries(
+        self, session_id: str, life: datetime, entries: Sequence[bytes]
+    ) -> None:
+        """
+        Insert packed entries that are not there yet; none of a life that is over.
+        """
+        heads = await self._writes.heads([session_id])
+        if session_id in heads and is_past(heads[session_id], life):
+            return
+        inserts = [Insert(entry_document(session_id, life, e)) for e in entries]
+        await self._mongo.bulk(TIMELINE, inserts, own=(ENTRY_KEY,))
+        await self._writes.tidy([(session_id, life)])
+
+    async def purge(
+        self, session_id: str, life: datetime, through: int, limit: int
+    ) -> int:
+        """
+        Remove at most *limit* of the entries up to seq *through*; how many.
+        """
+        where = _of(session_id, life, seq={"$lte": through})
+        lowest = await self._mongo.look(
+            TIMELINE, where, {"seq": 1}, sort=[("seq", 1)], limit=1
+        )
+        if not lowest:
+            return 0
+        last = min(through, lowest[0]["seq"] + limit - 1)
+
+        return await self._mongo.delete(
+            TIMELINE, _of(session_id, life, seq={"$lte": last})
+        )
+
+    async def remove(self, session_id: str, life: datetime) -> None:
+        """
+        Remove everything of the session's lives up to this one, as `write` does for
+        a deleted session: its archive is noted among the removals.
+        """
+        heads = await self._writes.heads([session_id])
+        head = heads.get(session_id)
+        await self._writes.end(
+            End(
+                session=session_id,
+                life=life,
+                last_seq=head.last_seq if head else 0,
+                version=head.version if head else 0,
+            )
+        )
+
+    async def idle(
+        self, before: datetime, after: tuple[datetime, str] | None, limit: int
+    ) -> Sequence[Held]:
+        """
+        Sessions last active earlier than *before*, no stubs, the longest idle first.
+        """
+        return await self._search.idle(before, after, limit)
+
+    async def unfinished(
+        self, what: Literal["unpurged", "unrestored"], limit: int
+    ) -> Sequence[Held]:
+        """
+        Sessions with that mark.
+        """
+        found = await self._mongo.find(SESSIONS, {what: True}, SUMMARY, limit=limit)
+
+        return [held_of(document) for document in found]
+
+    async def swap(self, before: Held, after: Held) -> bool:
+        """
+        Put *after* in the place of *before*, if nothing has moved since; whether
+        that was done.
+        """
+        session = before.session
+        seen = {
+            "_id": session.id,
+            "created_at": session.created_at,
+            "version": session.version,
+            "last_seq": session.last_seq,
+            "moves": before.moves,
+            "archival_status": before.archival_status,
+        }
+        done = await self._mongo.bulk(SESSIONS, [Update(seen, swapped(before, after))])
+
+        return done.matched == 1
+
+    async def removals(self, limit: int) -> Sequence[str]:
+        """
+        Pointers of archives whose sessions are gone.
+        """
+        found = await self._mongo.find(REMOVALS, {}, sort=[("_id", 1)], limit=limit)
+
+        return [document["_id"] for document in found]
+
+    async def removed(self, pointer: str) -> None:
+        """
+        Forget a pointer of `removals`.
+        """
+        await self._mongo.delete(REMOVALS, {"_id": pointer})
+
+    async def find(self, query: ListSessions, visible_to: str) -> SessionPage:
+        """
+        Sessions that fit, latest activity first; see `ListSessions`.
+        """
+        return await self._search.find(query, visible_to)
+
+    async def explain(self, query: ListSessions, visible_to: str) -> Document:
+        """
+        The plan by which MongoDB finds what `find` asks for.
+        """
+        return await self._search.explain(query, visible_to)
+
+    async def counts(self) -> WarmCounts:
+        """
+        What there is, as of about now; reads every session's document once.
+        """
+        return await self._search.counts()
+
+    async def changes(
+        self, session_id: str, life: datetime, after: int, through: int
+    ) -> Sequence[SessionChange]:
+        """
+        The steps to versions *after* + 1 to *through*, ascending.
+        """
+        where = _of(session_id, life, version={"$gt": after, **up_to(through)})
+        found = await self._mongo.find(EVENTS, where, sort=[("version", 1)])
+
+        return [change_of(d) for d in found if d["patch"] is not None]
+
+    async def snapshot(
+        self, session_id: str, life: datetime, version: int
+    ) -> Session | None:
+        """
+        The newest kept state at *version* or below; None if there is none.
+        """
+        where = _of(session_id, life, version={"$lte": version})
+        found = await self._mongo.find(
+            SNAPSHOTS, where, sort=[("version", -1)], limit=1
+        )
+        return session_of({**found[0], "id": session_id}) if found else None
+
+    async def checkpoints(
+        self, session_id: str, life: datetime, before: str | None, limit: int
+    ) -> CheckpointPage:
+        """
+        Checkpoints, newest first.
+        """
+        return await self._checkpoints.page(session_id, life, before, limit)
+
+    async def checkpoint(
+        self, session_id: str, life: datetime, checkpoint_id: str
+    ) -> tuple[Checkpoint, dict[str, Any]] | None:
+        """
+        A checkpoint, and its state (full) or its patch to the parent's state.
+        """
+        return await self._checkpoints.get(session_id, life, checkpoint_id)
 
     def close(self) -> None:
         """
-        Close the connections.
+        Give the connections back; see `closed`.
         """
-        self._client.close()
+        self._mongo.close()
 
-    async def _find(self, session_id: str, wanted: WarmPage) -> list[Document]:
-        bounds = {"$gte": wanted.first, "$lte": wanted.last}
-        query = {"session": session_id, "seq": bounds}
-        try:
-            async with self._reading:
-                found: list[Document] = await (
-                    self._timeline.find(query).sort("seq", ASCENDING).to_list(None)
-                )
-        except PyMongoError as error:
-            raise _away(error) from error
-        return found
+    async def closed(self) -> None:
+        """
+        Return when the connections are given back, after `close`.
+        """
+        await self._mongo.closed()
 
 
-def _merged(held: Record | None, record: Record) -> Record:
-    """
-    *record* with the state that an earlier one of the same write brought.
-    """
-    if record.deleted or record.state is not None or held is None or not held.state:
-        return record
-    state = msgspec.structs.replace(
-        held.state, last_seq=record.last_seq, last_active=record.last_active
-    )
-    return msgspec.structs.replace(record, state=state)
-
-
-def _state_operation(record: Record) -> Operation:
-    """
-    What brings the session's document forward to *record*, and never back.
-    """
-    life = {"_id": record.session, "created_at": record.created_at}
-    older = {
-        "_id": record.session,
-        "$or": [
-            {"created_at": {"$lt": record.created_at}},
-            {"created_at": record.created_at, "version": {"$lt": record.version}},
-        ],
-    }
-    if record.deleted:
-        return DeleteOne(older)
-    if record.state is not None:
-        return ReplaceOne(older, _session_document(record.state), upsert=True)
-    moved = {"last_seq": record.last_seq, "last_active": record.last_active}
-
-    return UpdateOne({**life, "last_seq": {"$lt": record.last_seq}}, {"$set": moved})
-
-
-def _wipes(record: Record) -> list[Operation]:
-    """
-    The removal of an earlier life's timeline: an id may be used again.
-    """
-    kinds = {event.kind for event in record.events}
-    if record.deleted:
-        bound = {"$lte": record.last_active}
-    elif "session.created" in kinds:
-        bound = {"$lt": record.created_at}
-    else:
-        return []
-    return [DeleteMany({"session": record.session, "at": bound})]
-
-
-def _session_document(session: Session) -> Document:
-    document: Document = msgspec.structs.asdict(session)
-    document["_id"] = document.pop("id")
-    document["acl"] = list(session.acl)
-    del document["recent_timeline"]
-
-    return document
-
-
-def _entry_document(record: Record, packed: msgspec.Raw) -> Document:
-    entry = msgspec.msgpack.decode(packed, type=TimelineEntry)
-    return {
-        "session": record.session,
-        "seq": entry.seq,
-        "at": entry.at,
-        "author": entry.author,
-        "entry": entry.entry,
-    }
-
-
-def _packed(document: Document) -> bytes:
-    return pack(
-        TimelineEntry(
-            document["seq"], document["at"], document["author"], document["entry"]
-        )
-    )
-
-
-async def _bulk(collection: Any, operations: list[Operation]) -> None:
-    """
-    Run *operations*; that something is there already is what we want.
-    """
-    if not operations:
-        return
-    try:
-        await collection.bulk_write(operations, ordered=False)
-    except BulkWriteError as error:
-        details = error.details or {}
-        others = [e for e in details["writeErrors"] if e["code"] != DUPLICATE_KEY]
-        if others or details.get("writeConcernErrors"):
-            raise _away(error) from error
-    except PyMongoError as error:
-        raise _away(error) from error
-
-
-def _away(error: PyMongoError) -> Unavailable:
-    return Unavailable(f"MongoDB: {type(error).__name__}")
+def _of(session_id: str, life: datetime, **bounds: Document) -> Document:
+    return {"session": session_id, "life": life, **bounds}

@@ -11,11 +11,23 @@ import pytest
 import pytest_asyncio
 from pymongo import AsyncMongoClient
 
-from archiver.drain import LEASE, Drain
+from archiver.drain import Drain
+from archiver.failures import Backoff
+from archiver.lease import NAME as LEASE
 from bus.errors import Unavailable
+from bus.messages import Session
+from gateway.failpoints import DRAIN, disarmed
 from gateway.store import names
+from gateway.store.mongo_documents import (
+    CHECKPOINTS,
+    EVENTS,
+    REMOVALS,
+    SESSIONS,
+    SNAPSHOTS,
+    TIMELINE,
+)
 from gateway.store.outbox import VALUE_FIELD, unpack_records
-from gateway.store.warm import WarmStore
+from gateway.store.warm import MongoWarm
 from tests.replicas import (
     Books,
     Load,
@@ -29,6 +41,8 @@ from tests.replicas import (
 from tests.servers import secantus, valkey
 
 PARTITIONS = 2
+_ELSEWHERE = {"id", "recent_timeline", "full_context", "archival_status"}
+SHOWN = ("_id", *(f for f in Session.__struct_fields__ if f not in _ELSEWHERE))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -78,8 +92,8 @@ def parts(bus, mongo, database, tmp_path):
         def manager(self, name="m1"):
             return manager(tmp_path, bus.url, name, **settings)
 
-        def archiver(self, name="a1"):
-            return archiver(tmp_path, bus.url, name, **settings)
+        def archiver(self, name="a1", **more):
+            return archiver(tmp_path, bus.url, name, **settings, **more)
 
     return Parts()
 
@@ -100,7 +114,14 @@ async def confirmed(client, within_s=30.0):
 
 
 async def document_in(held, session):
-    return await held["sessions"].find_one({"_id": session})
+    """
+    The session's document, as far as it is what the SDK shows; None if deleted.
+    """
+    found = await held["sessions"].find_one({"_id": session})
+    if found is None or "deleted_at" in found:
+        return None
+    assert found["archival_status"] == "ACTIVE"
+    return {name: found[name] for name in SHOWN}
 
 
 async def timeline_in(held, session):
@@ -114,13 +135,11 @@ def told(entries):
 
 def document_of(session):
     """
-    The document of a session as the SDK gave it.
+    What of that the document of a session has to be, as the SDK gave it.
     """
-    document = msgspec.structs.asdict(session)
-    document["_id"] = document.pop("id")
-    document["acl"] = list(session.acl)
-    del document["recent_timeline"]
-    return document
+    document = msgspec.structs.asdict(session) | {"_id": session.id}
+    document |= {"acl": list(session.acl), "tags": list(session.tags)}
+    return {name: document[name] for name in SHOWN}
 
 
 async def fill(mad, count=45):
@@ -218,6 +237,46 @@ async def test_an_archiver_that_is_killed_again_and_again_loses_nothing(
             assert numbers == list(range(1, load.appended[session, mad] + 1))
 
 
+@pytest.mark.parametrize("point", DRAIN)
+@pytest.mark.parametrize(
+    "kills",
+    [3, pytest.param(20, marks=[pytest.mark.campaign, pytest.mark.timeout(300)])],
+)
+async def test_a_kill_at_any_point_of_the_drain_loses_and_repeats_nothing(
+    client, bus, held, parts, point, kills
+):
+    """
+    Whatever it had done by then is done again, and every session is as it was told.
+    """
+    async with parts.manager(), a_mad(bus.url, "ann") as ann:
+        sessions = [(await ann.create_session("ada")).id for _ in range(3)]
+        load = Load([ann], sessions)
+        async with load.running():
+            deaths = [await die(client, parts, point, n) for n in range(kills)]
+            load.stop()
+        async with parts.archiver():
+            await confirmed(client)
+        after = {session: await ann.get_session(session) for session in sessions}
+
+    assert deaths == [-signal.SIGKILL] * kills
+    for session in sessions:
+        timeline = await timeline_in(held, session)
+        numbers = [entry["n"] for *_, entry in timeline]
+        assert numbers == list(range(1, load.appended[session, "ann"] + 1))
+        assert await document_in(held, session) == document_of(after[session])
+
+
+async def die(client, parts, point, nth):
+    """
+    Run an archiver armed at *point* until it is dead; its exit code.
+    """
+    async with parts.archiver(f"a{nth}", fail_point=f"{point}:{nth + 1}") as armed:
+        code = await armed.ended()
+    # Nobody has to wait for the dead one's lease.
+    await client.delete(names.owner(LEASE))
+    return code
+
+
 async def grown(held, before):
     return await held["timeline"].estimated_document_count() > before
 
@@ -233,7 +292,7 @@ async def pending(client):
     return sum(told["pending"] for told in found)
 
 
-class Forgetful(WarmStore):
+class Forgetful(MongoWarm):
     """
     A store that writes, then fails as if nobody knew: the confirm never comes.
     """
@@ -241,15 +300,18 @@ class Forgetful(WarmStore):
     fails = 2
 
     async def write(self, records):
-        await super().write(records)
+        refused = await super().write(records)
         if self.fails:
             self.fails -= 1
             raise Unavailable("written, but its acknowledgement was lost")
+        return refused
 
 
 @asynccontextmanager
 async def draining(bus, warm):
-    drain = Drain(bus.url, PARTITIONS, warm, "here")
+    drain = Drain(
+        bus.url, PARTITIONS, warm, "here", fail=disarmed, backoff=Backoff(0.1, 0.2)
+    )
     stop = asyncio.Event()
     running = asyncio.create_task(drain.run(stop))
     try:
@@ -336,7 +398,7 @@ async def test_however_the_outbox_is_cut_into_writes_the_result_is_the_same(
             for p in range(PARTITIONS)
             for entry in await client.xrange(names.outbox(p))
         ]
-    warm = WarmStore(mongo.url, database)
+    warm = MongoWarm(mongo.url, database)
     await warm.prepare()
 
     for first in range(0, len(entries), size):
@@ -354,11 +416,26 @@ async def test_however_the_outbox_is_cut_into_writes_the_result_is_the_same(
     assert await document_in(held, "again") == document_of(session)
 
 
+async def with_tables(mongo, database):
+    """
+    Let the server make its tables, and end in order once.
+
+    SecantusDB makes them when they are first written to; killed in the seconds after,
+    it may not open its own files any more ("WiredTigerError: Invalid argument").
+    """
+    async with AsyncMongoClient(mongo.url) as connection:
+        for name in (SESSIONS, TIMELINE, EVENTS, SNAPSHOTS, CHECKPOINTS, REMOVALS):
+            await connection[database][name].insert_one({"_id": "first"})
+            await connection[database][name].delete_one({"_id": "first"})
+    await mongo.restart()
+
+
 async def test_mongodb_away_delays_and_loses_nothing(client, bus, parts, tmp_path):
     """
     Killed while it is written to and started again: the archiver catches up.
     """
     async with secantus(tmp_path) as mongo, a_client(bus.url):
+        await with_tables(mongo, "fallen")
         settings = {"mongo_url": mongo.url, "mongo_database": "fallen"}
         async with (
             manager(tmp_path, bus.url, "m1", **settings),
@@ -412,7 +489,7 @@ async def test_a_second_archiver_waits_until_the_first_is_gone(
             await confirmed(client)
             heir = await client.get(names.owner(LEASE))
             first.send(signal.SIGCONT)
-            await first.logged("drain.waits")
+            await first.logged("drain.superseded")
 
             assert await first.end() == 0
             assert await client.get(names.owner(LEASE)) == heir

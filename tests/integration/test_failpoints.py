@@ -8,7 +8,7 @@ import signal
 import pytest
 import pytest_asyncio
 
-from gateway.failpoints import POINTS
+from gateway.failpoints import LANE
 from tests.replicas import Books, Load, a_client, a_mad, letters, manager, settled
 from tests.servers import valkey
 
@@ -22,7 +22,7 @@ async def server(tmp_path_factory):
         yield real
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", LANE)
 @pytest.mark.parametrize(
     "kills",
     [3, pytest.param(20, marks=[pytest.mark.campaign, pytest.mark.timeout(300)])],

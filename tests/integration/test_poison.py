@@ -42,7 +42,7 @@ def killed_by_a_marker(session, command, now):
 ordinary = HANDLERS["timeline.append"]
 routes = {**HANDLERS, "timeline.append": ordinary._replace(handler=killed_by_a_marker)}
 parts = compose.roles.lane_parts
-compose.roles.lane_parts = lambda *three: parts(*three, routes)
+compose.roles.lane_parts = lambda *three, **more: parts(*three, routes, **more)
 
 from compose.cli import app, main
 

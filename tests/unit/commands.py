@@ -10,7 +10,7 @@ import msgspec
 from bus.codec import pack
 from bus.messages import Session, TimelineEntry
 from handlers import commands as body
-from handlers.commands import Command, Outcome
+from handlers.commands import Command, Event, Outcome
 from handlers.routes import HANDLERS
 from tests.builders import NOW, a_command, a_session
 
@@ -30,12 +30,71 @@ def update(patch: dict[str, Any], **fields: Any) -> Command:
     return a_command("session.update", body.UpdateSession(patch), **fields)
 
 
-def delete(**fields: Any) -> Command:
-    return a_command("session.delete", body.DeleteSession(), **fields)
+def delete(*, idle_since: datetime | None = None, **fields: Any) -> Command:
+    wanted = body.DeleteSession(idle_since=idle_since)
+    return a_command("session.delete", wanted, **fields)
 
 
-def get(**fields: Any) -> Command:
-    return a_command("session.get", body.GetSession(), **fields)
+def get(*, full: bool = False, **fields: Any) -> Command:
+    return a_command("session.get", body.GetSession(full=full), **fields)
+
+
+def suspend(**fields: Any) -> Command:
+    return a_command("session.suspend", body.SuspendSession(), **fields)
+
+
+def resume(**fields: Any) -> Command:
+    return a_command("session.resume", body.ResumeSession(), **fields)
+
+
+def durable(*, wait: bool = False, **fields: Any) -> Command:
+    return a_command("session.durable", body.DurableSession(wait=wait), **fields)
+
+
+def archive(session: Session | None = None, **wanted: Any) -> Command:
+    """
+    The archiver's command for *session* as it is, but for *wanted*.
+    """
+    seen = session or a_session()
+    known: dict[str, Any] = {
+        "version": seen.version,
+        "last_seq": seen.last_seq,
+        "idle_since": seen.last_active + timedelta(days=365),
+        "pointer": "s1/manifest",
+        "bytes": 1_000,
+        "moves": 4,
+    }
+    fields = {"mad": "gateway", "principal": "gateway"}
+    return a_command("session.archive", body.ArchiveSession(**known | wanted), **fields)
+
+
+def checkpoint(name: str = "", kind: Any = "full", **fields: Any) -> Command:
+    wanted = body.CreateCheckpoint(name=name, kind=kind)
+    return a_command("checkpoint.create", wanted, **fields)
+
+
+def checkpoints(before: str | None = None, limit: int = 100, **fields: Any) -> Command:
+    wanted = body.ListCheckpoints(before=before, limit=limit)
+    return a_command("checkpoint.list", wanted, **fields)
+
+
+def restore(checkpoint_id: str = "i1.0.9", **fields: Any) -> Command:
+    wanted = body.RestoreCheckpoint(checkpoint_id=checkpoint_id)
+    return a_command("checkpoint.restore", wanted, **fields)
+
+
+def at(version: int, **fields: Any) -> Command:
+    return a_command("session.at", body.SessionAt(version=version), **fields)
+
+
+def diff(first: int, second: int, **fields: Any) -> Command:
+    wanted = body.DiffSession(from_version=first, to_version=second)
+    return a_command("session.diff", wanted, **fields)
+
+
+def find(*, sees_all: bool = False, given: Any = None, **query: Any) -> Command:
+    wanted = body.ListSessions(**query)
+    return a_command("session.list", wanted, sees_all=sees_all, given=given)
 
 
 def add(mad: str, role: str = "", **fields: Any) -> Command:
@@ -52,8 +111,9 @@ def append(entry: Any, **fields: Any) -> Command:
     return a_command("timeline.append", body.AppendTimeline(raw), **fields)
 
 
-def read(after: int | None = None, limit: int = 100) -> Command:
-    return a_command("timeline.read", body.ReadTimeline(after=after, limit=limit))
+def read(after: int | None = None, *, given: Any = None, **bounds: Any) -> Command:
+    wanted = body.ReadTimeline(after=after, **bounds)
+    return a_command("timeline.read", wanted, given=given)
 
 
 def a_talk(entries: int, *, of_bytes: int = 10) -> Session:
@@ -67,6 +127,11 @@ def after(session: Session | None, command: Command, now: datetime = LATER) -> S
     changed = handle(session, command, now).session
     assert changed is not None
     return changed
+
+
+def the_event(outcome: Outcome) -> Event:
+    [event] = outcome.events
+    return event
 
 
 def seqs(encoded: tuple[Any, ...]) -> list[int]:

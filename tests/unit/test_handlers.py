@@ -19,8 +19,10 @@ from bus.errors import (
 )
 from bus.messages import MAX_INTEGER, Session
 from handlers.commands import Event
+from handlers.history import state_of
+from handlers.patches import MAX_ACL, PATCHABLE, PROTECTED
 from handlers.routes import HANDLERS
-from handlers.session import HOT_BYTES, MAX_ACL, PATCHABLE, PROTECTED
+from handlers.session import HOT_BYTES
 from tests.builders import NOW, a_session
 from tests.unit.commands import (
     LATER,
@@ -28,14 +30,24 @@ from tests.unit.commands import (
     add,
     after,
     append,
+    archive,
+    at,
+    checkpoint,
+    checkpoints,
     create,
     delete,
+    diff,
+    durable,
     get,
     handle,
     hot_bytes,
     read,
     remove,
+    restore,
+    resume,
     seqs,
+    suspend,
+    the_event,
     update,
 )
 
@@ -43,16 +55,31 @@ from tests.unit.commands import (
 def test_every_kind_is_served_by_one_explicit_table():
     reads = {kind for kind, route in HANDLERS.items() if not route.writes}
 
-    assert reads == {"session.get", "timeline.read"}
+    assert reads == {
+        *("session.get", "session.durable", "session.at", "session.diff"),
+        *("session.list", "session.stats", "timeline.read", "checkpoint.list"),
+    }
     assert set(HANDLERS) - reads == {
         *("session.create", "session.update", "session.delete"),
+        *("session.suspend", "session.resume", "session.archive"),
         *("participant.add", "participant.remove", "timeline.append"),
+        *("checkpoint.create", "checkpoint.restore"),
     }
+
+
+def test_two_kinds_are_for_no_session():
+    sessionless = {kind for kind, route in HANDLERS.items() if route.sessionless}
+
+    assert sessionless == {"session.list", "session.stats"}
 
 
 @pytest.mark.parametrize(
     "command",
-    [get(), update({}), delete(), add("bo"), remove("bo"), append(1), read()],
+    [
+        *(get(), update({}), delete(), add("bo"), remove("bo"), append(1), read()),
+        *(suspend(), resume(), archive(), durable(), at(1), diff(1, 1)),
+        *(checkpoint(), checkpoints(), restore()),
+    ],
     ids=lambda command: command.kind,
 )
 def test_a_session_that_is_not_there_is_not_found(command):
@@ -69,6 +96,10 @@ def test_a_session_that_is_not_there_is_not_found(command):
         delete(expected_version=8),
         add("bo", expected_version=6),
         remove("bo", expected_version=0),
+        suspend(expected_version=6),
+        resume(expected_version=6),
+        checkpoint(expected_version=6),
+        restore(expected_version=6),
     ],
     ids=lambda command: command.kind,
 )
@@ -85,14 +116,13 @@ def test_a_change_that_expects_another_version_is_a_conflict(command):
         update({}, expected_version=7),
         delete(expected_version=7),
         add("bo", expected_version=7),
+        suspend(expected_version=7),
+        restore(expected_version=7, given={}),
     ],
     ids=lambda command: command.kind,
 )
 def test_a_change_that_expects_the_sessions_version_is_the_next_one(command):
-    event = handle(a_session(version=7), command).event
-
-    assert event is not None
-    assert event.version == 8
+    assert the_event(handle(a_session(version=7), command)).version == 8
 
 
 def test_a_session_begins_at_version_1_as_its_users():
@@ -100,12 +130,14 @@ def test_a_session_begins_at_version_1_as_its_users():
 
     wanted = a_session(created_at=LATER, last_active=LATER)
     assert outcome.session == outcome.reply == wanted
-    assert outcome.event == Event(
+    assert the_event(outcome) == Event(
         kind="session.created",
         command_id="i1.0.9",
         mad="fiedler",
         principal="ada",
         version=1,
+        at=LATER,
+        patch=state_of(wanted),
     )
 
 
@@ -139,7 +171,7 @@ def test_or_get_replies_with_what_is_there_and_changes_nothing():
     outcome = handle(there, create("bo", or_get=True))
 
     assert outcome.session is there
-    assert outcome.event is None
+    assert outcome.events == ()
     assert outcome.reply == msgspec.structs.replace(there, recent_timeline=())
 
 
@@ -149,7 +181,7 @@ def test_a_session_is_read_with_its_recent_timeline():
     outcome = handle(there, get(expected_version=99))
 
     assert outcome.session is there
-    assert outcome.event is None
+    assert outcome.events == ()
     reply = msgspec.msgpack.decode(pack(outcome.reply), type=Session)
     assert [entry["seq"] for entry in reply.recent_timeline] == [1, 2, 3]
 
@@ -164,8 +196,10 @@ def test_an_update_raises_the_version_by_one_and_records_its_patch():
         version=8, work_in_progress={"b": 2, "c": {"d": [3]}}, last_active=LATER
     )
     assert outcome.session == outcome.reply == wanted
-    assert outcome.event is not None
-    assert (outcome.event.kind, outcome.event.patch) == ("session.updated", patch)
+    assert (the_event(outcome).kind, the_event(outcome).patch) == (
+        "session.updated",
+        patch,
+    )
     assert there.work_in_progress == {"a": 1, "b": 2}
 
 
@@ -175,7 +209,13 @@ def test_an_update_that_changes_nothing_raises_the_version_as_well():
 
 def test_null_empties_a_field():
     full = a_session(
-        context_summary={"a": 1}, work_in_progress={"b": 1}, acl=("bo",), version=3
+        context_summary={"a": 1},
+        work_in_progress={"b": 1},
+        fields={"c": 1},
+        acl=("bo",),
+        tags=("sea",),
+        context_bytes=100,
+        version=3,
     )
 
     emptied = after(full, update(dict.fromkeys(PATCHABLE), may_share=True))
@@ -194,9 +234,13 @@ def test_a_protected_field_cannot_be_patched(field):
     assert refused.value.details == {"field": field}
 
 
-def test_just_three_fields_may_be_patched():
-    assert {"acl", "context_summary", "work_in_progress"} == PATCHABLE
+def test_just_six_fields_may_be_patched():
+    assert {
+        *("acl", "context_summary", "fields"),
+        *("full_context", "tags", "work_in_progress"),
+    } == PATCHABLE
     assert {"id", "version", "owner_id", "state", "last_seq"} < PROTECTED
+    assert {"context_bytes", "archival_status", "recent_timeline"} < PROTECTED
 
 
 def test_an_unknown_field_cannot_be_patched():
@@ -217,7 +261,9 @@ def test_a_refused_field_name_is_shortened():
 
 
 @pytest.mark.parametrize("value", [1, "x", [], [{"a": 1}], True])
-@pytest.mark.parametrize("field", ["context_summary", "work_in_progress"])
+@pytest.mark.parametrize(
+    "field", ["context_summary", "fields", "full_context", "work_in_progress"]
+)
 def test_a_field_that_is_an_object_stays_one(field, value):
     with pytest.raises(Invalid, match="must be an object or null") as refused:
         handle(a_session(), update({field: value}))
@@ -326,8 +372,10 @@ def test_deleting_leaves_nothing_but_its_event():
     outcome = handle(a_session(version=7), delete())
 
     assert (outcome.session, outcome.reply) == (None, None)
-    assert outcome.event is not None
-    assert (outcome.event.kind, outcome.event.version) == ("session.deleted", 8)
+    assert (the_event(outcome).kind, the_event(outcome).version) == (
+        "session.deleted",
+        8,
+    )
 
 
 def test_a_participant_is_noted_with_its_role_and_let_in():
@@ -336,9 +384,9 @@ def test_a_participant_is_noted_with_its_role_and_let_in():
     joined = {"bo": {"joined_at": LATER.isoformat(), "role": "critic"}}
     wanted = a_session(version=2, last_active=LATER, participants=joined, acl=("bo",))
     assert outcome.session == outcome.reply == wanted
-    assert outcome.event is not None
-    event = outcome.event
-    assert (event.kind, event.patch) == ("participant.added", {"mad": "bo"})
+    event = the_event(outcome)
+    assert event.kind == "participant.added"
+    assert event.patch == {"participants": joined, "acl": ["bo"]}
 
 
 def test_adding_a_participant_twice_is_the_same_as_once():
@@ -347,7 +395,7 @@ def test_adding_a_participant_twice_is_the_same_as_once():
     outcome = handle(there, add("bo", "critic"))
 
     assert outcome.session is there
-    assert outcome.event is None
+    assert outcome.events == ()
     assert outcome.reply == there
 
 
@@ -385,9 +433,9 @@ def test_a_removed_participant_stays_in_the_acl():
     assert outcome.session is not None
     assert list(outcome.session.participants) == ["cy"]
     assert (outcome.session.acl, outcome.session.version) == (("bo", "cy"), 4)
-    assert outcome.event is not None
-    event = outcome.event
-    assert (event.kind, event.patch) == ("participant.removed", {"mad": "bo"})
+    event = the_event(outcome)
+    assert event.kind == "participant.removed"
+    assert event.patch == {"participants": {"bo": None}}
 
 
 def test_removing_who_takes_no_part_changes_nothing():
@@ -396,7 +444,7 @@ def test_removing_who_takes_no_part_changes_nothing():
     outcome = handle(there, remove("bo"))
 
     assert outcome.session is there
-    assert (outcome.event, outcome.reply) == (None, there)
+    assert (outcome.events, outcome.reply) == ((), there)
 
 
 def test_a_mad_with_a_dot_in_its_name_cannot_take_part():

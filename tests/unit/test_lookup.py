@@ -6,10 +6,11 @@ import time
 
 from bus.codec import pack_envelope
 from gateway.batch import Batch, Limits
+from gateway.clock import Now
 from gateway.delivery import KINDS, Work, works_of
 from gateway.identity import Identity, Key, mint
 from gateway.policy import Policy
-from gateway.settlement import Now, Settlement, Verdict
+from gateway.settlement import Settlement, Verdict
 from tests.builders import a_session, an_envelope
 
 SECRET = "a-secret-of-at-least-thirty-two-bytes"

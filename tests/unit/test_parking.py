@@ -180,3 +180,66 @@ def test_per_session_the_order_of_arrival_survives_any_interleaving(steps):
 
     for session, count in arrived.items():
         assert [n for s, n in servant.done if s == session] == list(range(count))
+
+
+def test_a_held_session_waits_until_it_is_woken():
+    clock = Clock()
+    parking = Parking(clock)
+    first, second = a_work(index=0), a_work(index=1)
+    parking.hold(first)
+    parking.joins(second)
+    clock.now += 10**6
+
+    assert parking.release() == []
+    assert parking.due_in_s() is None
+    parking.wake("s1")
+    assert parking.due_in_s() == 0
+    assert parking.release() == [first, second]
+    assert len(parking) == 0
+
+
+def test_what_is_withdrawn_goes_and_the_rest_waits_on_in_order():
+    parking = Parking(Clock())
+    works = [a_work(index=n) for n in range(5)]
+    parking.hold(works[0])
+    for work in works[1:]:
+        parking.joins(work)
+
+    taken = parking.withdraw("s1", lambda work: work.index % 2 == 1)
+    parking.wake("s1")
+
+    assert taken == [works[1], works[3]]
+    assert parking.release() == [works[0], works[2], works[4]]
+
+
+def test_a_session_of_which_all_is_withdrawn_waits_no_more():
+    parking = Parking(Clock())
+    work = a_work()
+    parking.hold(work)
+    parking.withdraw("s1", lambda _: True)
+
+    assert not parking.joins(a_work(index=1))
+    assert (len(parking), parking.bytes) == (0, 0)
+
+
+@given(st.lists(st.sampled_from(["park", "join", "release", "withdraw", "clear"])))
+def test_what_waits_is_counted_right(steps):
+    clock = Clock()
+    parking = Parking(clock)
+    waiting = 0
+    for index, step in enumerate(steps):
+        work = Work(Entry("fiedler", "1-0"), index, b"12345")
+        work.envelope = an_envelope("timeline.append", session="s1")
+        if step == "park":
+            parking.park(work, 0.0)
+            waiting += 1
+        elif step == "join":
+            waiting += parking.joins(work)
+        elif step == "release":
+            waiting -= len(parking.release())
+        elif step == "withdraw":
+            waiting -= len(parking.withdraw("s1", lambda w: w.index % 2 == 0))
+        else:
+            parking.clear()
+            waiting = 0
+        assert (len(parking), parking.bytes) == (waiting, 5 * waiting)

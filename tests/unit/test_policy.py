@@ -16,9 +16,10 @@ from gateway.policy import RULES, Policy, relation_of
 from handlers.routes import HANDLERS
 
 KINDS = [*HANDLERS, "request.outcome"]
-ROLES = ["user", "mad", "operator", "admin"]
+ROLES = ["user", "mad", "operator", "admin", "gateway"]
 RELATIONS = ["owner", "member", "stranger", "absent"]
-NAMES = ["ada", "bob", "fiedler", "hopper", "root"]
+SESSIONLESS = ["session.list", "session.stats"]
+NAMES = ["ada", "bob", "fiedler", "hopper", "gateway"]
 THEN = datetime(2027, 1, 1, tzinfo=UTC)
 SECRETS = ("s-1234", "grace", "tides", "boat")
 
@@ -57,8 +58,21 @@ def model(
     """
     if role not in ROLES or kind not in KINDS:
         return False
-    if role == "mad" and not own_ingress:
+    if role in ("mad", "gateway") and not own_ingress:
         return False
+    if role == "gateway" or kind == "session.archive":
+        return role == "gateway" and kind in ("session.archive", "session.delete")
+    if kind in SESSIONLESS:
+        return relation == "absent" and (
+            kind == "session.list" or role in ("operator", "admin")
+        )
+    return model_of_people(role, kind, relation, for_self=for_self)
+
+
+def model_of_people(role: str, kind: str, relation: str, *, for_self: bool) -> bool:
+    """
+    The same for people and MADs, and what they do to one session.
+    """
     if role == "admin" or kind == "request.outcome":
         return True
     if kind == "session.create" and relation == "absent":
@@ -89,8 +103,9 @@ def test_every_cell_of_the_table_is_as_told(
     role: str, kind: str, relation: str, for_self: bool
 ) -> None:
     principal, session = a_principal(role), session_for(relation, "ada")
+    mad = "gateway" if role == "gateway" else "ada"
 
-    answer = verdict(principal, kind, "ada", session, "ada" if for_self else "bob")
+    answer = verdict(principal, kind, mad, session, "ada" if for_self else "bob")
 
     expected = model(role, kind, relation, for_self=for_self)
     assert (answer is not None) == expected
@@ -118,8 +133,9 @@ def test_a_hundred_thousand_random_requests_are_judged_as_told() -> None:
         except Forbidden:
             answer = False
 
+        own_ingress = mad == ("gateway" if role == "gateway" else name)
         told = model(
-            role, kind, relation, for_self=new_owner == name, own_ingress=mad == name
+            role, kind, relation, for_self=new_owner == name, own_ingress=own_ingress
         )
         assert answer == told, (role, kind, relation, name, mad, new_owner)
         allowed += answer
@@ -159,6 +175,15 @@ def test_a_mad_cannot_speak_by_the_ingress_of_another(kind: str, relation: str) 
     assert verdict(principal, kind, "hopper", session, "fiedler") is None
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gateways_role_is_worth_nothing_on_the_ingress_of_a_mad(kind: str) -> None:
+    for relation in RELATIONS:
+        session = session_for(relation, "gateway")
+
+        principal = a_principal("gateway", "gateway")
+        assert verdict(principal, kind, "fiedler", session) is None
+
+
 @pytest.mark.parametrize("role", ["user", "operator", "admin"])
 def test_people_may_speak_by_any_ingress(role: str) -> None:
     owned = a_session(owner="ada")
@@ -166,11 +191,18 @@ def test_people_may_speak_by_any_ingress(role: str) -> None:
     assert verdict(a_principal(role), "session.get", "hopper", owned) is True
 
 
+@pytest.mark.parametrize("role", ROLES)
+def test_operators_and_admins_find_every_session(role: str) -> None:
+    policy = Policy(KINDS)
+
+    assert policy.sees_all(a_principal(role)) == (role in ("operator", "admin"))
+
+
 def test_an_owner_on_the_acl_is_still_the_owner() -> None:
     assert relation_of("ada", a_session(owner="ada", acl=("ada",))) == "owner"
 
 
-@pytest.mark.parametrize(("role", "kind"), list(product(ROLES[:3], KINDS)))
+@pytest.mark.parametrize(("role", "kind"), list(product(ROLES, KINDS)))
 def test_a_refusal_says_what_to_do_and_nothing_of_the_session(
     role: str, kind: str
 ) -> None:

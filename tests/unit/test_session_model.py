@@ -24,6 +24,8 @@ from bus.codec import pack
 from bus.errors import Rejection
 from bus.messages import Session
 from handlers.commands import Command, Outcome
+from handlers.history import state_of
+from handlers.session import merge
 from tests.unit.commands import (
     add,
     append,
@@ -34,13 +36,17 @@ from tests.unit.commands import (
     hot_bytes,
     read,
     remove,
+    resume,
     seqs,
+    suspend,
     update,
 )
 
 HOT_LIMIT = 51_200
 TAIL_ENTRIES = 20
 TAIL_LIMIT = 24_576
+LISTS = ("acl", "tags")
+OBJECTS = ("context_summary", "fields", "work_in_progress")
 # The model measures JSON, the handlers msgpack and their own fields' names.
 DOUBT_BYTES = 1_500
 
@@ -70,6 +76,9 @@ class Model:
                 "roles": {},
                 "work_in_progress": {},
                 "context_summary": {},
+                "fields": {},
+                "tags": [],
+                "state": "active",
                 "timeline": [],
             }
 
@@ -107,8 +116,17 @@ class Model:
         there = self._existing()
         if not sound(entry):
             raise Refused("invalid")
+        if there["state"] == "dormant":
+            there["version"] += 1
+            there["state"] = "active"
         there["timeline"].append((mad, copy.deepcopy(entry)))
         return len(there["timeline"])
+
+    def rest(self, state: str, expected: int | None) -> None:
+        there = self._expected(expected)
+        if there["state"] != state:
+            there["version"] += 1
+            there["state"] = state
 
     def page(self, after: int | None, limit: int) -> list[int]:
         there = self._existing()
@@ -129,13 +147,13 @@ class Model:
         return there
 
     def _patch(self, after: dict[str, Any], field: str, value: Any) -> None:
-        if field not in ("acl", "work_in_progress", "context_summary"):
+        if field not in (*LISTS, *OBJECTS):
             raise Refused("invalid")
         if value is None:
-            after[field] = [] if field == "acl" else {}
-        elif not sound(value) or isinstance(value, list) != (field == "acl"):
+            after[field] = [] if field in LISTS else {}
+        elif not sound(value) or isinstance(value, list) != (field in LISTS):
             raise Refused("invalid")
-        elif field == "acl":
+        elif field in LISTS:
             after[field] = sorted(set(value), key=value.index)
         else:
             for path, leaf in leaves(value, ()):
@@ -143,6 +161,7 @@ class Model:
 
     def _step(self, after: dict[str, Any]) -> None:
         after["version"] += 1
+        after["state"] = "active"
         if state_bytes(after) > HOT_LIMIT + DOUBT_BYTES:
             raise Refused("too_large")
         self.there = after
@@ -203,11 +222,13 @@ values = st.recursive(
     max_leaves=6,
 )
 objects = st.dictionaries(st.sampled_from("abc"), values, max_size=3) | st.none()
-states = st.sampled_from(["work_in_progress", "context_summary"])
+states = st.sampled_from(OBJECTS)
 acls = st.lists(names, max_size=4) | st.none()
 patches = st.dictionaries(states, objects, max_size=2)
 odd_patches = st.one_of(
     st.fixed_dictionaries({"acl": acls}),
+    st.fixed_dictionaries({"tags": acls}),
+    st.just({"tags": {"a": 1}}),
     st.fixed_dictionaries({"context_summary": objects, "acl": st.just({"a": 1})}),
     st.fixed_dictionaries({"context_summary": st.fixed_dictionaries({"a": bad})}),
     st.fixed_dictionaries({"work_in_progress": st.just([1])}),
@@ -268,16 +289,19 @@ class Conversation(RuleBasedStateMachine):
         return outcome
 
     def settle(self, outcome: Outcome) -> None:
-        before, after, event = self.session, outcome.session, outcome.event
+        before, after, events = self.session, outcome.session, outcome.events
         began = before is None or after is None
-        stepped = event is not None and event.kind != "timeline.appended"
+        stepped = sum(event.kind != "timeline.appended" for event in events)
         version = 0 if before is None else before.version
-        if event is None:
+        assert stepped <= 1
+        if not events:
             assert after is before
         else:
-            assert event.version == version + stepped
+            assert events[-1].version == version + stepped
         if not began:
             assert after.version == version + stepped
+            for event in events[:stepped]:
+                assert merge(state_of(before), event.patch) == state_of(after)
         if began:
             self.appended = []
         if outcome.entry is not None:
@@ -291,7 +315,10 @@ class Conversation(RuleBasedStateMachine):
     @precondition(absent)
     @rule(
         command=st.sampled_from(
-            [get(), update({}), delete(), add("bo"), remove("bo"), append(1), read()]
+            [
+                *(get(), update({}), delete(), add("bo"), remove("bo"), append(1)),
+                *(read(), suspend(), resume()),
+            ]
         )
     )
     def ask_for_what_is_not_there(self, command):
@@ -346,6 +373,14 @@ class Conversation(RuleBasedStateMachine):
         self.both(command, lambda: self.model.remove(mad, expected))
 
     @precondition(begun)
+    @rule(state=st.sampled_from(["dormant", "dormant", "active"]), lag=lags)
+    def rest(self, state, lag):
+        expected = self.expect(lag)
+        make = suspend if state == "dormant" else resume
+        command = make(expected_version=expected)
+        self.both(command, lambda: self.model.rest(state, expected))
+
+    @precondition(begun)
     @rule(mad=mads, entry=entries, lag=lags)
     def append(self, mad, entry, lag):
         command = append(entry, mad=mad, expected_version=self.expect(lag))
@@ -367,12 +402,14 @@ class Conversation(RuleBasedStateMachine):
     def read(self, after, limit):
         wanted: list[int] = []
         outcome = self.both(
-            read(after, limit), lambda: wanted.extend(self.model.page(after, limit))
+            read(after, limit=limit),
+            lambda: wanted.extend(self.model.page(after, limit)),
         )
         if outcome is None:
             return
-        if outcome.warm is not None:
-            assert wanted == [*range(outcome.warm.first, outcome.warm.last + 1)]
+        if outcome.wants is not None:
+            first, last, limit = msgspec.structs.astuple(outcome.wants)[:3]
+            assert wanted == [*range(first, last + 1)][:limit]
             assert wanted[0] not in seqs(self.session.recent_timeline)
         else:
             assert wanted == seqs(tuple(map(bytes, map(pack, outcome.reply.entries))))
@@ -400,6 +437,9 @@ class Conversation(RuleBasedStateMachine):
             "roles": {mad: part["role"] for mad, part in session.participants.items()},
             "work_in_progress": session.work_in_progress,
             "context_summary": session.context_summary,
+            "fields": session.fields,
+            "tags": list(session.tags),
+            "state": session.state,
             "timeline": [
                 (entry["author"], entry["entry"])
                 for entry in map(msgspec.msgpack.decode, self.appended)

@@ -21,7 +21,7 @@ ENTRY = {"role": "user", "text": "hi"}
 
 
 def public(kind):
-    return {name for name in vars(kind) if not name.startswith("_")}
+    return {name for name in dir(kind) if not name.startswith("_")}
 
 
 @pytest.mark.parametrize("name", sorted(public(Mad) - {"waiting"}))
@@ -30,6 +30,7 @@ def test_every_call_has_the_same_signature(name):
 
     assert inspect.signature(blocking) == inspect.signature(asynchronous)
     assert not inspect.iscoroutinefunction(blocking)
+    assert blocking.__doc__
 
 
 def test_nothing_is_added_and_connect_is_the_same():
@@ -56,13 +57,13 @@ class FakeMad:
     def waiting(self):
         return len(self.appended)
 
-    def append(self, session_id, entry):
+    def append(self, session_id, entry, *, durability):
         assert asyncio.get_running_loop() is self.loop
         self.appended.append(entry)
         return f"i.0.{len(self.appended)}"
 
     async def update_session(
-        self, session_id, patch, *, expected_version=None, timeout
+        self, session_id, patch, *, expected_version=None, timeout=1
     ):
         raise self.conflict
 
@@ -91,17 +92,27 @@ SESSION = Session(
     last_active=datetime.now(UTC),
 )
 CALLS = {
-    "create_session": (("ada",), {"session_id": "s", "timeout": 1.0}),
-    "get_or_create_session": (("ada",), {"timeout": 1.0}),
-    "get_session": (("s",), {"timeout": 1.0}),
-    "delete_session": (("s",), {"expected_version": 3, "timeout": 1.0}),
-    "add_participant": (("s", "tool"), {"role": "r", "timeout": 1.0}),
-    "remove_participant": (("s", "tool"), {"timeout": 1.0}),
-    "join": (("s",), {"role": "r", "timeout": 1.0}),
-    "leave": (("s",), {"timeout": 1.0}),
-    "append_and_wait": (("s", ENTRY), {"timeout": 1.0}),
-    "timeline": (("s",), {"after": None, "limit": 7, "timeout": 1.0}),
-    "outcome": (("i.0.1",), {"timeout": 1.0}),
+    "create_session": (("ada",), {"session_id": "s", "durability": "warm"}),
+    "get_or_create_session": (("ada",), {"durability": "warm"}),
+    "get_session": (("s",), {"full": True}),
+    "delete_session": (("s",), {"expected_version": 3, "durability": "warm"}),
+    "suspend_session": (("s",), {"expected_version": 3, "durability": "hot"}),
+    "resume_session": (("s",), {"expected_version": 3, "durability": "warm"}),
+    "durable": (("s",), {"wait": True}),
+    "list_sessions": ((), {"owner": "ada", "tag": "sea", "cursor": "c", "limit": 7}),
+    "stats": ((), {}),
+    "add_participant": (("s", "tool"), {"role": "r", "durability": "warm"}),
+    "remove_participant": (("s", "tool"), {"durability": "warm"}),
+    "join": (("s",), {"role": "r", "durability": "warm"}),
+    "leave": (("s",), {"durability": "warm"}),
+    "append_and_wait": (("s", ENTRY), {"durability": "warm"}),
+    "timeline": (("s",), {"after": None, "newest_first": True, "limit": 7}),
+    "session_at": (("s", 3), {}),
+    "diff": (("s", 3, 4), {}),
+    "create_checkpoint": (("s",), {"name": "n", "kind": "incremental"}),
+    "checkpoints": (("s",), {"before": "i.0.1", "limit": 7}),
+    "restore_checkpoint": (("s", "i.0.1"), {"expected_version": 3}),
+    "outcome": (("i.0.1",), {}),
 }
 RESULTS = {
     **dict.fromkeys(CALLS, SESSION),
@@ -110,6 +121,12 @@ RESULTS = {
     "timeline": TimelinePage(()),
     "outcome": CommandOutcome("applied"),
 }
+
+
+def test_every_call_is_tried_here():
+    tried = {*CALLS, "append", "flush", "update_session", "waiting"}
+
+    assert tried == public(Mad)
 
 
 @pytest.fixture
@@ -137,6 +154,7 @@ def made(monkeypatch):
 @pytest.mark.parametrize("name", CALLS)
 def test_every_call_hands_all_arguments_on_and_its_result_back(made, name):
     arguments, options = CALLS[name]
+    options = {**options, "timeout": 1.0}
 
     with sync.connect() as mad:
         result = getattr(mad, name)(*arguments, **options)

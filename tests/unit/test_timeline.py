@@ -2,20 +2,22 @@
 Appends, the bounded tail, pages from it, and JSON merge patches (RFC 7396).
 """
 
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bus.codec import pack
 from bus.errors import Invalid
-from bus.messages import Session, TimelineEntry
+from bus.messages import Session, TimelineEntry, TimelinePage
 from handlers.commands import Event, WarmPage
-from handlers.routes import MAX_PAGE, page_of
+from handlers.pages import cut, page_of
 from handlers.session import RECENT_ENTRIES, TAIL_BYTES, merge, trimmed
-from tests.builders import a_session
+from handlers.timeline import MAX_PAGE
+from tests.builders import NOW, a_session
 from tests.unit.commands import (
     LATER,
     a_talk,
@@ -25,6 +27,7 @@ from tests.unit.commands import (
     hot_bytes,
     read,
     seqs,
+    the_event,
     update,
 )
 
@@ -52,7 +55,7 @@ def test_an_append_gets_the_next_seq_and_leaves_the_version_alone():
     assert outcome.session == a_session(
         version=7, last_seq=5, last_active=LATER, recent_timeline=(outcome.entry,)
     )
-    assert outcome.event == Event(
+    assert the_event(outcome) == Event(
         kind="timeline.appended",
         command_id="i1.0.9",
         mad="bo",
@@ -175,6 +178,15 @@ def test_a_trimmed_tail_is_the_longest_suffix_within_its_bounds(tail, room):
         ({"after": 24, "limit": MAX_PAGE}, [25], None),
         ({"after": 25}, [], None),
         ({"after": 2**60}, [], None),
+        ({"after": 5, "before": 8}, [6, 7], None),
+        ({"after": 5, "before": 8, "limit": 1}, [6], 6),
+        ({"before": 1}, [], None),
+        ({"before": 0}, [], None),
+        ({"newest_first": True, "limit": 2}, [25, 24], 24),
+        ({"newest_first": True, "limit": 2, "before": 24}, [23, 22], 22),
+        ({"newest_first": True, "limit": 9, "after": 22}, [25, 24, 23], None),
+        ({"newest_first": True, "limit": 20}, list(range(25, 5, -1)), 6),
+        ({"newest_first": True, "after": 5, "limit": 20}, [*range(25, 5, -1)], None),
     ],
 )
 def test_a_page_within_the_tail_comes_from_it(wanted, seqs_wanted, next_wanted):
@@ -188,19 +200,37 @@ def test_a_page_within_the_tail_comes_from_it(wanted, seqs_wanted, next_wanted):
     [
         ({}, 1, 25),
         ({"limit": 21}, 5, 25),
-        ({"after": 0, "limit": 3}, 1, 3),
-        ({"after": 4, "limit": 1}, 5, 5),
-        ({"after": 4, "limit": 2}, 5, 6),
-        ({"after": 4, "limit": 1000}, 5, 25),
+        ({"after": 0, "limit": 3}, 1, 25),
+        ({"after": 4, "limit": 1}, 5, 25),
+        ({"before": 7, "limit": 1}, 1, 6),
+        ({"after": 2, "before": 99}, 3, 25),
+        ({"newest_first": True, "limit": 21}, 1, 25),
+        ({"newest_first": True, "limit": 21, "after": 4}, 5, 25),
     ],
 )
-def test_a_page_that_begins_before_the_tail_is_told_to_the_warm_tier(
+def test_a_page_that_reaches_below_the_tail_is_told_to_the_warm_tier(
     wanted, first, last
 ):
-    outcome = handle(a_talk(25), read(**wanted))
+    there = a_talk(25)
+    limit, newest_first = wanted.get("limit", 100), wanted.get("newest_first", False)
 
-    assert outcome.warm == WarmPage(first, last, 25)
-    assert (outcome.reply, outcome.event) == (None, None)
+    outcome = handle(there, read(**wanted))
+
+    assert outcome.wants == WarmPage(
+        first=first,
+        last=last,
+        limit=limit,
+        end=25,
+        newest_first=newest_first,
+        tail=there.recent_timeline,
+    )
+    assert (outcome.session, outcome.reply, outcome.events) == (there, None, ())
+
+
+def test_the_page_that_was_read_below_is_the_reply():
+    page = page_of((b"\xc0",), None)
+
+    assert handle(a_talk(25), read(given=page)).reply is page
 
 
 def test_an_empty_timeline_is_one_empty_page():
@@ -221,7 +251,7 @@ def test_reading_pages_one_after_the_other_shows_each_entry_once():
 def test_a_timeline_whose_tail_is_empty_is_read_from_the_warm_tier():
     there = a_session(last_seq=3)
 
-    assert handle(there, read()).warm == WarmPage(1, 3, 3)
+    assert handle(there, read()).wants == WarmPage(first=1, last=3, limit=100, end=3)
     assert a_page(there, after=3) == ([], None)
 
 
@@ -233,11 +263,20 @@ def test_a_page_has_1_to_1000_entries(limit):
     assert refused.value.details == {"field": "limit"}
 
 
-def test_a_page_begins_at_0_or_later():
+@pytest.mark.parametrize(
+    ("wanted", "field"),
+    [
+        ({"after": -1}, "after"),
+        ({"before": -1}, "before"),
+        ({"since": datetime(2026, 1, 1)}, "since"),  # noqa: DTZ001
+        ({"until": datetime(2026, 1, 1)}, "until"),  # noqa: DTZ001
+    ],
+)
+def test_a_bound_that_is_none_is_refused(wanted, field):
     with pytest.raises(Invalid) as refused:
-        handle(a_session(), read(after=-1))
+        handle(a_session(), read(**wanted))
 
-    assert refused.value.details == {"field": "after"}
+    assert refused.value.details == {"field": field}
 
 
 def test_reading_changes_nothing():
@@ -246,12 +285,143 @@ def test_reading_changes_nothing():
     outcome = handle(there, read())
 
     assert outcome.session is there
-    assert outcome.event is None
+    assert outcome.events == ()
 
 
-def test_the_last_page_tells_that_it_is_the_last():
-    assert page_of((b"\xc0",), 3, 4).next == 3
-    assert page_of((b"\xc0",), 4, 4).next is None
+def a_timeline(gaps_ms: list[int], kept: int) -> tuple[Session, list[TimelineEntry]]:
+    """
+    A session with an entry after each gap, of which *kept* are hot, and all entries.
+    """
+    session, at, entries = a_session(created_at=START, last_active=START), START, []
+    for gap in gaps_ms:
+        at += timedelta(milliseconds=gap)
+        outcome = handle(session, append(gap), at)
+        assert outcome.session is not None
+        session = outcome.session
+        entries.append(unpacked(outcome.entry))
+    tail = session.recent_timeline
+    kept = min(kept, len(tail))
+    hot = tail[len(tail) - kept :]
+
+    return msgspec.structs.replace(session, recent_timeline=hot), entries
+
+
+def read_below(wanted: WarmPage, entries: list[TimelineEntry]) -> TimelinePage:
+    """
+    What the tiers below answer, as their contract says it.
+    """
+    fit = [
+        entry.seq
+        for entry in entries[wanted.first - 1 : wanted.last]
+        if wanted.since is None or entry.at >= wanted.since
+        if wanted.until is None or entry.at < wanted.until
+    ]
+    if not fit:
+        return page_of((), None)
+    part = cut(fit[0], fit[-1], wanted.limit, wanted.newest_first)
+    found = entries[part.first - 1 : part.last]
+
+    return page_of(
+        [pack(e) for e in (found[::-1] if wanted.newest_first else found)], part.next
+    )
+
+
+START = NOW.replace(microsecond=0)
+gaps = st.lists(st.sampled_from([0, 0, 1, 5, 1000]), max_size=30)
+moments = st.none() | st.integers(-1, 6000).map(
+    lambda ms: START + timedelta(milliseconds=ms)
+)
+numbers = st.none() | st.integers(0, 32)
+
+
+@settings(deadline=None, max_examples=400)
+@given(
+    gaps=gaps,
+    kept=st.sampled_from([0, 1, 3, 20]),
+    after_seq=numbers,
+    before=numbers,
+    since=moments,
+    until=moments,
+    newest_first=st.booleans(),
+    limit=st.integers(1, 8),
+)
+def test_pages_show_each_entry_within_all_bounds_once(
+    gaps, kept, after_seq, before, since, until, newest_first, limit
+):
+    """
+    In both directions, from whichever tier a page comes; and `next` is None on the
+    last page and on no other.
+    """
+    there, entries = a_timeline(gaps, kept)
+    wanted = [
+        entry.seq
+        for entry in entries
+        if after_seq is None or entry.seq > after_seq
+        if before is None or entry.seq < before
+        if since is None or entry.at >= since
+        if until is None or entry.at < until
+    ]
+    if not newest_first and {after_seq, before, since, until} == {None}:
+        wanted = wanted[-limit:]
+    found: list[int] = []
+    bounds = {"after": after_seq, "before": before}
+    for _ in range(40):
+        times = {"since": since, "until": until, "newest_first": newest_first}
+        outcome = handle(there, read(**bounds, **times, limit=limit))
+        page = outcome.reply
+        if outcome.wants is not None:
+            assert isinstance(outcome.wants, WarmPage)
+            page = read_below(outcome.wants, entries)
+        some = [entry["seq"] for entry in msgspec.msgpack.decode(pack(page))["entries"]]
+        assert len(some) == limit or page.next is None
+        found += some
+        if page.next is None:
+            break
+        bounds["before" if newest_first else "after"] = page.next
+
+    assert found == (wanted[::-1] if newest_first else wanted)
+
+
+def test_a_page_by_time_comes_from_the_tail_where_it_tells_for_sure():
+    there, entries = a_timeline([10] * 25, 20)
+    oldest, newest = entries[5].at, entries[-1].at
+    just_later = oldest + timedelta(milliseconds=1)
+
+    assert a_page(there, since=just_later) == (list(range(7, 26)), None)
+    assert a_page(there, since=newest, until=newest) == ([], None)
+    assert a_page(there, since=LATER + timedelta(days=1)) == ([], None)
+    assert a_page(there, since=oldest, newest_first=True, limit=19) == (
+        list(range(25, 6, -1)),
+        7,
+    )
+    for bounds in (
+        {"since": oldest},
+        {"until": oldest, "newest_first": True},
+        {"since": oldest, "newest_first": True, "limit": 20},
+    ):
+        assert isinstance(handle(there, read(**bounds)).wants, WarmPage)
+
+
+@pytest.mark.parametrize(
+    ("range_", "limit", "newest_first", "page"),
+    [
+        ((1, 9), 3, False, (1, 3, 3)),
+        ((1, 9), 9, False, (1, 9, None)),
+        ((5, 9), 99, False, (5, 9, None)),
+        ((1, 9), 3, True, (7, 9, 7)),
+        ((7, 9), 3, True, (7, 9, None)),
+    ],
+)
+def test_a_page_is_cut_from_the_end_where_it_begins(range_, limit, newest_first, page):
+    assert cut(*range_, limit, newest_first) == page
+
+
+@pytest.mark.parametrize("newest_first", [False, True])
+def test_of_nothing_an_empty_page_is_cut(newest_first):
+    part = cut(10, 9, 5, newest_first)
+
+    assert part.first > part.last
+    assert part.next is None
 
 
 # RFC 7396, appendix A: original, patch, result.

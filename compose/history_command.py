@@ -1,0 +1,150 @@
+"""
+`everbus session at|diff|checkpoint|checkpoints|restore`: a session's past.
+"""
+
+from typing import Annotated, Literal
+
+import typer
+
+from bus.client import DEFAULT_TIMEOUT_S
+from bus.messages import Checkpoint
+from compose.answers import (
+    Expected,
+    OutputOption,
+    SessionId,
+    Timeout,
+    a_mad,
+    print_fields,
+    print_json,
+    print_table,
+    tell,
+)
+from compose.replay_command import Output
+
+
+def at(
+    session_id: SessionId,
+    version: Annotated[int, typer.Argument(help="Which version.")],
+    output: OutputOption = Output.table,
+    timeout: Timeout = DEFAULT_TIMEOUT_S,
+) -> None:
+    """
+    Show a session as it was at a version.
+
+    Example: everbus session at 0198a1c2-7b1e-7000-8000-5b8f0c2d1e3f 7
+    """
+    with a_mad() as mad:
+        then = mad.session_at(session_id, version, timeout=timeout)
+    if output is Output.json:
+        print_json(then)
+    else:
+        print_fields(then, "recent_timeline", "full_context")
+
+
+def diff(
+    session_id: SessionId,
+    from_version: Annotated[int, typer.Argument(help="The earlier version.")],
+    to_version: Annotated[int, typer.Argument(help="The later version.")],
+    output: OutputOption = Output.table,
+    timeout: Timeout = DEFAULT_TIMEOUT_S,
+) -> None:
+    """
+    Show what changed between two versions, and who changed it.
+
+    Example: everbus session diff 0198a1c2-7b1e-7000-8000-5b8f0c2d1e3f 3 7
+    """
+    with a_mad() as mad:
+        found = mad.diff(session_id, from_version, to_version, timeout=timeout)
+    if output is Output.json:
+        print_json(found)
+        return
+    print_table(
+        ("version", "at", "what", "MAD", "principal", "patch"),
+        (
+            (step.version, step.at, step.kind, step.mad, step.principal, step.patch)
+            for step in found.changes
+        ),
+    )
+    print_table(("together",), [(found.patch,)])
+
+
+def checkpoint(
+    session_id: SessionId,
+    name: Annotated[str, typer.Option(help="What to call it.")] = "",
+    kind: Annotated[
+        Literal["full", "incremental"],
+        typer.Option(help="All of the state, or what differs from the last one."),
+    ] = "full",
+    output: OutputOption = Output.table,
+    timeout: Timeout = DEFAULT_TIMEOUT_S,
+) -> None:
+    """
+    Keep a session's present state, to bring it back later.
+
+    Example: everbus session checkpoint 0198a1c2-7b1e-7000-8000-5b8f0c2d1e3f --name v1
+    """
+    with a_mad() as mad:
+        made = mad.create_checkpoint(session_id, name=name, kind=kind, timeout=timeout)
+    if output is Output.json:
+        print_json(made)
+    else:
+        print_fields(made)
+
+
+def checkpoints(
+    session_id: SessionId,
+    before: Annotated[
+        str | None, typer.Option(help="Where the page before ended.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many.")] = 20,
+    output: OutputOption = Output.table,
+    timeout: Timeout = DEFAULT_TIMEOUT_S,
+) -> None:
+    """
+    List a session's checkpoints, newest first.
+
+    Example: everbus session checkpoints 0198a1c2-7b1e-7000-8000-5b8f0c2d1e3f
+    """
+    with a_mad() as mad:
+        page = mad.checkpoints(session_id, before=before, limit=limit, timeout=timeout)
+    if output is Output.json:
+        print_json(page)
+        return
+    columns = ("id", "name", "version", "kind", "at", "author")
+    print_table(columns, (_row(kept) for kept in page.checkpoints))
+    if page.next is not None:
+        tell(f"more: --before {page.next}")
+
+
+def restore(
+    session_id: SessionId,
+    checkpoint_id: Annotated[
+        str, typer.Argument(help="Which checkpoint.", metavar="CHECKPOINT")
+    ],
+    expected_version: Expected = None,
+    output: OutputOption = Output.table,
+    timeout: Timeout = DEFAULT_TIMEOUT_S,
+) -> None:
+    """
+    Bring summary, work in progress, tags and fields back to a checkpoint's.
+
+    It is a new version: nothing of the history is lost. Owner, ACL and participants
+    stay as they are.
+
+    Example: everbus session restore 0198a1c2-7b1e-7000-8000-5b8f0c2d1e3f 7d1f.3.42
+    """
+    with a_mad() as mad:
+        restored = mad.restore_checkpoint(
+            session_id,
+            checkpoint_id,
+            expected_version=expected_version,
+            timeout=timeout,
+        )
+    if output is Output.json:
+        print_json(restored)
+    else:
+        print_fields(restored, "recent_timeline", "full_context")
+
+
+def _row(kept: Checkpoint) -> tuple[object, ...]:
+    return (kept.id, kept.name, kept.version, kept.kind, kept.at, kept.author)

@@ -1,0 +1,179 @@
+"""
+Lives of sessions as records, as the gateway makes them: what stores are tried with.
+"""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+
+import msgspec
+
+from bus.codec import pack
+from bus.messages import Session, TimelineEntry
+from gateway.store.outbox import Record
+from handlers.commands import Archived, Event, NewCheckpoint
+from handlers.history import difference, digest, state_of
+
+BEGIN = datetime(2026, 1, 2, 3, 4, 5, 678_000, tzinfo=UTC)
+MAD = "fiedler"
+
+
+class Story:
+    """
+    One life of one session: each method is a commit, and gives its record.
+
+    Time goes on by a second per commit.
+
+    Attributes:
+        session: as it is after the last commit.
+        moves: how often it was archived or returned.
+    """
+
+    def __init__(
+        self, session_id: str, life: datetime = BEGIN, owner: str = "ada", **fields: Any
+    ) -> None:
+        self.session = Session(
+            id=session_id,
+            version=1,
+            owner_id=owner,
+            created_at=life,
+            last_active=life,
+            **fields,
+        )
+        self.moves = 0
+        self._commands = 0
+
+    @property
+    def life(self) -> datetime:
+        return self.session.created_at
+
+    def create(self) -> Record:
+        """
+        The session's first record.
+        """
+        first = state_of(self.session)
+
+        return self._record(self._event("session.created", first), whole=True)
+
+    def update(self, context: Any = ..., steps: int = 1, **fields: Any) -> Record:
+        """
+        Change *fields*, and the full context by a merge patch, in so many versions.
+        """
+        events = []
+        for step in range(steps):
+            changes = fields if step == steps - 1 else {}
+            patch = self._changed(**changes)
+            if context is not ... and step == 0:
+                patch["full_context"] = context
+            events.append(self._event("session.updated", patch))
+
+        return self._record(*events, whole=True)
+
+    def suspend(self) -> Record:
+        """
+        Let it rest.
+        """
+        patch = self._changed(state="dormant")
+
+        return self._record(self._event("session.suspended", patch), whole=True)
+
+    def append(self, *said: Any) -> Record:
+        """
+        Add entries; a session that rests is resumed.
+        """
+        events, entries = [], []
+        whole = self.session.state == "dormant"
+        if whole:
+            events.append(self._event("session.resumed", self._changed(state="active")))
+        for entry in said:
+            seq, at = self.session.last_seq + 1, self._later()
+            self._set(last_seq=seq, last_active=at)
+            entries.append(msgspec.Raw(pack(TimelineEntry(seq, at, MAD, entry))))
+            events.append(
+                msgspec.structs.replace(self._event("timeline.appended", None), at=None)
+            )
+        record = self._record(*events, whole=whole)
+
+        return msgspec.structs.replace(record, entries=tuple(entries))
+
+    def checkpoint(
+        self, name: str, kind: Literal["full", "incremental"] = "full"
+    ) -> Record:
+        """
+        Keep its present state.
+        """
+        event = self._event("checkpoint.created", None)
+        state = state_of(self.session)
+        new = NewCheckpoint(
+            id=event.command_id,
+            name=name,
+            version=self.session.version,
+            last_seq=self.session.last_seq,
+            kind=kind,
+            at=self.session.last_active,
+            author=MAD,
+            state=state,
+            sha256=digest(state),
+        )
+        return msgspec.structs.replace(self._record(event), checkpoints=(new,))
+
+    def archive(self, pointer: str, size: int = 1000) -> Record:
+        """
+        Leave it to the cold tier.
+        """
+        archived = Archived(
+            pointer=pointer,
+            through=self.session.last_seq,
+            bytes=size,
+            moves=self.moves,
+        )
+        self.moves += 1
+        record = self._record(self._event("session.archived", None))
+
+        return msgspec.structs.replace(record, archived=archived)
+
+    def delete(self) -> Record:
+        """
+        End it.
+        """
+        self._set(version=self.session.version + 1, last_active=self._later())
+        record = self._record(self._event("session.deleted", None))
+
+        return msgspec.structs.replace(record, deleted=True)
+
+    def _changed(self, **fields: Any) -> dict[str, Any]:
+        before = state_of(self.session)
+        at = self._later()
+        self._set(version=self.session.version + 1, last_active=at, **fields)
+
+        return difference(before, state_of(self.session))
+
+    def _event(self, kind: str, patch: dict[str, Any] | None) -> Event:
+        self._commands += 1
+        return Event(
+            kind=kind,
+            command_id=f"i{self.life:%H%M%S}.0.{self._commands}",
+            mad=MAD,
+            principal="ada",
+            version=self.session.version,
+            seq=self.session.last_seq,
+            at=self.session.last_active,
+            patch=patch,
+        )
+
+    def _record(self, *events: Event, whole: bool = False) -> Record:
+        session = self.session
+        return Record(
+            session=session.id,
+            created_at=session.created_at,
+            version=session.version,
+            last_seq=session.last_seq,
+            last_active=session.last_active,
+            state=session if whole else None,
+            events=events,
+        )
+
+    def _later(self) -> datetime:
+        return self.session.last_active + timedelta(seconds=1)
+
+    def _set(self, **fields: Any) -> None:
+        self.session = msgspec.structs.replace(self.session, **fields)

@@ -1,0 +1,57 @@
+"""
+The indexes of the warm tier in MongoDB.
+"""
+
+from gateway.store.mongo import Mongo
+from gateway.store.mongo_documents import (
+    CHECKPOINT_KEY,
+    CHECKPOINT_PLACE,
+    CHECKPOINTS,
+    ENTRY_KEY,
+    EVENT_KEY,
+    EVENTS,
+    SESSIONS,
+    SNAPSHOT_KEY,
+    SNAPSHOTS,
+    TIMELINE,
+    TOMBSTONE_DAYS,
+)
+from gateway.store.mongo_operations import Sort
+
+_DAY_S = 86_400
+_NEWEST: Sort = (("last_active", -1), ("_id", -1))
+
+# Each way of finding sessions, latest activity first. Words, of which a session may
+# have many, are indexed alone: with the last activity beside them, each append would
+# renew every key. Whoever looks for words has the matches sorted.
+FINDING: tuple[Sort, ...] = (
+    _NEWEST,
+    *(
+        ((name, 1), *_NEWEST)
+        for name in ("owner_id", "readers", "participant_names", "tags", "state")
+    ),
+    (("words", 1),),
+)
+
+
+async def make_indexes(mongo: Mongo) -> None:
+    """
+    Make those that are missing.
+    """
+    index = mongo.index
+    for collection, key in (
+        (TIMELINE, ENTRY_KEY),
+        (EVENTS, EVENT_KEY),
+        (SNAPSHOTS, SNAPSHOT_KEY),
+        (CHECKPOINTS, CHECKPOINT_KEY),
+        (CHECKPOINTS, CHECKPOINT_PLACE),
+    ):
+        await index(collection, [(name, 1) for name in key], unique=True)
+    by_time = [("session", 1), ("life", 1), ("at", 1), ("seq", 1)]
+    await index(TIMELINE, by_time)
+    for keys in FINDING:
+        await index(SESSIONS, keys)
+    for mark in ("unpurged", "unrestored", "s3_pointer"):
+        await index(SESSIONS, [(mark, 1)], sparse=True)
+    kept_s = TOMBSTONE_DAYS * _DAY_S
+    await index(SESSIONS, [("deleted_at", 1)], sparse=True, expireAfterSeconds=kept_s)

@@ -1,0 +1,238 @@
+"""
+What a write has to do in MongoDB, worked out from what MongoDB holds already.
+
+Pure: records and heads in, operations out. Each operation that changes a session's
+document says what it expects to find, so that a plan made from heads that are no
+longer true changes nothing, and is made anew.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import msgspec
+
+from bus.messages import Session
+from gateway.store.mongo_documents import (
+    entry_documents,
+    event_document,
+    new_document,
+    snapshot_document,
+    state_document,
+    stubbed,
+)
+from gateway.store.mongo_ends import End, Head, is_past
+from gateway.store.mongo_operations import Operation, Replace, Update
+from gateway.store.outbox import Record
+from gateway.store.recorded import context_patches, entombed, is_due, is_kept
+from handlers.commands import Archived, NewCheckpoint
+
+
+class Piece(NamedTuple):
+    """
+    One document or operation, and the place of the record that it comes from.
+    """
+
+    place: int
+    what: Any
+
+
+class Live(NamedTuple):
+    """
+    What the records of one write say of one session's present life.
+
+    Attributes:
+        records: with their places, in order.
+        head: what MongoDB holds of that life; None: nothing.
+    """
+
+    session: str
+    life: datetime
+    records: list[tuple[int, Record]]
+    head: Head | None
+
+    @property
+    def version(self) -> int:
+        """
+        The version that MongoDB holds.
+        """
+        return self.head.version if self.head else 0
+
+    @property
+    def patches(self) -> list[Any]:
+        """
+        What is to be done to the full context.
+        """
+        return context_patches((record for _, record in self.records), self.version)
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """
+    What to do, in this order.
+
+    Attributes:
+        lives: whose documents are to be brought forward, see `state_piece`.
+        touched: sessions and lives of which something may have been written, now or
+            by an attempt before.
+    """
+
+    ends: list[End] = msgspec.field(default_factory=list)
+    entries: list[Piece] = msgspec.field(default_factory=list)
+    events: list[Piece] = msgspec.field(default_factory=list)
+    snapshots: list[Piece] = msgspec.field(default_factory=list)
+    checkpoints: list[tuple[int, Record, NewCheckpoint]] = msgspec.field(
+        default_factory=list
+    )
+    lives: list[Live] = msgspec.field(default_factory=list)
+    stubs: list[Piece] = msgspec.field(default_factory=list)
+    touched: list[tuple[str, datetime]] = msgspec.field(default_factory=list)
+    refused: dict[int, str] = msgspec.field(default_factory=dict)
+
+
+def passes(records: Sequence[Record]) -> Iterable[list[Record]]:
+    """
+    *records* in parts: what follows a session's archiving is in a later part, since
+    within one part a session's archiving comes last.
+    """
+    part: list[Record] = []
+    archived: set[str] = set()
+    for record in records:
+        if record.session in archived:
+            yield part
+            part, archived = [], set()
+        part.append(record)
+        if record.archived is not None:
+            archived.add(record.session)
+    if part:
+        yield part
+
+
+def planned(records: Sequence[Record], heads: Mapping[str, Head]) -> Plan:
+    """
+    What *records*, one part of `passes`, ask for.
+    """
+    plan = Plan()
+    by_session: dict[str, list[tuple[int, Record]]] = {}
+    for place, record in enumerate(records):
+        by_session.setdefault(record.session, []).append((place, record))
+    for session, found in by_session.items():
+        _plan_session(plan, session, found, heads.get(session))
+
+    return plan
+
+
+def state_piece(live: Live, context: dict[str, Any] | None) -> Piece | None:
+    """
+    What brings the session's document forward to its records; None: nothing does.
+
+    *context* is the full context afterwards, None if it stays.
+    """
+    last_seq = max(record.last_seq for _, record in live.records)
+    last_active = max(record.last_active for _, record in live.records)
+    place, state = _newest_state(live)
+    if live.head is None:
+        if state is None:
+            return None
+        session = msgspec.structs.replace(
+            state, last_seq=last_seq, last_active=last_active
+        )
+        older = {"_id": live.session, "created_at": {"$lt": live.life}}
+        return Piece(place, Replace(older, new_document(session, context or {})))
+    seen = {
+        "_id": live.session,
+        "created_at": live.life,
+        "version": live.version,
+        "archival_status": "ACTIVE",
+    }
+    forward = {"last_seq": last_seq, "last_active": last_active}
+    if state is None:
+        head = live.head
+        if last_seq <= head.last_seq and last_active <= (head.last_active or live.life):
+            return None
+        return Piece(live.records[-1][0], Update(seen, {"$max": forward}))
+    fields = state_document(state)
+    fields = {name: value for name, value in fields.items() if name not in forward}
+    if context is not None:
+        fields["full_context"] = context
+
+    return Piece(place, Update(seen, {"$set": fields, "$max": forward}))
+
+
+def _newest_state(live: Live) -> tuple[int, Session | None]:
+    found: tuple[int, Session | None] = (-1, None)
+    version = live.version
+    for place, record in live.records:
+        if record.state is not None and record.version > version:
+            found, version = (place, record.state), record.version
+    return found
+
+
+def _plan_session(
+    plan: Plan, session: str, found: list[tuple[int, Record]], head: Head | None
+) -> None:
+    records = [record for _, record in found]
+    life = max(record.created_at for record in records)
+    over = [r.created_at for r in records if r.deleted or r.created_at < life]
+    if head is not None and head.life < life and not head.ended:
+        over.append(head.life)
+    if over:
+        plan.ends.append(
+            End(
+                session=session,
+                life=max(over),
+                last_seq=max(record.last_seq for record in records),
+                version=max(record.version for record in records),
+            )
+        )
+    if life in over:
+        return
+    plan.touched.append((session, life))
+    if head is not None and is_past(head, life):
+        return
+    same = head if head is not None and head.life == life else None
+    kept = [(place, record) for place, record in found if record.created_at == life]
+    _plan_life(plan, Live(session, life, kept, same))
+
+
+def _plan_life(plan: Plan, live: Live) -> None:
+    if live.head is not None and live.head.stub:
+        live = _without_refused(plan, live, live.head)
+        if not live.records:
+            return
+    # What is archived is in the cold tier; it may have left MongoDB on purpose.
+    after = live.head.through if live.head else 0
+    for place, record in live.records:
+        plan.entries.extend(Piece(place, d) for d in entry_documents(record, after))
+        plan.events.extend(
+            Piece(place, event_document(record, event))
+            for event in filter(is_kept, record.events)
+        )
+        if is_due(record) and record.state is not None:
+            plan.snapshots.append(Piece(place, snapshot_document(record.state)))
+        plan.checkpoints.extend((place, record, new) for new in record.checkpoints)
+        if record.archived is not None:
+            plan.stubs.append(Piece(place, _stub_operation(record, record.archived)))
+    if live.head is None or not live.head.stub:
+        plan.lives.append(live)
+
+
+def _without_refused(plan: Plan, live: Live, head: Head) -> Live:
+    kept = []
+    for place, record in live.records:
+        if reason := entombed(record, head.version, head.last_seq):
+            plan.refused[place] = reason
+        else:
+            kept.append((place, record))
+    return live._replace(records=kept)
+
+
+def _stub_operation(record: Record, archived: Archived) -> Operation:
+    seen = {
+        "_id": record.session,
+        "created_at": record.created_at,
+        "version": record.version,
+        "last_seq": record.last_seq,
+        "moves": archived.moves,
+        "archival_status": "ACTIVE",
+    }
+    return Update(seen, stubbed(archived))

@@ -1,0 +1,121 @@
+"""
+What records mean for a warm tier, whichever keeps it.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from bus.messages import Checkpoint, Session
+from gateway.store.outbox import Record
+from gateway.store.tiers import SNAPSHOT_EVERY
+from handlers.commands import Event, NewCheckpoint
+from handlers.history import difference, digest
+from handlers.session import merge
+
+# Incremental checkpoints in a row; the next one is kept as a full one.
+CHAIN = 20
+# What makes a stub; the rest of it is what listing needs.
+COLD_FIELDS = ("context_summary", "work_in_progress", "fields")
+
+
+def is_kept(event: Event) -> bool:
+    """
+    Whether *event* is among the events that are kept by themselves. An append is
+    not: its timeline entry tells the same.
+    """
+    return event.patch is not None or event.at is not None
+
+
+def is_due(record: Record) -> bool:
+    """
+    Whether the record's state is to be kept as a snapshot: of every SNAPSHOT_EVERY
+    versions, the state that the first commit at or behind them left.
+    """
+    if record.state is None:
+        return False
+    steps = [event.version for event in record.events if event.patch is not None]
+    before = min(steps, default=record.version) - 1
+
+    return before // SNAPSHOT_EVERY != record.version // SNAPSHOT_EVERY
+
+
+def context_patches(records: Iterable[Record], after: int) -> list[Any]:
+    """
+    What happened to the full context behind version *after*, in order.
+    """
+    return [
+        event.patch["full_context"]
+        for record in records
+        for event in record.events
+        if event.version > after and event.patch and "full_context" in event.patch
+    ]
+
+
+def with_context(context: dict[str, Any], patches: Iterable[Any]) -> dict[str, Any]:
+    """
+    The full context after *patches*; null clears it.
+    """
+    for patch in patches:
+        merged = merge(context, patch)
+        context = merged if isinstance(merged, dict) else {}
+    return context
+
+
+def stub_of(session: Session) -> Session:
+    """
+    What of an archived session stays in the warm tier.
+    """
+    cold: dict[str, Any] = {name: {} for name in COLD_FIELDS}
+
+    return msgspec.structs.replace(
+        session, state="archived", archival_status="S3", **cold
+    )
+
+
+def entombed(record: Record, version: int, last_seq: int) -> str:
+    """
+    Why *record* is refused by a stub, which has this version and last seq; empty:
+    it tells nothing newer, so it is a repeat.
+
+    Nothing may follow an archived state before the session has returned: the stub
+    lacks what would have to be changed.
+    """
+    if record.version <= version and record.last_seq <= last_seq:
+        return ""
+    return (
+        f"session {record.session} is in the cold tier at version {version}, seq "
+        f"{last_seq}; version {record.version}, seq {record.last_seq} cannot follow "
+        "before it has returned"
+    )
+
+
+def linked(
+    new: NewCheckpoint, parent: Checkpoint | None, links: int, state: Any
+) -> tuple[Checkpoint, dict[str, Any]]:
+    """
+    The checkpoint as it is kept, and its state (full) or patch (incremental).
+
+    Args:
+        parent: the newest one before it, which *links* others lead to from a full
+            one; *state* is its state.
+    """
+    patch = None
+    if new.kind == "incremental" and parent is not None and links < CHAIN:
+        patch = difference(state, new.state)
+        # A state that no patch leads to (it has nulls) is kept whole.
+        if digest(merge(state, patch)) != new.sha256:
+            patch = None
+    kept = Checkpoint(
+        id=new.id,
+        name=new.name,
+        version=new.version,
+        last_seq=new.last_seq,
+        kind="full" if patch is None else "incremental",
+        at=new.at,
+        author=new.author,
+        sha256=new.sha256,
+        parent=parent.id if patch is not None and parent is not None else "",
+    )
+    return kept, new.state if patch is None else patch

@@ -1,0 +1,183 @@
+"""
+What calls put on the bus: kind, body, durability, partition.
+"""
+
+import asyncio
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+
+from bus.client import Mad
+from bus.codec import pack, unpack
+from bus.errors import Invalid
+from bus.messages import (
+    Checkpoint,
+    CheckpointPage,
+    Difference,
+    Durable,
+    Reply,
+    SessionPage,
+    Stats,
+    TimelinePage,
+)
+from bus.requests import Requests
+from tests.builders import NOW, a_session
+
+PARTITIONS = 8
+CHECKPOINT = Checkpoint(
+    id="i.0.1",
+    name="",
+    version=1,
+    last_seq=0,
+    kind="full",
+    at=NOW,
+    author="fiedler",
+    sha256="00",
+)
+BODIES = {
+    "timeline.append": {"seq": 7},
+    "timeline.read": TimelinePage(()),
+    "session.durable": Durable(1, 2),
+    "session.list": SessionPage((), None),
+    "session.stats": Stats(sessions=0, states={}, tiers={}),
+    "session.diff": Difference(from_version=1, to_version=2, patch={}, changes=()),
+    "checkpoint.create": CHECKPOINT,
+    "checkpoint.list": CheckpointPage((CHECKPOINT,), None),
+}
+
+
+class FakeBus:
+    """
+    Publisher and replies in one: answers each command at once.
+    """
+
+    trouble = None
+    waiting = 0
+
+    def __init__(self):
+        self.published = []
+
+    def publish(self, envelope, partition, *, expires_at=None):
+        self.published.append((envelope, partition))
+        return SimpleNamespace(envelope=envelope, attempted=True)
+
+    def expect(self, partition, identifier):
+        [*_, (envelope, _)] = self.published
+        reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        body = BODIES.get(envelope.kind, a_session())
+        reply.set_result(Reply(id="i.0.1", body=pack(body)))
+        return reply
+
+    def forget(self, identifier):
+        pass
+
+
+@pytest.fixture
+def bus():
+    return FakeBus()
+
+
+@pytest.fixture
+def mad(bus):
+    return Mad("fiedler", Requests("token", bus, bus, PARTITIONS))
+
+
+WRITES = {
+    "session.create": lambda mad, **how: mad.create_session("ada", **how),
+    "session.update": lambda mad, **how: mad.update_session("s", {}, **how),
+    "session.delete": lambda mad, **how: mad.delete_session("s", **how),
+    "session.suspend": lambda mad, **how: mad.suspend_session("s", **how),
+    "session.resume": lambda mad, **how: mad.resume_session("s", **how),
+    "participant.add": lambda mad, **how: mad.join("s", **how),
+    "participant.remove": lambda mad, **how: mad.leave("s", **how),
+    "timeline.append": lambda mad, **how: mad.append_and_wait("s", 1, **how),
+    "checkpoint.create": lambda mad, **how: mad.create_checkpoint("s", **how),
+    "checkpoint.restore": lambda mad, **how: mad.restore_checkpoint("s", "c", **how),
+}
+
+
+@pytest.mark.parametrize("kind", WRITES)
+async def test_every_write_takes_a_durability(mad, bus, kind):
+    await WRITES[kind](mad)
+    await WRITES[kind](mad, durability="replicated")
+
+    (usual, _), (chosen, _) = bus.published
+    assert (usual.kind, chosen.kind) == (kind, kind)
+    waits = kind in ("session.suspend", "checkpoint.create")
+    assert usual.durability == ("warm" if waits else "hot")
+    assert chosen.durability == "replicated"
+
+
+@pytest.mark.parametrize("kind", WRITES)
+async def test_an_unknown_durability_is_refused_before_anything_is_sent(mad, bus, kind):
+    with pytest.raises(Invalid, match="one of hot, replicated, warm") as refused:
+        await WRITES[kind](mad, durability="cold")
+
+    assert refused.value.details == {"field": "durability"}
+    assert bus.published == []
+
+
+async def test_an_append_takes_a_durability_too(mad, bus):
+    mad.append("s", 1, durability="warm")
+    with pytest.raises(Invalid):
+        mad.append("s", 1, durability="cold")
+
+    [(envelope, _)] = bus.published
+    assert (envelope.durability, envelope.reply) == ("warm", False)
+
+
+async def test_what_is_for_no_session_goes_to_any_partition(mad, bus):
+    """
+    One lane must not answer all searches of all MADs.
+    """
+    for _ in range(200):
+        await mad.list_sessions()
+        await mad.stats()
+
+    partitions = Counter(partition for _, partition in bus.published)
+    assert set(partitions) == set(range(PARTITIONS))
+    assert {envelope.session for envelope, _ in bus.published} == {""}
+
+
+async def test_filters_that_are_not_given_are_not_sent(mad, bus):
+    await mad.list_sessions(owner="ada", active_since=NOW, limit=7)
+
+    [(envelope, _)] = bus.published
+    sent = unpack(envelope.body, dict)
+    assert (set(sent), sent["owner"]) == ({"owner", "active_since", "limit"}, "ada")
+
+
+@pytest.mark.parametrize(
+    ("options", "sent"),
+    [
+        ({}, {"after": 0, "newest_first": False, "limit": 100}),
+        ({"after": None}, {"newest_first": False, "limit": 100}),
+        (
+            {"after": None, "before": 9, "newest_first": True, "limit": 7},
+            {"before": 9, "newest_first": True, "limit": 7},
+        ),
+    ],
+)
+async def test_a_page_is_asked_for_within_its_bounds(mad, bus, options, sent):
+    await mad.timeline("s", **options)
+
+    [(envelope, _)] = bus.published
+    assert unpack(envelope.body, dict) == sent
+
+
+async def test_the_past_is_asked_for_by_version(mad, bus):
+    await mad.session_at("s", 3)
+    await mad.diff("s", 3, 4)
+    await mad.checkpoints("s", before="i.0.1")
+    await mad.durable("s", wait=True)
+    await mad.get_session("s", full=True)
+
+    sent = {e.kind: unpack(e.body, dict) for e, _ in bus.published}
+    assert sent == {
+        "session.at": {"version": 3},
+        "session.diff": {"from_version": 3, "to_version": 4},
+        "checkpoint.list": {"before": "i.0.1", "limit": 100},
+        "session.durable": {"wait": True},
+        "session.get": {"full": True},
+    }
