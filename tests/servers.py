@@ -41,6 +41,10 @@ class RealServer:
     def pid(self) -> int:
         return self._running.pid
 
+    @property
+    def alive(self) -> bool:
+        return self._running.alive
+
     async def kill(self) -> None:
         """
         End it by SIGKILL; returns when it is dead.

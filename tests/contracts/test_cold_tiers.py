@@ -42,7 +42,7 @@ def the_example() -> Any:
     section = README.read_text().split("\n## A cold tier of your own\n")[1]
     found = re.search(r"```python\n(.*?)```", section, re.DOTALL)
     assert found is not None
-    assert found[1].count("\n") <= 30
+    assert len([line for line in found[1].splitlines() if line]) <= 30
     names: dict[str, Any] = {}
     exec(found[1], names)  # noqa: S102 - our own README
 

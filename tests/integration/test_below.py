@@ -6,6 +6,7 @@ they answer and what; the real ones are in test_archiving.py and test_coming_bac
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -15,7 +16,7 @@ import pytest
 import uuid_utils
 
 from bus import keys
-from bus.errors import AlreadyExists, NotFound, ReplyTimeout, Unavailable
+from bus.errors import AlreadyExists, Invalid, NotFound, ReplyTimeout, Unavailable
 from bus.messages import Session
 from gateway.store import names
 from tests.replicas import a_client, a_mad, replica_here, settled, until
@@ -373,3 +374,15 @@ async def test_a_warm_reply_waits_for_the_archiver(server):
         assert await client.exists(names.session(0, "s1"))
         assert b"r" in entries[0][1]
         assert keys.ingress(0, "fiedler").encode() in await client.keys("eb:{0}:in:*")
+
+
+async def test_no_session_begins_under_an_id_of_the_future(server):
+    """
+    Such an id would count as new once more when its time has come.
+    """
+    async with serving(server, HeldTiers()) as (_, mad, _):
+        ahead = f"{int((time.time() + 3600) * 1000):012x}"
+        session_id = f"{ahead[:8]}-{ahead[8:]}-7abc-8def-0123456789ab"
+
+        with pytest.raises(Invalid, match="Set the clock"):
+            await mad.create_session(user_id="ada", session_id=session_id)

@@ -1,0 +1,86 @@
+"""
+Settings → tiers: which stores a process uses, and what it says if it cannot.
+"""
+
+import msgspec
+import pytest
+
+from compose.exits import Failed
+from compose.settings import Settings, SettingsError, load_settings
+from compose.tiers import cold_tier, fields_type, reader_of, vault_of, warm_tier
+from gateway.store.breaker import GuardedCold, GuardedWarm
+from gateway.store.memory import MemoryWarm
+from gateway.store.objects import FolderCold, MemoryCold
+from gateway.store.reader import NoTiers, Reader
+from gateway.store.s3 import S3Cold
+
+
+class Model(msgspec.Struct):
+    """
+    What an application adds to its sessions.
+    """
+
+    current_model: str = ""
+
+
+NO_STRUCT = 7
+
+
+def settings(**given) -> Settings:
+    return load_settings({f"EVERBUS_{n.upper()}": str(v) for n, v in given.items()})
+
+
+def test_without_a_url_there_is_no_tier():
+    chosen = settings()
+
+    assert warm_tier(chosen) is None
+    assert cold_tier(chosen) is None
+    assert vault_of(chosen) is None
+    assert isinstance(reader_of(chosen, None), NoTiers)
+
+
+def test_s3_and_a_folder_are_chosen_by_name(tmp_path):
+    s3 = cold_tier(settings(s3_endpoint="http://127.0.0.1:9"))
+    folder = cold_tier(settings(cold_store="folder", cold_folder=tmp_path))
+
+    assert isinstance(s3.tier, S3Cold)
+    assert isinstance(folder.tier, FolderCold)
+
+
+def test_a_class_of_the_users_own_is_behind_a_breaker_as_well():
+    chosen = settings(
+        warm_store="gateway.store.memory:MemoryWarm",
+        cold_store="gateway.store.objects:MemoryCold",
+    )
+    warm, cold = warm_tier(chosen), cold_tier(chosen)
+
+    assert isinstance(warm, GuardedWarm)
+    assert isinstance(warm.tier, MemoryWarm)
+    assert isinstance(cold, GuardedCold)
+    assert isinstance(cold.tier, MemoryCold)
+    assert isinstance(reader_of(chosen, None), Reader)
+
+
+@pytest.mark.parametrize(
+    "path", ["no.such.module:Store", "gateway.store.memory:NoSuchStore"]
+)
+def test_a_class_that_cannot_be_had_is_told_with_its_setting(path):
+    with pytest.raises(Failed, match=f"EVERBUS_WARM_STORE={path}"):
+        warm_tier(settings(warm_store=path))
+
+
+def test_a_path_that_is_none_is_refused_at_once():
+    with pytest.raises(SettingsError, match="EVERBUS_COLD_STORE=gcs"):
+        settings(cold_store="gcs")
+
+
+def test_a_folder_store_needs_its_folder():
+    with pytest.raises(Failed, match="EVERBUS_COLD_FOLDER"):
+        cold_tier(settings(cold_store="folder"))
+
+
+def test_the_applications_fields_are_typed_by_its_struct():
+    assert fields_type(settings()) is None
+    assert fields_type(settings(session_fields=f"{__name__}:Model")) is Model
+    with pytest.raises(Failed, match=r"no msgspec\.Struct"):
+        fields_type(settings(session_fields=f"{__name__}:NO_STRUCT"))
