@@ -21,8 +21,9 @@ from bus.errors import EverbusError
 from bus.wire import EXCHANGE_TIMEOUT_S, Command, Wire, WireFailed
 from gateway import metrics
 from gateway.admission import Admission
+from gateway.aside import Aside
 from gateway.batch import Batch, Limits, backlog_after
-from gateway.below import Below, Loaded, Tiers
+from gateway.below import Tiers
 from gateway.clock import Now
 from gateway.delivery import Work
 from gateway.errors import Disturbed, Superseded
@@ -43,8 +44,6 @@ FIRST_RETRY_S = 0.1
 HELD_RETRY_S = 0.25
 # How often a session is looked at that is on its way to the cold tier.
 LEAVING_RETRY_S = 0.05
-# How long appends wait before a session that could not be loaded is tried again.
-LOAD_RETRY_S = 1.0
 MAX_WAITING = 10_000
 MAX_WAITING_BYTES = 32 * 1024 * 1024
 TRIM_EVERY_S = 1.0
@@ -101,9 +100,16 @@ class Lane:
         self._parked = 0
         self._trimmed_at = 0.0
         self._pruned_at = -PRUNE_EVERY_S
-        self._below = Below(parts.tiers, self._answered, self._nudge)
         self._replication = Replication(parts.replicas)
         self._admission = Admission(self._wire, number, owner, parts.hot_ttl_ms)
+        self._aside = Aside(
+            parts.tiers,
+            self._admission,
+            self._settlement,
+            self._parking,
+            self._queue,
+            self._nudge,
+        )
         self._interruption: asyncio.Task[None] | None = None
 
     def admit(self, mads: frozenset[str]) -> None:
@@ -154,7 +160,7 @@ class Lane:
                 if self._stopping:
                     return None
         finally:
-            self._below.cancel()
+            self._aside.cancel()
             await self._wire.close()
 
     def _disturbed(self, error: EverbusError) -> None:
@@ -189,7 +195,7 @@ class Lane:
         """
         Forget everything and read what is pending.
         """
-        self._below.cancel()
+        self._aside.cancel()
         self._parking.clear()
         self._queue.clear()
         self._replication.clear()
@@ -320,8 +326,7 @@ class Lane:
         if self._settlement.overloaded:
             backlog = await self._wire.call("GET", names.backlog(self.number))
             self._note_backlog(int(backlog or 0))
-        if self._below.loaded:
-            await self._admit_loaded()
+        await self._aside.admit(self._now)
         released = self._parking.release()
         self._queue.extendleft(reversed(released))
         works: list[Work] = []
@@ -348,8 +353,7 @@ class Lane:
             if not _is_told_off(work) and self._parking.joins(work):
                 continue
             if self._is_below(work):
-                self._parking.hold(work)
-                self._below.load(work.session)
+                self._aside.load(work)
             elif not work.suspect or await self._may_try(work, batch):
                 self._judge(work, batch)
         self._note_parked()
@@ -361,28 +365,6 @@ class Lane:
         if _is_told_off(work) or work.trouble is not None:
             return False
         return work.session in self._lookup.below
-
-    async def _admit_loaded(self) -> None:
-        """
-        Make hot what was loaded, and let go on what waits for it.
-        """
-        loaded = self._below.loaded.copy()
-        self._below.loaded.clear()
-        true = await self._admission.admit(loaded, self._now)
-        for session_id, answer in true.items():
-            self._let_go_on(session_id, answer)
-
-    def _let_go_on(self, session_id: str, answer: Loaded) -> None:
-        if not isinstance(answer, EverbusError):
-            self._settlement.known.sessions[session_id] = answer
-            self._parking.wake(session_id)
-            return
-        # Requests are told; appends, of which nobody would hear, wait on.
-        told = self._parking.withdraw(session_id, _wants_reply)
-        for work in told:
-            work.given = answer
-        self._queue.extend(told)
-        self._parking.wake(session_id, LOAD_RETRY_S)
 
     async def _may_try(self, work: Work, batch: Batch) -> bool:
         """
@@ -410,23 +392,7 @@ class Lane:
             self._settlement.known.sessions.pop(work.session, None)
             self._parking.park(work, LEAVING_RETRY_S)
         elif verdict is Verdict.WANTS:
-            self._want(work)
-
-    def _want(self, work: Work) -> None:
-        """
-        Read aside what *work* wants; behind a write, its session waits for it.
-        """
-        if self._settlement.writes(work):
-            self._parking.hold(work)
-        session = self._settlement.known.sessions.get(work.session)
-        self._below.answer(work, session)
-
-    def _answered(self, work: Work) -> None:
-        if self._settlement.writes(work):
-            self._parking.wake(work.session)
-        else:
-            self._queue.append(work)
-        self._nudge()
+            self._aside.want(work)
 
     async def _rest(self) -> None:
         """
@@ -482,7 +448,7 @@ class Lane:
         """
         Whether so much waits already that nothing more may be read.
         """
-        waiting = len(self._parking) + len(self._below)
+        waiting = len(self._parking) + len(self._aside)
 
         return waiting >= MAX_WAITING or self._parking.bytes >= MAX_WAITING_BYTES
 
@@ -499,7 +465,3 @@ def _is_told_off(work: Work) -> bool:
     Whether the tiers below cannot give what it needs, so that it only is told so.
     """
     return isinstance(work.given, EverbusError)
-
-
-def _wants_reply(work: Work) -> bool:
-    return work.envelope is not None and work.envelope.reply
