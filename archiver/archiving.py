@@ -17,8 +17,8 @@ from archiver.commands import Send
 from bus.errors import Rejection, Unavailable
 from bus.messages import Session
 from gateway import metrics
+from gateway.store.cold.vault import Archive, Vault
 from gateway.store.tiers import Corrupted, Held, WarmTier
-from gateway.store.vault import Archive, Vault
 from handlers.commands import ArchiveSession
 
 log = structlog.get_logger()

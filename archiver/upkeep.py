@@ -13,8 +13,8 @@ import msgspec
 import structlog
 
 from gateway import metrics
+from gateway.store.cold.vault import Manifest, Vault
 from gateway.store.tiers import Corrupted, Held, WarmTier
-from gateway.store.vault import Manifest, Vault
 
 log = structlog.get_logger()
 

@@ -28,9 +28,9 @@ from compose.replay_command import Output
 from compose.settings import Settings, load_settings
 from compose.tiers import cold_tier, warm_tier
 from gateway.failpoints import FailPoint, armed, disarmed
+from gateway.store.cold.vault import Vault
 from gateway.store.hot import RedisHot
 from gateway.store.tiers import ColdTier, Held, WarmTier
-from gateway.store.vault import Vault
 
 _Days = Annotated[
     float | None,

@@ -14,14 +14,14 @@ from compose.exits import USAGE, Failed
 from compose.settings import Settings
 from gateway.failpoints import FailPoint, disarmed
 from gateway.store.breaker import Breaker, GuardedCold, GuardedWarm
+from gateway.store.cold.objects import FolderCold
+from gateway.store.cold.s3 import S3Cold
+from gateway.store.cold.vault import Vault
 from gateway.store.hot import RedisHot
-from gateway.store.objects import FolderCold
+from gateway.store.mongo.warm import MongoWarm
 from gateway.store.pricing import Prices
 from gateway.store.reader import NoTiers, Reader
-from gateway.store.s3 import S3Cold
 from gateway.store.tiers import ColdTier, WarmTier
-from gateway.store.vault import Vault
-from gateway.store.warm import MongoWarm
 
 GIB = 2**30
 

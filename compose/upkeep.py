@@ -11,8 +11,8 @@ from archiver.schedule import Work
 from archiver.upkeep import Upkeep
 from compose.settings import Settings
 from gateway.failpoints import FailPoint
+from gateway.store.cold.vault import Vault
 from gateway.store.tiers import HotTier, WarmTier
-from gateway.store.vault import Vault
 
 # Marks are looked for so often, at the least cost: one indexed query that finds none.
 MARKS_EVERY_S = 2.0

@@ -14,12 +14,12 @@ from bus.errors import EverbusError, Unavailable
 from bus.messages import Session, Stats, TierStats
 from gateway.failpoints import FailPoint, disarmed
 from gateway.store.catchup import CatchUp
+from gateway.store.cold.vault import Vault
 from gateway.store.past import Past
 from gateway.store.pricing import Prices, monthly
 from gateway.store.returning import Loaded, Returning
 from gateway.store.tiers import Held, WarmCounts, WarmTier
 from gateway.store.timeline import NO_VAULT, Timeline
-from gateway.store.vault import Vault
 from handlers.commands import (
     ChangesBetween,
     CheckpointsOf,

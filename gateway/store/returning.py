@@ -20,13 +20,13 @@ import structlog
 from bus.codec import pack
 from bus.errors import EverbusError, Unavailable
 from bus.messages import Session
-from gateway.store.archive import Manifest, corrupted
 from gateway.store.catchup import CatchUp
+from gateway.store.cold.archive import Manifest, corrupted
+from gateway.store.cold.vault import Vault
+from gateway.store.cold.verified import alarm
 from gateway.store.outbox import Record
 from gateway.store.tiers import Held, WarmTier
 from gateway.store.timeline import NO_VAULT, Opened, Timeline
-from gateway.store.vault import Vault
-from gateway.store.verified import alarm
 from handlers.commands import Event
 from handlers.session import HOT_BYTES, RECENT_ENTRIES, trimmed
 

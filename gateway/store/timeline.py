@@ -14,10 +14,10 @@ import msgspec
 
 from bus.errors import Unavailable
 from bus.messages import Session, TimelinePage
-from gateway.store.archive import Manifest
 from gateway.store.catchup import CatchUp
+from gateway.store.cold.archive import Manifest
+from gateway.store.cold.vault import Vault
 from gateway.store.tiers import Held, WarmTier
-from gateway.store.vault import Vault
 from handlers.commands import WarmPage
 from handlers.pages import cut, page_of
 

@@ -17,9 +17,9 @@ import pytest_asyncio
 
 import gateway
 from bus.errors import Unavailable
+from gateway.store.cold.objects import FolderCold, MemoryCold
+from gateway.store.cold.s3 import S3Cold
 from gateway.store.contracts.cold import CHECKS, check_cold_tier
-from gateway.store.objects import FolderCold, MemoryCold
-from gateway.store.s3 import S3Cold
 from tests.servers import S3_KEYS, RealServer, nanio
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

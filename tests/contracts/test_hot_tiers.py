@@ -11,7 +11,7 @@ from bus import keys
 from bus.wire import Wire
 from gateway.store.contracts.hot import CHECKS
 from gateway.store.hot import RedisHot
-from gateway.store.memory_hot import MemoryHot
+from gateway.store.memory.hot import MemoryHot
 from gateway.store.scripts import load_scripts
 from tests.servers import RealServer, valkey
 

@@ -10,8 +10,8 @@ import pytest_asyncio
 from hypothesis import given, settings
 
 from gateway.store.contracts.warm import CHECKS, check_warm_tier
-from gateway.store.memory import MemoryWarm
-from gateway.store.warm import MongoWarm
+from gateway.store.memory.warm import MemoryWarm
+from gateway.store.mongo.warm import MongoWarm
 from tests.contracts.histories import (
     History,
     content,

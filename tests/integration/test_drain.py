@@ -18,7 +18,7 @@ from bus.errors import Unavailable
 from bus.messages import Session
 from gateway.failpoints import DRAIN, disarmed
 from gateway.store import names
-from gateway.store.mongo_documents import (
+from gateway.store.mongo.documents import (
     CHECKPOINTS,
     EVENTS,
     REMOVALS,
@@ -26,8 +26,8 @@ from gateway.store.mongo_documents import (
     SNAPSHOTS,
     TIMELINE,
 )
+from gateway.store.mongo.warm import MongoWarm
 from gateway.store.outbox import VALUE_FIELD, unpack_records
-from gateway.store.warm import MongoWarm
 from tests.replicas import (
     Books,
     Load,

@@ -14,11 +14,11 @@ from bus.messages import TimelineEntry
 from compose.folder import free_port
 from compose.processes import start
 from compose.servers import BUCKET, nanio_server
-from gateway.store import sealing
 from gateway.store.breaker import Breaker, GuardedCold, GuardedWarm
-from gateway.store.s3 import S3Cold
-from gateway.store.vault import Vault
-from gateway.store.warm import MongoWarm
+from gateway.store.cold import sealing
+from gateway.store.cold.s3 import S3Cold
+from gateway.store.cold.vault import Vault
+from gateway.store.mongo.warm import MongoWarm
 from handlers.commands import StateAt, WarmPage
 from tests.servers import RealServer, secantus
 from tests.unit.below import World, at, entries

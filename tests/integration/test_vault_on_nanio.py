@@ -16,11 +16,11 @@ import pytest_asyncio
 
 from bus.errors import TooLarge, Unavailable
 from gateway.failpoints import VAULT
-from gateway.store.archive import key_of
-from gateway.store.objects import MemoryCold
-from gateway.store.s3 import S3Cold
+from gateway.store.cold.archive import key_of
+from gateway.store.cold.objects import MemoryCold
+from gateway.store.cold.s3 import S3Cold
+from gateway.store.cold.vault import Vault
 from gateway.store.tiers import Corrupted
-from gateway.store.vault import Vault
 from tests.servers import S3_KEYS, RealServer, inherited, nanio
 from tests.unit.vaults import Timeline, archived, everything, held, some_entries
 
@@ -36,8 +36,8 @@ KEY = key_of("s1", "0" * 64)
 ARCHIVE_AND_DIE = """
 import asyncio, sys
 from gateway.failpoints import armed
-from gateway.store.s3 import S3Cold
-from gateway.store.vault import Vault
+from gateway.store.cold.s3 import S3Cold
+from gateway.store.cold.vault import Vault
 from tests.integration import test_vault_on_nanio as us
 
 url, point = sys.argv[1:]

@@ -5,8 +5,8 @@ writers, refusals, failures, plans.
 
 import asyncio
 import gc
-import warnings
 import itertools
+import warnings
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
@@ -21,9 +21,9 @@ from bus.errors import Unavailable
 from bus.messages import TimelineEntry
 from gateway.store.contracts.claims import is_empty, seqs
 from gateway.store.contracts.stories import BEGIN, Story
-from gateway.store.mongo_documents import REMOVALS, SESSIONS, TIMELINE, new_document
-from gateway.store.mongo_operations import Insert
-from gateway.store.warm import MongoWarm
+from gateway.store.mongo.documents import REMOVALS, SESSIONS, TIMELINE, new_document
+from gateway.store.mongo.operations import Insert
+from gateway.store.mongo.warm import MongoWarm
 from handlers.commands import ListSessions
 from tests.servers import secantus
 
@@ -216,7 +216,7 @@ async def test_a_deleted_session_is_kept_as_an_id_for_a_month_only(tier, raw):
 
 
 async def test_a_long_timeline_is_removed_in_bounded_steps(tier, raw, monkeypatch):
-    monkeypatch.setattr("gateway.store.mongo_ends.DELETED_AT_ONCE", 10)
+    monkeypatch.setattr("gateway.store.mongo.ends.DELETED_AT_ONCE", 10)
     story, neighbour = Story("long"), Story("longer")
     both = [story.create(), neighbour.create(), neighbour.append("x")]
     await tier.write([*both, *(story.append(*range(7)) for _ in range(6))])

@@ -10,13 +10,13 @@ import msgspec
 from bus.codec import pack
 from bus.errors import EverbusError
 from bus.messages import TimelineEntry
-from gateway.store.memory import MemoryWarm
-from gateway.store.objects import MemoryCold
+from gateway.store.cold.objects import MemoryCold
+from gateway.store.cold.vault import Vault
+from gateway.store.memory.warm import MemoryWarm
 from gateway.store.outbox import Record
 from gateway.store.pricing import Prices
 from gateway.store.reader import Reader
 from gateway.store.tiers import ColdTier, Held, WarmTier
-from gateway.store.vault import Vault
 from handlers.commands import Archived, Event, NewCheckpoint
 from handlers.history import difference, digest, state_of
 from handlers.session import merge

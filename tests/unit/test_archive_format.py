@@ -15,9 +15,16 @@ from hypothesis import strategies as st
 from bus.codec import pack
 from bus.errors import TooLarge, Unavailable
 from bus.messages import TimelineEntry
-from gateway.store import sealing
-from gateway.store.archive import Chunk, Manifest, Part, check_life, key_of, session_of
-from gateway.store.sealing import (
+from gateway.store.cold import sealing
+from gateway.store.cold.archive import (
+    Chunk,
+    Manifest,
+    Part,
+    check_life,
+    key_of,
+    session_of,
+)
+from gateway.store.cold.sealing import (
     CHUNK_BYTES,
     CHUNK_ENTRIES,
     MAX_CHUNK_BYTES,

@@ -16,13 +16,13 @@ from bus.codec import pack
 from bus.errors import ReplyTimeout, Unavailable
 from bus.messages import TimelineEntry
 from gateway.failpoints import ARCHIVER, RETURN, VAULT, disarmed
-from gateway.store.memory import MemoryWarm
-from gateway.store.objects import MemoryCold
+from gateway.store.cold.objects import MemoryCold
+from gateway.store.cold.vault import Vault
+from gateway.store.memory.warm import MemoryWarm
 from gateway.store.outbox import Record
 from gateway.store.pricing import Prices
 from gateway.store.reader import Reader
 from gateway.store.tiers import Held
-from gateway.store.vault import Vault
 from handlers.commands import ArchiveSession, Event
 from handlers.routes import HANDLERS
 from tests.builders import NOW as PRECISELY

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from bus.errors import Unavailable
 from bus.messages import TimelineEntry
-from gateway.store import sealing
+from gateway.store.cold import sealing
+from gateway.store.cold.vault import Vault
 from gateway.store.pricing import Prices
 from gateway.store.reader import NoTiers
-from gateway.store.vault import Vault
 from handlers.commands import (
     FoundSessions,
     FullContext,

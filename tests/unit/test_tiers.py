@@ -9,10 +9,10 @@ from compose.exits import Failed
 from compose.settings import Settings, SettingsError, load_settings
 from compose.tiers import cold_tier, fields_type, reader_of, vault_of, warm_tier
 from gateway.store.breaker import GuardedCold, GuardedWarm
-from gateway.store.memory import MemoryWarm
-from gateway.store.objects import FolderCold, MemoryCold
+from gateway.store.cold.objects import FolderCold, MemoryCold
+from gateway.store.cold.s3 import S3Cold
+from gateway.store.memory.warm import MemoryWarm
 from gateway.store.reader import NoTiers, Reader
-from gateway.store.s3 import S3Cold
 
 
 class Model(msgspec.Struct):
@@ -49,8 +49,8 @@ def test_s3_and_a_folder_are_chosen_by_name(tmp_path):
 
 def test_a_class_of_the_users_own_is_behind_a_breaker_as_well():
     chosen = settings(
-        warm_store="gateway.store.memory:MemoryWarm",
-        cold_store="gateway.store.objects:MemoryCold",
+        warm_store="gateway.store.memory.warm:MemoryWarm",
+        cold_store="gateway.store.cold.objects:MemoryCold",
     )
     warm, cold = warm_tier(chosen), cold_tier(chosen)
 
@@ -62,7 +62,7 @@ def test_a_class_of_the_users_own_is_behind_a_breaker_as_well():
 
 
 @pytest.mark.parametrize(
-    "path", ["no.such.module:Store", "gateway.store.memory:NoSuchStore"]
+    "path", ["no.such.module:Store", "gateway.store.memory.warm:NoSuchStore"]
 )
 def test_a_class_that_cannot_be_had_is_told_with_its_setting(path):
     with pytest.raises(Failed, match=f"EVERBUS_WARM_STORE={path}"):

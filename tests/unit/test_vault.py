@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bus.errors import Unavailable
-from gateway.store import filing, sealing, verified
-from gateway.store.archive import key_of
-from gateway.store.objects import MemoryCold
-from gateway.store.shelf import Shelf, Weighed
-from gateway.store.vault import Vault
+from gateway.store.cold import filing, sealing, verified
+from gateway.store.cold.archive import key_of
+from gateway.store.cold.objects import MemoryCold
+from gateway.store.cold.shelf import Shelf, Weighed
+from gateway.store.cold.vault import Vault
 from tests.builders import NOW
 from tests.unit.vaults import (
     A_CHUNK,

@@ -9,12 +9,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from bus.errors import Unavailable
-from gateway.store import sealing
-from gateway.store.archive import key_of
-from gateway.store.objects import MemoryCold
-from gateway.store.sealing import seal_manifest
+from gateway.store.cold import sealing
+from gateway.store.cold.archive import key_of
+from gateway.store.cold.objects import MemoryCold
+from gateway.store.cold.sealing import seal_manifest
+from gateway.store.cold.vault import Archive, Vault
 from gateway.store.tiers import Corrupted
-from gateway.store.vault import Archive, Vault
 from tests.builders import NOW
 from tests.unit.vaults import (
     A_CHUNK,
@@ -271,7 +271,7 @@ async def test_nothing_is_removed_by_a_damaged_manifest(vault, cold):
 
 
 async def test_a_chain_without_end_is_given_up(cold, monkeypatch):
-    monkeypatch.setattr("gateway.store.vault.MAX_CHAIN", 2)
+    monkeypatch.setattr("gateway.store.cold.vault.MAX_CHAIN", 2)
     archive = await a_chain(cold)
 
     with pytest.raises(Corrupted, match="over 2 archives"):

@@ -14,9 +14,9 @@ from prometheus_client import REGISTRY
 from bus.codec import pack
 from bus.errors import Unavailable
 from bus.messages import TimelineEntry
-from gateway.store.objects import MemoryCold
+from gateway.store.cold.objects import MemoryCold
+from gateway.store.cold.vault import Archive, Manifest, Vault
 from gateway.store.tiers import Held
-from gateway.store.vault import Archive, Manifest, Vault
 from tests.builders import NOW, a_session
 
 A_CHUNK = 10

@@ -11,7 +11,7 @@ import os
 from collections.abc import Awaitable, Callable
 
 from bus.errors import TooLarge
-from gateway.store.archive import key_of
+from gateway.store.cold.archive import key_of
 from gateway.store.tiers import ColdTier
 
 Make = Callable[[], ColdTier]

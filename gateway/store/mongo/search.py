@@ -10,9 +10,9 @@ from typing import get_args
 
 from bus.messages import SessionPage, State
 from gateway.store.finding import Place, checked, cursor_of, place_in, place_of
-from gateway.store.mongo import Mongo
-from gateway.store.mongo_documents import SESSIONS, SUMMARY, held_of
-from gateway.store.mongo_operations import Document, Sort, not_earlier
+from gateway.store.mongo.documents import SESSIONS, SUMMARY, held_of
+from gateway.store.mongo.driver import Mongo
+from gateway.store.mongo.operations import Document, Sort, not_earlier
 from gateway.store.tiers import Held, WarmCounts
 from handlers.commands import ListSessions
 

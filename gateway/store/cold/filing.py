@@ -12,8 +12,8 @@ import msgspec
 from bus.errors import Unavailable
 from bus.messages import Session
 from gateway.failpoints import FailPoint
-from gateway.store.archive import Chunk, Manifest, Part, corrupted, key_of
-from gateway.store.sealing import (
+from gateway.store.cold.archive import Chunk, Manifest, Part, corrupted, key_of
+from gateway.store.cold.sealing import (
     CHUNK_BYTES,
     fits,
     place_of,
@@ -21,8 +21,8 @@ from gateway.store.sealing import (
     seal_document,
     seal_manifest,
 )
+from gateway.store.cold.verified import Verified, alarm
 from gateway.store.tiers import Held
-from gateway.store.verified import Verified, alarm
 
 # How many entries are asked for at a time, at most: 64 MiB of the largest there are.
 READ_ENTRIES = 256

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from bus.messages import Session
-from gateway.store.mongo_documents import (
+from gateway.store.mongo.documents import (
     entry_documents,
     event_document,
     new_document,
@@ -21,8 +21,8 @@ from gateway.store.mongo_documents import (
     state_document,
     stubbed,
 )
-from gateway.store.mongo_ends import End, Head, is_past
-from gateway.store.mongo_operations import Operation, Replace, Update
+from gateway.store.mongo.ends import End, Head, is_past
+from gateway.store.mongo.operations import Operation, Replace, Update
 from gateway.store.outbox import Record
 from gateway.store.recorded import context_patches, entombed, is_due, is_kept
 from handlers.commands import Archived, NewCheckpoint

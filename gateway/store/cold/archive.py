@@ -7,7 +7,7 @@ the manifest names all others, and its own name, the archive's *pointer*, is kep
 by the warm tier. So whoever holds a pointer can tell whether each byte of the
 archive is what was put there. Nothing here does I/O.
 
-How the objects' bytes are made and opened is `gateway.store.sealing`.
+How the objects' bytes are made and opened is `gateway.store.cold.sealing`.
 """
 
 import hashlib

@@ -10,9 +10,8 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
 from bus.errors import Unavailable
-from gateway.store.mongo import Mongo
-from gateway.store.mongo_checkpoints import Checkpoints
-from gateway.store.mongo_documents import (
+from gateway.store.mongo.checkpoints import Checkpoints
+from gateway.store.mongo.documents import (
     CHECKPOINTS,
     ENTRY_KEY,
     EVENT_KEY,
@@ -23,7 +22,8 @@ from gateway.store.mongo_documents import (
     SNAPSHOTS,
     TIMELINE,
 )
-from gateway.store.mongo_ends import (
+from gateway.store.mongo.driver import Mongo
+from gateway.store.mongo.ends import (
     HEAD_FIELDS,
     End,
     Head,
@@ -33,14 +33,14 @@ from gateway.store.mongo_ends import (
     of_ended,
     tomb,
 )
-from gateway.store.mongo_operations import (
+from gateway.store.mongo.operations import (
     Document,
     Insert,
     LostRace,
     Remove,
     Replace,
 )
-from gateway.store.mongo_plan import (
+from gateway.store.mongo.plan import (
     Live,
     Piece,
     Plan,

@@ -18,7 +18,7 @@ import msgspec
 from bus.codec import pack
 from bus.errors import TooLarge, Unavailable
 from bus.messages import Session
-from gateway.store.archive import (
+from gateway.store.cold.archive import (
     SCHEMA,
     Chunk,
     Manifest,

@@ -14,17 +14,17 @@ from typing import Any
 
 from bus.messages import Session
 from gateway.failpoints import FailPoint, disarmed
-from gateway.store.archive import Manifest, check_life, corrupted, session_of
-from gateway.store.filing import Archive, Filing, Read
-from gateway.store.sealing import (
+from gateway.store.cold.archive import Manifest, check_life, corrupted, session_of
+from gateway.store.cold.filing import Archive, Filing, Read
+from gateway.store.cold.sealing import (
     MAX_MANIFEST_BYTES,
     open_document,
     open_manifest,
     place_of,
 )
-from gateway.store.shelf import Shelf, Weighed
+from gateway.store.cold.shelf import Shelf, Weighed
+from gateway.store.cold.verified import Verified, alarm
 from gateway.store.tiers import ColdTier, Held
-from gateway.store.verified import Verified, alarm
 
 __all__ = ["Archive", "Manifest", "Vault"]
 

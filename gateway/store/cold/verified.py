@@ -11,8 +11,8 @@ import structlog
 
 from bus.errors import TooLarge
 from gateway import metrics
-from gateway.store.archive import Chunk, Part, corrupted
-from gateway.store.sealing import open_chunk
+from gateway.store.cold.archive import Chunk, Part, corrupted
+from gateway.store.cold.sealing import open_chunk
 from gateway.store.tiers import ColdTier, Corrupted
 
 log = structlog.get_logger()

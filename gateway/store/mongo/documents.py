@@ -19,7 +19,7 @@ import msgspec
 
 from bus.codec import pack
 from bus.messages import Checkpoint, Session, SessionChange, TimelineEntry
-from gateway.store.mongo_operations import Document
+from gateway.store.mongo.operations import Document
 from gateway.store.outbox import Record
 from gateway.store.recorded import COLD_FIELDS
 from gateway.store.tiers import Held

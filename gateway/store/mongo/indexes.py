@@ -2,8 +2,7 @@
 The indexes of the warm tier in MongoDB.
 """
 
-from gateway.store.mongo import Mongo
-from gateway.store.mongo_documents import (
+from gateway.store.mongo.documents import (
     CHECKPOINT_KEY,
     CHECKPOINT_PLACE,
     CHECKPOINTS,
@@ -16,7 +15,8 @@ from gateway.store.mongo_documents import (
     TIMELINE,
     TOMBSTONE_DAYS,
 )
-from gateway.store.mongo_operations import Sort
+from gateway.store.mongo.driver import Mongo
+from gateway.store.mongo.operations import Sort
 
 _DAY_S = 86_400
 _NEWEST: Sort = (("last_active", -1), ("_id", -1))

@@ -22,7 +22,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, ConnectionClosedError
 
 from bus.errors import Unavailable
-from gateway.store.objects import check_key, check_size
+from gateway.store.cold.objects import check_key, check_size
 
 # Calls at a time; each has a thread and a connection.
 CALLS = 8

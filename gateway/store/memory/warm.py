@@ -30,7 +30,7 @@ from gateway.store.finding import (
     place_in,
     place_of,
 )
-from gateway.store.memory_kept import Kept, plain
+from gateway.store.memory.kept import Kept, plain
 from gateway.store.outbox import Record
 from gateway.store.tiers import Held, Refused, WarmCounts
 from gateway.store.words import words_of

@@ -10,8 +10,8 @@ from datetime import datetime
 
 import msgspec
 
-from gateway.store.mongo_documents import tombstone
-from gateway.store.mongo_operations import (
+from gateway.store.mongo.documents import tombstone
+from gateway.store.mongo.operations import (
     Document,
     Operation,
     Remove,

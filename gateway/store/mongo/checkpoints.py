@@ -9,14 +9,14 @@ import msgspec
 
 from bus.messages import Checkpoint, CheckpointPage
 from gateway.store.finding import checkpoint_place
-from gateway.store.mongo import Mongo
-from gateway.store.mongo_documents import (
+from gateway.store.mongo.documents import (
     CHECKPOINT_KEY,
     CHECKPOINT_PLACE,
     CHECKPOINTS,
     checkpoint_of,
 )
-from gateway.store.mongo_operations import Document, Insert, LostRace
+from gateway.store.mongo.driver import Mongo
+from gateway.store.mongo.operations import Document, Insert, LostRace
 from gateway.store.recorded import linked
 from handlers.commands import NewCheckpoint
 from handlers.session import merge

@@ -21,7 +21,7 @@ from pymongo.errors import BulkWriteError, OperationFailure, PyMongoError
 from pymongo.write_concern import WriteConcern
 
 from bus.errors import Unavailable
-from gateway.store.mongo_operations import (
+from gateway.store.mongo.operations import (
     PERMANENT,
     WHOLE,
     Document,

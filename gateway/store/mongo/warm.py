@@ -16,9 +16,8 @@ from bus.messages import (
     SessionChange,
     SessionPage,
 )
-from gateway.store.mongo import Driver, Mongo
-from gateway.store.mongo_checkpoints import Checkpoints
-from gateway.store.mongo_documents import (
+from gateway.store.mongo.checkpoints import Checkpoints
+from gateway.store.mongo.documents import (
     ENTRY_KEY,
     EVENTS,
     REMOVALS,
@@ -34,11 +33,12 @@ from gateway.store.mongo_documents import (
     session_of,
     swapped,
 )
-from gateway.store.mongo_ends import End, is_past
-from gateway.store.mongo_indexes import make_indexes
-from gateway.store.mongo_operations import Document, Insert, Update, up_to
-from gateway.store.mongo_search import Search
-from gateway.store.mongo_writes import IDS_AT_ONCE, Writes
+from gateway.store.mongo.driver import Driver, Mongo
+from gateway.store.mongo.ends import End, is_past
+from gateway.store.mongo.indexes import make_indexes
+from gateway.store.mongo.operations import Document, Insert, Update, up_to
+from gateway.store.mongo.search import Search
+from gateway.store.mongo.writes import IDS_AT_ONCE, Writes
 from gateway.store.outbox import Record
 from gateway.store.tiers import Held, Refused, WarmCounts
 from handlers.commands import ListSessions
