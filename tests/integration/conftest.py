@@ -17,6 +17,7 @@ import pytest_asyncio
 import redis.asyncio
 import uuid_utils
 
+import gateway.store.cold.sealing
 from bus import Mad, connect, keys
 from bus.codec import pack_envelope, unpack_reply
 from bus.messages import Envelope, Reply, TimelineEntry
@@ -29,6 +30,7 @@ from gateway.store.outbox import Record, unpack_records
 from tests.builders import an_envelope
 from tests.replicas import a_client
 from tests.servers import DEBIAN_REDIS, RealServer, debian_redis, valkey
+from tests.stack import CHUNK_ENTRIES, Stack, a_stack
 
 SECRET = "of-integration-tests-only-0123456789"
 # Few lanes, since each of them waits on connections of its own.
@@ -339,3 +341,22 @@ async def client(server: RealServer) -> AsyncIterator[redis.asyncio.Redis]:
     async with a_client(server.url) as client:
         await client.flushall()
         yield client
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def servers(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+    """
+    Valkey, SecantusDB and nanio.
+    """
+    async with a_stack(tmp_path_factory.mktemp("stack")) as made:
+        yield made
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def stack(servers: Stack, monkeypatch: pytest.MonkeyPatch) -> Stack:
+    """
+    Those servers, emptied; sessions of some dozen entries have several chunks.
+    """
+    monkeypatch.setattr(gateway.store.cold.sealing, "CHUNK_ENTRIES", CHUNK_ENTRIES)
+    await servers.empty()
+    return servers
