@@ -121,7 +121,7 @@ class SessionCalls(Calls):
         Raises:
             VersionConflict: it has another one; see `.current_version`.
             Invalid: a field is unknown, protected or of a wrong type.
-            TooLarge: the hot state would exceed 50 KB, or the full context 8 MiB.
+            TooLarge: the hot state would exceed 48 KiB, or the full context 8 MiB.
         """
         check_json(dict(patch), "patch")
         return session_in(

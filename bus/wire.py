@@ -66,6 +66,8 @@ class Wire:
             socket_connect_timeout=CONNECT_TIMEOUT_S,
             retry=Retry(NoBackoff(), 0),
             client_name=name,
+            # Else each connection reads redis-py's metadata from the disk.
+            driver_info=None,
         )
         self._connection: Connection | None = None
         self._expired = False

@@ -30,7 +30,7 @@ from bus.wire import Wire
 from compose.exits import CONFLICT, USAGE, Failed
 from compose.logs import configure_logs
 from compose.settings import Settings, load_settings
-from compose.tiers import fields_type, reader_of, vault_of, warm_tier
+from compose.tiers import fields_type, tiers_below, vault_of, warm_tier
 from compose.upkeep import archiver_works
 from gateway.batch import Limits
 from gateway.below import Tiers
@@ -93,9 +93,18 @@ async def run_manager(settings: Settings, stop: asyncio.Event) -> None:
         Unavailable: the bus cannot be reached at the start.
         Failed: the settings do not fit together, or do not fit the bus.
     """
-    wire = Wire(settings.redis_url, name="everbus-stats")
     fail = _fail(settings)
-    tiers = reader_of(settings, wire, fail)
+    wire = Wire(settings.redis_url, name="everbus-stats")
+    try:
+        async with tiers_below(settings, wire, fail) as tiers:
+            await _serve(settings, tiers, fail, stop)
+    finally:
+        await wire.close()
+
+
+async def _serve(
+    settings: Settings, tiers: Tiers, fail: FailPoint, stop: asyncio.Event
+) -> None:
     # Before the bus is touched: settings that do not fit are the user's first news.
     parts = lane_parts(settings, settings.partitions, tiers, fail=fail)
     partitions = await _partitions(settings)
@@ -103,11 +112,7 @@ async def run_manager(settings: Settings, stop: asyncio.Event) -> None:
     replica = Replica(name, parts, ttl_ms=settings.lane_ttl_ms)
     serving = asyncio.ensure_future(replica.run(stop))
     log.info("manager.ready", replica=name, partitions=partitions)
-    try:
-        await serving
-    finally:
-        await wire.close()
-        await tiers.close()
+    await serving
 
 
 async def run_archiver(settings: Settings, stop: asyncio.Event) -> None:

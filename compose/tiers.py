@@ -2,7 +2,8 @@
 Settings → tiers: which stores a process uses, each behind its breaker.
 """
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,6 @@ from gateway.store.mongo.warm import MongoWarm
 from gateway.store.pricing import Prices
 from gateway.store.reader import NoTiers, Reader
 from gateway.store.tiers import ColdTier, WarmTier
-
-GIB = 2**30
 
 
 def warm_tier(settings: Settings) -> WarmTier | None:
@@ -70,23 +69,32 @@ def vault_of(settings: Settings, fail: FailPoint = disarmed) -> Vault | None:
     return None if cold is None else Vault(cold, fail=fail)
 
 
-def reader_of(
+@asynccontextmanager
+async def tiers_below(
     settings: Settings, wire: Wire, fail: FailPoint = disarmed
-) -> Reader | NoTiers:
+) -> AsyncIterator[Reader | NoTiers]:
     """
-    What managers read from the tiers below the hot one.
+    What managers read from the tiers below the hot one; closed with the block.
     """
     warm = warm_tier(settings)
     if warm is None:
-        return NoTiers()
+        yield NoTiers()
+        return
+    vault = vault_of(settings, fail)
     prices = Prices(
         hot=settings.price_hot_gib_month,
         warm=settings.price_warm_gib_month,
         cold=settings.price_cold_gib_month,
     )
     counts = hot_counts(wire, settings.partitions)
-
-    return Reader(warm, vault_of(settings, fail), prices, hot_counts=counts, fail=fail)
+    reader = Reader(warm, vault, prices, hot_counts=counts, fail=fail)
+    try:
+        yield reader
+    finally:
+        await reader.close()
+        warm.close()
+        if vault is not None:
+            vault.close()
 
 
 def hot_counts(wire: Wire, partitions: int) -> Callable[[], Any]:

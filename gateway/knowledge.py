@@ -78,7 +78,10 @@ class Knowledge:
         if session_id not in self.sessions:
             return not session_id
         session: Session | None = self.sessions[session_id]
-        return session is None or session.last_active > self.fresh_after
+        if session is None:
+            return True
+        # A session that rests leaves the hot tier as soon as MongoDB holds it.
+        return session.state == "active" and session.last_active > self.fresh_after
 
     def shrink(self, *, progress: bool) -> None:
         """

@@ -352,7 +352,7 @@ class Lane:
             # one of the same batch may have sent its session waiting.
             if not _is_told_off(work) and self._parking.joins(work):
                 continue
-            if self._is_below(work):
+            if self._lookup.below and self._is_below(work):
                 self._aside.load(work)
             elif not work.suspect or await self._may_try(work, batch):
                 self._judge(work, batch)

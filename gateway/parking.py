@@ -68,7 +68,7 @@ class Parking:
         """
         Queue *work* behind its session's others if the session waits.
         """
-        waiting = self._works.get(work.session)
+        waiting = self._works.get(work.session) if self._works else None
         if waiting is None:
             return False
         waiting.append(work)

@@ -87,16 +87,15 @@ async def _apply(
         while True:
             try:
                 await pipe.watch(key)
-                before = hot.session_of(
-                    session_id, await pipe.hmget(key, hot.FIELDS), ()
-                )
+                values = [*await pipe.hmget(key, hot.FIELDS), None]
+                before = hot.found_in(session_id, (values, (), None)).session
                 outcome = update_session(before, command, NOW)
                 after = outcome.session
                 if after is None:
                     raise AssertionError("an update leaves a session")
                 pipe.multi()
                 pipe.hset(key, items=hot.field_arguments(before, after))
-                pipe.xadd("watch:outbox", {"b": pack([after, outcome.event])})
+                pipe.xadd("watch:outbox", {"b": pack([after, outcome.events])})
                 pipe.xack(_stream(lane), "g", identifier)
                 await pipe.execute()
             except WatchError:

@@ -361,7 +361,7 @@ def test_appends_do_not_push_a_full_state_over_the_hot_bound():
 def test_the_recent_timeline_gives_way_to_the_state():
     there = a_talk(20, of_bytes=1000)
 
-    changed = after(there, update({"work_in_progress": {"a": "x" * 45_000}}))
+    changed = after(there, update({"work_in_progress": {"a": "x" * 43_000}}))
 
     assert seqs(changed.recent_timeline) == [16, 17, 18, 19, 20]
     assert hot_bytes(changed) <= HOT_BYTES

@@ -151,7 +151,7 @@ def test_resting_and_waking_are_never_refused_for_the_size_of_the_state():
     The room for what they add is kept from the start, so the bound holds as well.
     """
     full = a_session(version=127)
-    for length in range(50_000, HOT_BYTES):
+    for length in range(48_000, HOT_BYTES):
         patch = {"work_in_progress": {"a": "x" * length}}
         try:
             full = after(msgspec.structs.replace(full, version=126), update(patch))

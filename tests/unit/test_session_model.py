@@ -42,7 +42,7 @@ from tests.unit.commands import (
     update,
 )
 
-HOT_LIMIT = 51_200
+HOT_LIMIT = 49_152
 TAIL_ENTRIES = 20
 TAIL_LIMIT = 24_576
 LISTS = ("acl", "tags")

@@ -7,7 +7,7 @@ import pytest
 
 from compose.exits import Failed
 from compose.settings import Settings, SettingsError, load_settings
-from compose.tiers import cold_tier, fields_type, reader_of, vault_of, warm_tier
+from compose.tiers import cold_tier, fields_type, tiers_below, vault_of, warm_tier
 from gateway.store.breaker import GuardedCold, GuardedWarm
 from gateway.store.cold.objects import FolderCold, MemoryCold
 from gateway.store.cold.s3 import S3Cold
@@ -30,13 +30,14 @@ def settings(**given) -> Settings:
     return load_settings({f"EVERBUS_{n.upper()}": str(v) for n, v in given.items()})
 
 
-def test_without_a_url_there_is_no_tier():
+async def test_without_a_url_there_is_no_tier():
     chosen = settings()
 
     assert warm_tier(chosen) is None
     assert cold_tier(chosen) is None
     assert vault_of(chosen) is None
-    assert isinstance(reader_of(chosen, None), NoTiers)
+    async with tiers_below(chosen, None) as tiers:
+        assert isinstance(tiers, NoTiers)
 
 
 def test_s3_and_a_folder_are_chosen_by_name(tmp_path):
@@ -47,7 +48,7 @@ def test_s3_and_a_folder_are_chosen_by_name(tmp_path):
     assert isinstance(folder.tier, FolderCold)
 
 
-def test_a_class_of_the_users_own_is_behind_a_breaker_as_well():
+async def test_a_class_of_the_users_own_is_behind_a_breaker_as_well():
     chosen = settings(
         warm_store="gateway.store.memory.warm:MemoryWarm",
         cold_store="gateway.store.cold.objects:MemoryCold",
@@ -58,7 +59,8 @@ def test_a_class_of_the_users_own_is_behind_a_breaker_as_well():
     assert isinstance(warm.tier, MemoryWarm)
     assert isinstance(cold, GuardedCold)
     assert isinstance(cold.tier, MemoryCold)
-    assert isinstance(reader_of(chosen, None), Reader)
+    async with tiers_below(chosen, None) as tiers:
+        assert isinstance(tiers, Reader)
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def test_an_entry_too_large_for_the_tail_empties_it():
 
 
 def test_the_tail_gives_way_to_a_large_state():
-    there = after(a_session(), update({"work_in_progress": {"a": "x" * 50_000}}))
+    there = after(a_session(), update({"work_in_progress": {"a": "x" * 48_000}}))
 
     for n in range(20):
         there = after(there, append({"n": n, "text": "x" * 300}))

@@ -40,6 +40,7 @@ from gateway.store.mongo.operations import (
 Driver = Literal["motor", "pymongo"]
 # So that readers, however many, leave the archiver its share of MongoDB.
 READS_AT_ONCE = 4
+SELECTION_TIMEOUT_MS = 2_000
 # Operations per bulk, so that each bulk stays far below the deadline of a call.
 BULK_OPERATIONS = 500
 # What the drivers cannot even send.
@@ -67,7 +68,13 @@ class Mongo:
     def __init__(self, url: str, database: str, driver: Driver, timeout_ms: int):
         make: Any = AsyncMongoClient if driver == "pymongo" else AsyncIOMotorClient
         # Two clients with the same methods, for our purposes; see _cursor and close.
-        self._client: Any = make(url, timeoutMS=timeout_ms, appname="everbus")
+        self._client: Any = make(
+            url,
+            timeoutMS=timeout_ms,
+            # That no server is there is known sooner than that one is slow.
+            serverSelectionTimeoutMS=min(timeout_ms, SELECTION_TIMEOUT_MS),
+            appname="everbus",
+        )
         options: CodecOptions[Document] = CodecOptions(
             tz_aware=True, tzinfo=UTC, type_registry=TypeRegistry([_PlainInteger()])
         )
