@@ -4,16 +4,12 @@ To S3 and back on real servers, by real processes, through the lane.
 
 import asyncio
 import json
-import signal
 import sys
 
 import pytest
 import pytest_asyncio
 from pymongo import AsyncMongoClient
 
-from archiver.lease import NAME as LEASE
-from gateway.failpoints import ARCHIVER, VAULT
-from gateway.store import names
 from tests.replicas import (
     HOUSE,
     a_client,
@@ -184,46 +180,6 @@ async def test_a_session_goes_to_s3_and_comes_back_the_same(client, bus, held, p
     assert first == before
     assert second == again
     assert [e.entry["n"] for e in second[1].entries] == list(range(1, ENTRIES + 2))
-
-
-@pytest.mark.parametrize("point", [*VAULT, *ARCHIVER[:3]])
-@pytest.mark.parametrize(
-    "kills",
-    [1, pytest.param(20, marks=[pytest.mark.campaign, pytest.mark.timeout(600)])],
-)
-async def test_a_kill_at_any_point_of_the_movement_leaves_the_session_whole(
-    client, bus, held, parts, point, kills
-):
-    async with parts.manager(), a_mad(bus.url) as mad:
-        made = await fill(mad)
-        before = await in_mongodb(parts, mad, made.id)
-        for n in range(kills):
-            armed_at = {"fail_point": f"{point}:1"}
-            if point == "restore_chunk":
-                await bring_back(client, held, parts, mad, made.id)
-                # Else it may rest again before it is whole.
-                armed_at["archive_after_days"] = NEVER_DAYS
-            async with parts.archiver(f"a{n}", **armed_at) as armed:
-                assert await armed.ended() == -signal.SIGKILL
-            # Nobody has to wait for the dead one's lease.
-            await client.delete(names.owner(LEASE))
-            struck = await told(mad, made.id)
-            assert struck == before
-        async with parts.archiver("last"):
-            await rests(held, made.id)
-        after = await told(mad, made.id)
-
-    assert after == before
-
-
-async def bring_back(client, held, parts, mad, session_id):
-    """
-    Let the session rest and return, with its entries still in S3.
-    """
-    async with parts.archiver() as moving:
-        await rests(held, session_id)
-        await moving.end()
-    await told(mad, session_id)
 
 
 async def archive(parts, *options):
