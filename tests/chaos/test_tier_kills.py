@@ -300,13 +300,14 @@ class Managers:
         await self._part.end(signal.SIGKILL)
         await self._start(fail_point=fail_point)
         assert await self._part.ended(WITHIN_S) == -signal.SIGKILL
-        await self._start()
+        await self._succeed()
 
     async def _succeed(self) -> None:
         await self._part.ended()
         await self._start()
         await self._part.logged("lane.taken")
-        # A pace: one that dies at once each time brings no session back.
+        # A pace: where each one dies at its first return, no session ever does, and
+        # whoever asks for it is told nothing.
         await asyncio.sleep(random.uniform(0, self._life_s))
 
     async def _start(self, **settings: str) -> None:
