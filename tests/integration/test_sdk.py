@@ -14,6 +14,7 @@ from bus import keys
 from bus.codec import command_id, pack
 from bus.publisher import MAX_WAITING, MAX_WAITING_BYTES
 from gateway.store import names
+from handlers.session import HOT_BYTES
 from tests.builders import an_envelope
 from tests.integration.conftest import (
     ON_EACH_SERVER,
@@ -196,7 +197,7 @@ async def test_what_is_too_large_is_refused_with_its_size(mad, bus):
             ada.append(session.id, command)
         seq = await ada.append_and_wait(session.id, "x" * (250 * KIB))
 
-    assert hot.value.details["size"] > hot.value.details["limit"] == 50 * KIB
+    assert hot.value.details["size"] > hot.value.details["limit"] == HOT_BYTES
     for refused in (waited, appended):
         assert refused.value.details["size"] > refused.value.details["limit"]
         assert refused.value.details["limit"] == 256 * KIB
