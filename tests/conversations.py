@@ -5,17 +5,23 @@ Whatever tier a session comes from, it can be compared with what went in.
 """
 
 import hashlib
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from bus import Mad, Session, TimelineEntry
+from bus.errors import Defect
 from compose.patience import settled, told
 
 PAGE = 100
 # A reply that comes late, since servers die, is none that was lost.
 READ_S = 60.0
+# How often a read may be given up over the deaths of its replicas.
+GIVEN_UP = 3
+T = TypeVar("T")
 
 
 class Conversation:
@@ -86,7 +92,7 @@ class Conversation:
         since the last change.
         """
         get = partial(self.mad.get_session, self.id, full=True, timeout=READ_S)
-        session = await told(get)
+        session = await _asked(get)
         entries = await self.timeline()
 
         assert [e.entry for e in entries] == self.entries
@@ -111,7 +117,7 @@ class Conversation:
             read = partial(
                 self.mad.timeline, self.id, after=after, limit=limit, timeout=READ_S
             )
-            page = await told(read)
+            page = await _asked(read)
             entries += page.entries
             after = page.next
         return entries
@@ -122,6 +128,19 @@ class Conversation:
         self.entries.append(entry)
 
         return entry
+
+
+async def _asked(read: Callable[[], Awaitable[T]]) -> T:
+    """
+    What *read* tells, through outages, and through being suspected itself.
+
+    A campaign kills a replica at every return; a read that five of them died over is
+    given up, as it should be. It is known here to be innocent, so it is made anew.
+    """
+    for _ in range(GIVEN_UP):
+        with suppress(Defect):
+            return await told(read)
+    return await told(read)
 
 
 def digest_of(session: Session, entries: list[TimelineEntry]) -> str:
