@@ -109,6 +109,7 @@ class Drain:
             try:
                 await self._drain(stop)
             except LeaseLost:
+                metrics.SUPERSEDED.inc()
                 log.warning("drain.superseded")
                 self.lease.lose()
             except EverbusError as error:

@@ -6,6 +6,7 @@ from bus.client import Mad
 from bus.connection import connect
 from bus.errors import (
     AlreadyExists,
+    Cancelled,
     Defect,
     EverbusError,
     Expired,
@@ -14,6 +15,7 @@ from bus.errors import (
     NotFound,
     Overloaded,
     ReplyTimeout,
+    Superseded,
     TooLarge,
     Unauthenticated,
     Unavailable,
@@ -37,6 +39,7 @@ from bus.messages import (
 
 __all__ = [
     "AlreadyExists",
+    "Cancelled",
     "Checkpoint",
     "CheckpointPage",
     "CommandOutcome",
@@ -56,6 +59,7 @@ __all__ = [
     "SessionChange",
     "SessionPage",
     "Stats",
+    "Superseded",
     "TierStats",
     "TimelineEntry",
     "TimelinePage",

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from bus.codec import unpack
+from bus.lease import Lease
 from bus.messages import Reply, Session, TimelineEntry
 from bus.requests import Requests
 
@@ -16,11 +17,24 @@ DEFAULT_TIMEOUT_S = 10.0
 class Calls:
     """
     Calls of one instance of a MAD.
+
+    Attributes:
+        name: the MAD's.
+        instance: what tells this instance apart from all others there ever were.
     """
 
-    def __init__(self, name: str, requests: Requests) -> None:
+    def __init__(
+        self,
+        name: str,
+        requests: Requests,
+        *,
+        instance: str = "",
+        lease: Lease | None = None,
+    ) -> None:
         self.name = name
+        self.instance = instance
         self._requests = requests
+        self._lease = lease
         self._ask = requests.ask
 
 

@@ -30,6 +30,13 @@ class Mad(SessionCalls, TimelineCalls, HistoryCalls):
         """
         return self._requests.waiting
 
+    @property
+    def losses(self) -> int:
+        """
+        How often this instance had to join anew, since it was unheard for too long.
+        """
+        return 0 if self._lease is None else self._lease.losses
+
     async def add_participant(
         self,
         session_id: str,
@@ -107,7 +114,22 @@ class Mad(SessionCalls, TimelineCalls, HistoryCalls):
         Exact for the ledger's horizon (10 minutes by default); a command that
         was rejected earlier than that is told as applied.
         """
-        reply = await self._requests.ask_about(command_id, timeout)
+        return await self._told("request.outcome", command_id, timeout)
+
+    async def cancel(
+        self, command_id: str, *, timeout: float = DEFAULT_TIMEOUT_S
+    ) -> CommandOutcome:
+        """
+        See to it that a command of this MAD is not applied any more, if it can be.
+
+        The state is `cancelled` if it never will be, `applied` or `rejected` if
+        it was settled before: then it is too late. `unknown`: it has not arrived,
+        or was forgotten.
+        """
+        return await self._told("request.cancel", command_id, timeout)
+
+    async def _told(self, kind: str, command_id: str, timeout: float) -> CommandOutcome:
+        reply = await self._requests.ask_about(kind, command_id, timeout)
         outcome: CommandOutcome = unpack(reply.body, CommandOutcome)
 
         return outcome

@@ -139,6 +139,25 @@ class Expired(Rejection):
     status = 408
 
 
+class Superseded(Rejection):
+    """
+    The instance was declared lost; what it sends counts again once it has joined
+    again, which the SDK does by itself.
+    """
+
+    code = "superseded"
+    status = 409
+
+
+class Cancelled(Rejection):
+    """
+    Its sender cancelled it before it was applied; it never will be.
+    """
+
+    code = "cancelled"
+    status = 409
+
+
 class Overloaded(Rejection):
     """
     A queue is at its stated limit; slow down and send again.
@@ -177,6 +196,8 @@ ERRORS: dict[str, type[EverbusError]] = {
         Invalid,
         TooLarge,
         Expired,
+        Superseded,
+        Cancelled,
         Overloaded,
         ReplyTimeout,
     )

@@ -13,6 +13,8 @@ MADS = "eb:mads"
 # A hint that lanes or MADs changed; losing it costs at most a second.
 NEWS = "eb:news"
 GROUP = "session-manager"
+# The lane of heartbeats and leases; it stands where others have their number.
+PRESENCE = "mads"
 # The MAD name under which gateway and archiver publish: only they may write to its
 # ingress, so its commands need no token.
 GATEWAY = "gateway"
@@ -25,9 +27,10 @@ def partition_of(session_id: str, partitions: int) -> int:
     return zlib.crc32(session_id.encode()) % partitions
 
 
-def ingress(partition: int, mad: str) -> str:
+def ingress(partition: int | str, mad: str) -> str:
     """
-    The stream on which *mad* publishes its commands of one partition.
+    The stream on which *mad* publishes its commands of one partition; of PRESENCE,
+    its heartbeats.
     """
     return f"eb:{{{partition}}}:in:{mad}"
 

@@ -33,6 +33,21 @@ _MAD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_@.-]{0,63}")
 
 
+class OnBehalf(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    Who sent a command that the gateway publishes again, as it was judged then.
+
+    Attributes:
+        mad: the MAD on whose ingress it came first; the author of what it appends.
+        principal: the principal of its token.
+        role: that principal's role.
+    """
+
+    mad: str
+    principal: str
+    role: str
+
+
 class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """
     One command as it travels; unknown fields are ignored, so it can grow.
@@ -51,6 +66,10 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc
         reply: whether somebody waits for a reply.
         trace: W3C traceparent, or empty.
         durability: one of DURABILITIES; how safe a write is before its reply.
+        epoch: of the instance's lease; 0 if it has none. A command of an epoch that
+            was declared lost is refused as `superseded`.
+        on_behalf: whose command the gateway publishes again; counts on the gateway's
+            own ingress only.
     """
 
     v: int
@@ -64,6 +83,8 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc
     reply: bool = False
     trace: str = ""
     durability: str = "hot"
+    epoch: int = 0
+    on_behalf: OnBehalf | None = None
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -269,13 +290,14 @@ class CommandOutcome(msgspec.Struct, frozen=True):
     What is known of a command by its id.
 
     Attributes:
-        state: `applied`; `rejected` (then *code* says why); `pending` (read by
-            a replica, not settled); `unknown` (never arrived, or forgotten).
+        state: `applied`; `rejected` (then *code* says why); `cancelled` (by its
+            sender; it never will be applied); `pending` (read by a replica, not
+            settled); `unknown` (never arrived, or forgotten).
         code: the first reply's code, empty if none is kept.
         message: the first reply's message, empty if none is kept.
     """
 
-    state: Literal["applied", "rejected", "pending", "unknown"]
+    state: Literal["applied", "rejected", "cancelled", "pending", "unknown"]
     code: str = ""
     message: str = ""
 

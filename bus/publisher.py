@@ -6,105 +6,91 @@ order is fixed when a call returns. One task writes: what has gathered for a
 partition since the last write travels as one stream entry (all or nothing), and
 an entry whose fate is unknown is sent again with the same numbers, before any
 later one. The replicas know the numbers and apply each once.
+
+With a spool, what wants no reply is on this machine's disk before the call
+returns, and leaves it when it is on the bus. A process that finds commands of
+earlier ones there sends these first, under the numbers that they had.
 """
 
 import asyncio
-import random
 import time
-from collections import deque
 from collections.abc import Sequence
 
 import msgspec
 import structlog
 from redis.exceptions import ResponseError
 
-from bus.codec import COMMAND_FIELD, command_id, pack_envelope
-from bus.errors import (
-    EverbusError,
-    Forbidden,
-    Overloaded,
-    Unauthenticated,
-    Unavailable,
-)
+from bus.backlog import Backlog, Entries
+from bus.breaker import Breaker
+from bus.codec import COMMAND_FIELD, command_id
+from bus.errors import EverbusError, Forbidden, Unauthenticated, Unavailable
 from bus.keys import ingress
-from bus.messages import MAX_COMMAND_BYTES, Envelope
+from bus.lease import Lease
+from bus.messages import Envelope
+from bus.outgoing import SURELY_FITS_BYTES
+from bus.outgoing import Outgoing as Outgoing
+from bus.spool import Spool
 from bus.wire import Command, Wire, refusal
 
 log = structlog.get_logger()
-
-MAX_WAITING = 10_000
-MAX_WAITING_BYTES = 32 * 1024 * 1024
-ENTRY_COMMANDS = 32
-FIRST_BACKOFF_S = 0.02
-MAX_BACKOFF_S = 0.5
-# Below this a request's remaining time is not worth packing it again.
-DEADLINE_GRAIN_S = 0.05
-
-
-class Outgoing:
-    """
-    One command that waits to be on the bus.
-
-    Attributes:
-        attempted: whether it was ever written, so that it may have arrived.
-    """
-
-    __slots__ = ("_packed", "attempted", "envelope", "expires_at", "size")
-
-    def __init__(self, envelope: Envelope, expires_at: float | None) -> None:
-        self.envelope = envelope
-        self.expires_at = expires_at
-        self.attempted = False
-        self._packed = pack_envelope(envelope)
-        self.size = len(self._packed)
-
-    def packed(self, now: float) -> bytes:
-        """
-        The wire form; a request's deadline is what is left of its time at *now*.
-
-        A request whose caller has given up still travels, since its number must
-        not be missing, but with no time left: it is answered and not applied.
-        """
-        if self.expires_at is None:
-            return self._packed
-        left_ms = max(0, int((self.expires_at - now) * 1000))
-        told_ms = self.envelope.deadline_ms or 0
-        if left_ms > 0 and told_ms - left_ms <= DEADLINE_GRAIN_S * 1000:
-            return self._packed
-        return pack_envelope(
-            msgspec.structs.replace(self.envelope, deadline_ms=left_ms)
-        )
 
 
 class Publisher:
     """
     The one writer of an instance's commands.
-
-    Attributes:
-        trouble: why nothing gets through at the moment; None if all is well.
     """
 
-    def __init__(self, url: str, mad: str, instance: str, partitions: int) -> None:
-        self.trouble: EverbusError | None = None
+    def __init__(
+        self,
+        url: str,
+        mad: str,
+        instance: str,
+        partitions: int,
+        *,
+        lease: Lease | None = None,
+        spool: Spool | None = None,
+        token: str = "",
+    ) -> None:
+        """
+        Take the parts; nothing is sent before `run`.
+
+        Args:
+            lease: whose epoch every command is to count under.
+            spool: where commands that want no reply wait; stays the caller's to close.
+            token: for what earlier processes left in the spool, which has no tokens.
+        """
         self._wire = Wire(url, name=f"mad-{mad}")
         self._mad = mad
         self._instance = instance
-        self._partitions = partitions
         self._counts = [0] * partitions
-        self._waiting: dict[int, deque[Outgoing]] = {}
-        self._count = 0
-        self._bytes = 0
-        self._issued = 0
-        self._published = 0
-        self._flushes: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._lease = lease
+        self._epoch = lease.epoch() if lease is not None else 0
+        self._backlog = Backlog(spool, token)
+        self._breaker = Breaker(mad)
+        self._refused: EverbusError | None = None
         self._news = asyncio.Event()
+        self._news.set()
+
+    @property
+    def trouble(self) -> EverbusError | None:
+        """
+        Why nothing gets through at the moment; None if all is well.
+        """
+        return self._breaker.trouble
+
+    @property
+    def away_s(self) -> float:
+        """
+        For how long nothing has got through to the bus; 0 if all is well.
+        """
+        return self._breaker.away_s
 
     @property
     def waiting(self) -> int:
         """
-        How many commands are not on the bus yet.
+        How many commands are not on the bus yet, those on disk included.
         """
-        return self._count
+        return self._backlog.waiting
 
     def publish(
         self, envelope: Envelope, partition: int, *, expires_at: float | None = None
@@ -112,51 +98,49 @@ class Publisher:
         """
         Queue *envelope* as this instance's next command; its id is set here.
 
+        With a spool, one that wants no reply survives this process from now on. It
+        may then wait on disk only, with no bound but the spool's.
+
         Raises:
-            Overloaded: MAX_WAITING commands or MAX_WAITING_BYTES wait already.
+            Overloaded: as much waits as may: MAX_WAITING commands, MAX_WAITING_BYTES,
+                or a full spool; or a request would overtake what waits on disk only.
+            Unavailable: it wants a reply, and the bus is away: it was not queued.
             TooLarge: it exceeds MAX_COMMAND_BYTES.
             Forbidden, Unauthenticated: the bus turned this MAD away for good.
         """
-        if isinstance(self.trouble, Forbidden | Unauthenticated):
-            raise self.trouble
-        if self._count >= MAX_WAITING or self._bytes >= MAX_WAITING_BYTES:
-            raise Overloaded(
-                f"{self._count} commands ({self._bytes} bytes) wait for the bus; "
-                f"the limit is {MAX_WAITING} ({MAX_WAITING_BYTES} bytes). "
-                "Await flush() before you go on",
-                waiting=self._count,
-                limit=MAX_WAITING,
-            )
+        if self._refused is not None:
+            raise self._refused
+        if envelope.reply:
+            self._breaker.check()
         n = self._counts[partition] + 1
-        identifier = command_id(self._instance, partition, n)
         outgoing = Outgoing(
-            msgspec.structs.replace(envelope, id=identifier), expires_at
+            msgspec.structs.replace(
+                envelope,
+                id=command_id(self._instance, partition, n),
+                epoch=self._epoch,
+            ),
+            expires_at,
         )
+        if outgoing.size > SURELY_FITS_BYTES:
+            outgoing.check_size()
+        self._backlog.add(partition, outgoing, well=self._breaker.trouble is None)
         self._counts[partition] = n
-        self._waiting.setdefault(partition, deque()).append(outgoing)
-        self._count += 1
-        self._bytes += outgoing.size
-        self._issued += 1
         self._news.set()
 
         return outgoing
 
     async def flush(self) -> None:
         """
-        Return when everything published so far is on the bus.
+        Return when everything published so far is on the bus, and all that earlier
+        processes left in the spool.
 
         Raises:
             Forbidden, Unauthenticated: the bus turned this MAD away for good.
         """
-        if isinstance(self.trouble, Forbidden | Unauthenticated):
-            raise self.trouble
-        if self._count == 0:
-            return
-        done = asyncio.get_running_loop().create_future()
-        # Commands of different partitions may overtake each other in counting,
-        # so a flush waits for as many as were issued when it was called.
-        self._flushes.append((self._issued, done))
-        await done
+        if self._refused is not None:
+            raise self._refused
+        if self._backlog.waiting:
+            await self._backlog.flushed()
 
     async def run(self) -> None:
         """
@@ -166,107 +150,76 @@ class Publisher:
             while True:
                 await self._news.wait()
                 self._news.clear()
-                while self._count:
-                    await self._write(self._gather())
+                while self._backlog.waiting:
+                    self._breaker.began()
+                    error = await self._write()
+                    if error is not None:
+                        await asyncio.sleep(self._breaker.failed(error))
         except (Forbidden, Unauthenticated) as error:
-            self.trouble = error
+            self._refused = error
+            self._breaker.note(error)
             log.error("publisher.refused", mad=self._mad, error=error.message)  # noqa: TRY400 - a refusal, not a defect: its traceback tells nothing
-            self._fail_flushes(error)
+            self._backlog.fail(error)
         finally:
             await self._wire.close()
 
-    def _gather(self) -> dict[int, list[Outgoing]]:
+    async def _write(self) -> EverbusError | None:
         """
-        Per partition the commands of its next entry; they stay queued.
-        """
-        gathered: dict[int, list[Outgoing]] = {}
-        for partition, queue in self._waiting.items():
-            room = MAX_COMMAND_BYTES
-            entry: list[Outgoing] = []
-            for outgoing in queue:
-                room -= outgoing.size
-                if len(entry) == ENTRY_COMMANDS or (entry and room < 0):
-                    break
-                entry.append(outgoing)
-            if entry:
-                gathered[partition] = entry
-        return gathered
+        Write one entry a partition; why not all of them are on the bus now.
 
-    async def _write(self, entries: dict[int, list[Outgoing]]) -> None:
+        Those stay first in their queues, and are written again with what has come
+        meanwhile.
         """
-        Write one entry a partition, again and again until each has arrived.
-        """
-        wait_s = FIRST_BACKOFF_S
-        while entries:
-            try:
-                entries = await self._attempt(entries)
-                wait_s = FIRST_BACKOFF_S if not entries else wait_s
-            except (Forbidden, Unauthenticated):
-                raise
-            except Unavailable as error:
-                self._note(error)
-            if entries:
-                await asyncio.sleep(wait_s * random.uniform(0.5, 1.5))  # noqa: S311
-                wait_s = min(2 * wait_s, MAX_BACKOFF_S)
+        try:
+            if not self._wire.connected:
+                # Whatever the answer is, somebody is there. What is written without
+                # knowing that counts as attempted ever after.
+                await self._wire.exchange([("PING",)])
+            entries = self._backlog.attempt(self._backlog.gather())
+            return await self._exchange(entries)
+        except (Forbidden, Unauthenticated):
+            raise
+        except EverbusError as error:
+            return error
 
-    async def _attempt(
-        self, entries: dict[int, list[Outgoing]]
-    ) -> dict[int, list[Outgoing]]:
-        """
-        Write all *entries* at once; return those that the server refused for now.
-        """
+    async def _exchange(self, entries: Entries) -> EverbusError | None:
         now = time.monotonic()
+        self._epoch = self._lease.epoch() if self._lease is not None else 0
         commands = [
             self._command(partition, entry, now) for partition, entry in entries.items()
         ]
-        for entry in entries.values():
-            for outgoing in entry:
-                outgoing.attempted = True
-        replies = await self._wire.exchange(commands)
-        refused: dict[int, list[Outgoing]] = {}
+        replies = await self._wire.exchange(commands) if commands else []
+        refused: list[EverbusError] = []
         for (partition, entry), reply in zip(entries.items(), replies, strict=True):
             if isinstance(reply, ResponseError):
-                error = refusal(reply)
-                if isinstance(error, Forbidden | Unauthenticated):
-                    raise error
-                if not isinstance(error, EverbusError):
-                    # Not known to pass by itself, but nothing was written either.
-                    error = Unavailable(f"the bus refuses: {error}")
-                self._note(error)
-                refused[partition] = entry
+                refused.append(_refusal(reply))
             else:
-                self._arrived(partition, entry)
-        if not refused:
-            self.trouble = None
-        return refused
+                self._backlog.arrived(partition, entry)
+        if not refused or len(refused) < len(entries):
+            self._breaker.succeeded()
+
+        return refused[-1] if refused else None
 
     def _command(
         self, partition: int, entry: Sequence[Outgoing], now: float
     ) -> Command:
         fields: list[bytes] = []
         for outgoing in entry:
-            fields += (COMMAND_FIELD, outgoing.packed(now))
+            fields += (COMMAND_FIELD, outgoing.packed(now, self._epoch))
         return ("XADD", ingress(partition, self._mad), "*", *fields)
 
-    def _arrived(self, partition: int, entry: Sequence[Outgoing]) -> None:
-        queue = self._waiting[partition]
-        for outgoing in entry:
-            queue.popleft()
-            self._bytes -= outgoing.size
-        self._count -= len(entry)
-        self._published += len(entry)
-        while self._flushes and self._flushes[0][0] <= self._published:
-            _, done = self._flushes.popleft()
-            if not done.done():
-                done.set_result(None)
 
-    def _note(self, error: EverbusError) -> None:
-        if self.trouble is None:
-            log.warning("publisher.waits", mad=self._mad, error=error.message)
-        self.trouble = error
+def _refusal(reply: ResponseError) -> EverbusError:
+    """
+    What an error reply means for the writer.
 
-    def _fail_flushes(self, error: EverbusError) -> None:
-        while self._flushes:
-            _, done = self._flushes.popleft()
-            if not done.done():
-                done.set_exception(error)
+    Raises:
+        Forbidden, Unauthenticated: there is no use in trying again.
+    """
+    error = refusal(reply)
+    if isinstance(error, Forbidden | Unauthenticated):
+        raise error
+    if isinstance(error, EverbusError):
+        return error
+    # Not known to pass by itself, but nothing was written either.
+    return Unavailable(f"the bus refuses: {error}")

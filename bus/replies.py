@@ -6,9 +6,13 @@ wake-up channel tells which ones are there, so nobody blocks on a thousand strea
 and carries a copy of each that is small. It is a hint: what it did not tell, a
 sweep finds on the streams. A reply is unlinked only after it has been received, so
 a connection that dies loses none.
+
+The channel also tells an instance that it was declared lost, as every reply to what
+it sent since then does.
 """
 
 import asyncio
+import random
 import time
 from typing import Any, NamedTuple
 
@@ -17,9 +21,10 @@ import structlog
 from redis.exceptions import ResponseError
 
 from bus.codec import REPLY_FIELD, ordinal_of, unpack, unpack_reply
-from bus.errors import EverbusError
+from bus.errors import EverbusError, Superseded
 from bus.keys import reply as reply_key
 from bus.keys import wake as wake_channel
+from bus.lease import Lease
 from bus.messages import Reply
 from bus.subscription import Subscription
 from bus.wire import Command, Wire, refusal
@@ -46,9 +51,12 @@ class Replies:
     The replies that one instance waits for.
     """
 
-    def __init__(self, url: str, mad: str, instance: str) -> None:
+    def __init__(
+        self, url: str, mad: str, instance: str, *, lease: Lease | None = None
+    ) -> None:
         self._wire = Wire(url, name=f"mad-{mad}-replies")
         self._mad = mad
+        self._lease = lease
         self._expected: dict[str, _Expected] = {}
         self._ready: dict[str, None] = {}
         self._spent: list[str] = []
@@ -113,18 +121,28 @@ class Replies:
 
     def _woken(self, message: bytes) -> None:
         try:
-            told = unpack(message, list)
-        except msgspec.ValidationError:
+            for carried in unpack(message, list):
+                self._hear(carried)
+        except msgspec.MsgspecError:
             # Only a hint, whoever sent it: the sweep finds what it did not tell.
             log.warning("wake.garbled", mad=self._mad)
-            return
-        for carried in told:
-            if isinstance(carried, bytes):
-                self._settle(unpack_reply(carried))
-            elif carried in self._expected:
-                self._ready[carried] = None
         if self._ready or len(self._spent) >= FETCH_STREAMS:
             self._news.set()
+
+    def _hear(self, carried: object) -> None:
+        """
+        Take one thing that the channel told: a reply, the id of one, or a loss.
+        """
+        if isinstance(carried, bytes):
+            self._settle(unpack_reply(carried))
+        elif isinstance(carried, str) and carried in self._expected:
+            self._ready[carried] = None
+        elif isinstance(carried, dict):
+            self._lost(carried.get(Superseded.code))
+
+    def _lost(self, epoch: object) -> None:
+        if self._lease is not None and type(epoch) is int and self._lease.lost(epoch):
+            log.warning("instance.superseded", mad=self._mad, epoch=epoch)
 
     def _reconcile(self) -> None:
         """
@@ -145,7 +163,8 @@ class Replies:
             except EverbusError as error:
                 if wait_s == BACKOFF_S:
                     log.warning("replies.delayed", mad=self._mad, error=error.message)
-                await asyncio.sleep(wait_s)
+                # Jitter, else all that waited for the bus come back to it at once.
+                await asyncio.sleep(wait_s * random.uniform(0.5, 1.5))  # noqa: S311
                 wait_s = min(2 * wait_s, MAX_BACKOFF_S)
 
     async def _await_news(self) -> None:
@@ -204,6 +223,8 @@ class Replies:
         """
         Hand a received reply over; its stream has done its duty.
         """
+        if reply.code == Superseded.code:
+            self._lost(reply.details.get("epoch"))
         expected = self._expected.pop(reply.id, None)
         if expected is not None:
             self._spent.append(expected.key)

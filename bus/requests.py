@@ -84,9 +84,9 @@ class Requests:
 
         return await self._reply_to(envelope, partition, timeout)
 
-    async def ask_about(self, command_id: str, timeout: float) -> Reply:
+    async def ask_about(self, kind: str, command_id: str, timeout: float) -> Reply:
         """
-        Ask, of the partition it went to, what became of a command.
+        Ask what concerns a command, of the partition that it went to.
 
         Raises:
             Invalid: no publisher gives out such an id.
@@ -96,7 +96,7 @@ class Requests:
         if ordinal is None or ordinal.partition >= self._partitions:
             raise Invalid(f"{command_id[:80]!r} is no id of ours", field="id")
         envelope = self._envelope(
-            "request.outcome",
+            kind,
             "",
             {"command_id": command_id},
             deadline_ms=int(timeout * 1000),
@@ -111,6 +111,7 @@ class Requests:
         session_id: str,
         body: dict[str, Any],
         *,
+        expected_version: int | None = None,
         durability: str = "hot",
     ) -> str:
         """
@@ -121,7 +122,11 @@ class Requests:
         """
         partition = partition_of(check_session_id(session_id), self._partitions)
         envelope = self._envelope(
-            kind, session_id, body, durability=_checked(durability)
+            kind,
+            session_id,
+            body,
+            expected_version=expected_version,
+            durability=_checked(durability),
         )
 
         return self._publisher.publish(envelope, partition).envelope.id

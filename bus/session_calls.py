@@ -135,6 +135,35 @@ class SessionCalls(Calls):
             )
         )
 
+    def update_later(
+        self,
+        session_id: str,
+        patch: Mapping[str, Any],
+        *,
+        expected_version: int | None = None,
+        durability: Durability = "hot",
+    ) -> str:
+        """
+        Merge *patch* as `update_session` does, fire-and-forget; the command's id.
+
+        Returns at once, keeps its place among this instance's commands, and rests in
+        the spool if there is one. What is refused later, for its version as well,
+        becomes a dead letter, and `outcome` tells it.
+
+        Raises:
+            Overloaded: as in `append`.
+            Invalid: *patch* is no JSON object.
+        """
+        check_json(dict(patch), "patch")
+
+        return self._requests.publish(
+            "session.update",
+            session_id,
+            {"patch": dict(patch)},
+            expected_version=expected_version,
+            durability=durability,
+        )
+
     async def delete_session(
         self,
         session_id: str,

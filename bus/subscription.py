@@ -1,5 +1,5 @@
 """
-Listening to one Pub/Sub channel through every reconnect.
+Listening to one Pub/Sub channel, or to a pattern of them, through every reconnect.
 
 What comes over a channel is a hint, never the truth: messages are lost while
 nobody listens. So whoever listens is told of every (re)subscription and must
@@ -24,6 +24,12 @@ MAX_BACKOFF_S = 1.0
 class Subscription:
     """
     One channel, one connection, until cancelled.
+
+    Args:
+        on_message: is given what was said on the channel.
+        on_match: instead of *on_message*, makes *channel* a pattern, as PSUBSCRIBE has
+            it, and is given the channel that matched and what was said there.
+        on_subscribed: is called whenever listening has begun, or begun anew.
     """
 
     def __init__(
@@ -31,8 +37,9 @@ class Subscription:
         url: str,
         channel: str,
         *,
-        on_message: Callable[[bytes], None],
         on_subscribed: Callable[[], None],
+        on_message: Callable[[bytes], None] | None = None,
+        on_match: Callable[[bytes, bytes], None] | None = None,
     ) -> None:
         self._pool = ConnectionPool.from_url(
             url,
@@ -40,9 +47,13 @@ class Subscription:
             socket_timeout=None,
             socket_connect_timeout=CONNECT_TIMEOUT_S,
             retry=Retry(NoBackoff(), 0),
+            # Else it says who it is by a command that a MAD may not use.
+            driver_info=None,
         )
         self._channel = channel
+        self._verb = "SUBSCRIBE" if on_match is None else "PSUBSCRIBE"
         self._on_message = on_message
+        self._on_match = on_match
         self._on_subscribed = on_subscribed
         self._heard = 0
 
@@ -57,8 +68,7 @@ class Subscription:
             try:
                 async with asyncio.timeout(CONNECT_TIMEOUT_S):
                     await connection.connect()  # type: ignore[no-untyped-call]
-                    await connection.send_command("SUBSCRIBE", self._channel)
-                    await read_reply(connection)
+                    await self._subscribe(connection)
                 self._on_subscribed()
                 wait_s = 0.05
                 await self._listen(connection)
@@ -69,14 +79,24 @@ class Subscription:
             finally:
                 await connection.disconnect(nowait=True)
 
+    async def _subscribe(self, connection: Connection) -> None:
+        try:
+            await connection.send_command(self._verb, self._channel)
+        except RuntimeError as error:
+            # How uvloop refuses a connection that was cut a moment ago.
+            raise ConnectionResetError(str(error)) from error
+        await read_reply(connection)
+
     async def _listen(self, connection: Connection) -> None:
         watching = asyncio.create_task(self._watch(connection))
         try:
             while True:
                 reply = await read_reply(connection)
                 self._heard += 1
-                if reply[0] == b"message":
+                if reply[0] == b"message" and self._on_message is not None:
                     self._on_message(reply[2])
+                elif reply[0] == b"pmessage" and self._on_match is not None:
+                    self._on_match(reply[2], reply[3])
         finally:
             watching.cancel()
 

@@ -6,8 +6,10 @@ call means is told in `bus.client` and only there.
 """
 
 import asyncio
+import os
+import sys
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import CancelledError, Future
 from contextlib import closing, contextmanager
 from functools import wraps
@@ -15,8 +17,10 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from bus import connection
 from bus.client import DEFAULT_TIMEOUT_S, Mad
-from bus.errors import Unavailable
+from bus.connection import OnLost, SpoolPath
+from bus.errors import Invalid, Unavailable
 from bus.messages import Durability
+from bus.spool import MAX_BYTES as SPOOL_BYTES
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -38,6 +42,15 @@ class LoopThread:
         self._loop, self._end = started.result(END_WITHIN_S)
         self._open = True
         self._lock = threading.Lock()
+        self._process = os.getpid()
+
+    @property
+    def runs(self) -> bool:
+        """
+        Whether the thread can do anything: not in a forked child, which has none, and
+        not while the interpreter ends, which stops it for good.
+        """
+        return os.getpid() == self._process and not sys.is_finalizing()
 
     def call(
         self,
@@ -52,8 +65,19 @@ class LoopThread:
         A KeyboardInterrupt while it waits cancels the coroutine.
 
         Raises:
-            Unavailable: the loop is closed, before the call or during it.
+            Unavailable: the loop is closed, before the call or during it; or this is
+                a forked child, or the end of the interpreter.
+            Invalid: this is the loop's own thread.
         """
+        if threading.current_thread() is self._thread:
+            raise Invalid(
+                "called from the connection's own thread, as on_lost is: it would wait "
+                "for itself. Set a flag there, and call from a thread of your own"
+            )
+        if not self.runs:
+            raise Unavailable(
+                "this connection stayed in the process that made it; connect() anew"
+            )
         with self._lock:
             if not self._open:
                 raise Unavailable("this connection is closed; connect() anew")
@@ -68,8 +92,10 @@ class LoopThread:
 
     def close(self) -> None:
         """
-        End the loop; calls that still wait are cancelled.
+        End the loop, if it runs; calls that still wait are cancelled.
         """
+        if not self.runs:
+            return
         with self._lock:
             self._open = False
             # Behind every call made before: none is left without a loop.
@@ -103,6 +129,7 @@ class SyncMad:
 
     def __init__(self, mad: Mad, loop: LoopThread) -> None:
         self.name = mad.name
+        self.instance = mad.instance
         self._mad = mad
         self._loop = loop
 
@@ -112,6 +139,13 @@ class SyncMad:
         How many commands are not on the bus yet.
         """
         return self._mad.waiting
+
+    @property
+    def losses(self) -> int:
+        """
+        How often this instance had to join anew, since it was unheard for too long.
+        """
+        return self._mad.losses
 
     def append(
         self, session_id: str, entry: Any, *, durability: Durability = "hot"
@@ -124,6 +158,30 @@ class SyncMad:
 
         async def queued() -> str:
             return self._mad.append(session_id, entry, durability=durability)
+
+        return self._loop.call(queued)
+
+    def update_later(
+        self,
+        session_id: str,
+        patch: Mapping[str, Any],
+        *,
+        expected_version: int | None = None,
+        durability: Durability = "hot",
+    ) -> str:
+        """
+        Merge *patch* into the session, fire-and-forget; returns the command's id.
+
+        Waits for its place in the queue, not for the bus.
+        """
+
+        async def queued() -> str:
+            return self._mad.update_later(
+                session_id,
+                patch,
+                expected_version=expected_version,
+                durability=durability,
+            )
 
         return self._loop.call(queued)
 
@@ -150,6 +208,7 @@ class SyncMad:
     checkpoints = _blocking(Mad.checkpoints)
     restore_checkpoint = _blocking(Mad.restore_checkpoint)
     outcome = _blocking(Mad.outcome)
+    cancel = _blocking(Mad.cancel)
 
 
 @contextmanager
@@ -159,21 +218,38 @@ def connect(
     mad: str | None = None,
     token: str | None = None,
     timeout: float = DEFAULT_TIMEOUT_S,
+    lease: bool = True,
+    on_lost: OnLost | None = None,
+    spool: SpoolPath | None = None,
+    spool_bytes: int = SPOOL_BYTES,
 ) -> Iterator[SyncMad]:
     """
     A connected MAD; leaving the block flushes what was appended, then closes.
 
     As `bus.connect`. Ctrl-C in the block, or in a call, leaves it unflushed.
+    *on_lost* is called in the connection's own thread: it may set a flag or put
+    something into a queue, but calls of this MAD are refused there.
     """
-    connecting = connection.connect(url, mad=mad, token=token, timeout=timeout)
+    connecting = connection.connect(
+        url,
+        mad=mad,
+        token=token,
+        timeout=timeout,
+        lease=lease,
+        on_lost=on_lost,
+        spool=spool,
+        spool_bytes=spool_bytes,
+    )
     with closing(LoopThread(f"everbus-{mad or 'mad'}")) as loop:
         connected = loop.call(connecting.__aenter__)
         try:
             yield SyncMad(connected, loop)
         except BaseException as error:
-            loop.call(connecting.__aexit__, type(error), error, error.__traceback__)
+            if loop.runs:
+                loop.call(connecting.__aexit__, type(error), error, error.__traceback__)
             raise
-        loop.call(connecting.__aexit__, None, None, None)
+        if loop.runs:
+            loop.call(connecting.__aexit__, None, None, None)
 
 
 async def _until_told(

@@ -29,7 +29,8 @@ class TimelineCalls(Calls):
             durability: when the first reply to this id is there, if it is asked for.
 
         Raises:
-            Overloaded: 10,000 commands or 32 MiB wait already; await flush().
+            Overloaded: 10,000 commands or 32 MiB wait already, await flush(); or the
+                spool, or its disk, is full.
             Invalid: not a JSON value, for example NaN.
         """
         return self._requests.publish(

@@ -103,7 +103,8 @@ class Wire:
             connection = self._connection or await self._connect(timeout_s)
             await connection.send_packed_command(packed, check_health=False)
             return [await read_reply(connection) for _ in commands]
-        except (TimeoutError, OSError, RedisError) as error:
+        # RuntimeError is uvloop's for an idle connection that was reset (uvloop#506).
+        except (TimeoutError, OSError, RuntimeError, RedisError) as error:
             await self.close()
             raise WireFailed(self._told(error, timeout_s)) from error
         except BaseException:

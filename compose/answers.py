@@ -69,7 +69,7 @@ def a_mad() -> Iterator[SyncMad]:
         )
     name = BusSettings().mad
     url = bus_url(settings).replace("{mad}", name)
-    with connect(url, mad=name, token=token) as mad:
+    with connect(url, mad=name, token=token, lease=False) as mad:
         yield mad
 
 

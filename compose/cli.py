@@ -9,11 +9,15 @@ import sys
 
 import typer
 
+from compose.acl_command import acl
 from compose.archive_command import archive
+from compose.dead_command import dead_app
 from compose.demo import demo
 from compose.dev import dev
+from compose.doctor_command import doctor
 from compose.exits import exit_code_of, told
 from compose.explanations import explain
+from compose.mads_command import mads_app
 from compose.replay_command import replay_file
 from compose.roles import archiver, manager
 from compose.session_command import session_app
@@ -33,8 +37,12 @@ app.command()(dev)
 app.command()(manager)
 app.command()(archiver)
 app.command()(archive)
+app.command()(doctor)
 app.add_typer(session_app, name="session")
 app.command()(timeline)
+app.add_typer(mads_app, name="mads")
+app.command()(acl)
+app.add_typer(dead_app, name="dead")
 app.command("replay")(replay_file)
 app.command()(token)
 app.command()(explain)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from compose.stack import EmbeddedStack
 
 MANAGERS = 3
+LEASE_TTL_S = 3
 
 _NOT_INSTALLED = "{} is not installed. Remedy: pip install 'everbus[embedded]'"
 
@@ -60,7 +61,9 @@ def _shown(folder: Path) -> bool:
         from compose.stack import EmbeddedStack
     except ModuleNotFoundError as error:
         raise Failed(_NOT_INSTALLED.format(error.name), UNREACHABLE) from error
-    stack = EmbeddedStack(folder, managers=MANAGERS, say=_aside)
+    # Half a minute, as it is by default, is long to watch.
+    extra = {"EVERBUS_LEASE_TTL_S": f"{LEASE_TTL_S}"}
+    stack = EmbeddedStack(folder, managers=MANAGERS, extra=extra, say=_aside)
     try:
         return asyncio.run(_until_signal(stack))
     except StackError as error:
@@ -112,7 +115,7 @@ async def _show(stack: "EmbeddedStack") -> bool:
     started = time.monotonic()
     async with stack:
         typer.echo(f"   up in {time.monotonic() - started:.1f} s, in {stack.data}")
-        held = await Scenario(stack, typer.echo).run()
+        held = await Scenario(stack, LEASE_TTL_S, typer.echo).run()
         typer.echo("\nstopping the stack")
     took = f"{time.monotonic() - started:.0f} s"
     if held:

@@ -30,12 +30,16 @@ from bus.wire import Wire
 from compose.exits import CONFLICT, USAGE, Failed
 from compose.logs import configure_logs
 from compose.settings import Settings, load_settings
+from compose.starting import check_server
 from compose.tiers import fields_type, tiers_below, vault_of, warm_tier
 from compose.upkeep import archiver_works
 from gateway.batch import Limits
 from gateway.below import Tiers
 from gateway.delivery import KINDS
 from gateway.failpoints import FailPoint, armed, disarmed
+from gateway.health.indicators import INDICATORS
+from gateway.health.status import Teller, told
+from gateway.health.verdicts import examining
 from gateway.identity import Identity, Key
 from gateway.lane import LaneParts
 from gateway.policy import Policy
@@ -107,12 +111,17 @@ async def _serve(
 ) -> None:
     # Before the bus is touched: settings that do not fit are the user's first news.
     parts = lane_parts(settings, settings.partitions, tiers, fail=fail)
-    partitions = await _partitions(settings)
+    partitions = await _partitions(settings, checked=True)
     name = settings.replica or f"{socket.gethostname()}-{os.getpid()}"
     replica = Replica(name, parts, ttl_ms=settings.lane_ttl_ms)
-    serving = asyncio.ensure_future(replica.run(stop))
-    log.info("manager.ready", replica=name, partitions=partitions)
-    await serving
+    limit = settings.outbox_max_records
+    async with (
+        examining(settings.redis_url, name, INDICATORS, outbox_limit=limit) as also,
+        told(Teller(settings.redis_url, "manager", name, also=also)),
+    ):
+        serving = asyncio.ensure_future(replica.run(stop))
+        log.info("manager.ready", replica=name, partitions=partitions)
+        await serving
 
 
 async def run_archiver(settings: Settings, stop: asyncio.Event) -> None:
@@ -135,6 +144,7 @@ async def run_archiver(settings: Settings, stop: asyncio.Event) -> None:
     log.info("archiver.ready", partitions=partitions)
     try:
         async with (
+            told(Teller(settings.redis_url, "archiver", name)),
             gateway_commands(settings.redis_url, partitions) as send,
             asyncio.TaskGroup() as tasks,
         ):
@@ -183,6 +193,7 @@ def lane_parts(
         batch_commands=settings.batch_commands,
         outbox_records=settings.outbox_max_records,
         hot_ttl_ms=_hot_ttl_ms(settings),
+        lease_ttl_ms=_lease_ttl_ms(settings),
         replicas=Replicas(settings.replicas_wanted, settings.replicated_timeout_ms),
         fail=fail,
     )
@@ -220,20 +231,29 @@ def _hot_ttl_ms(settings: Settings) -> int:
     return max(1, round(settings.hot_ttl_s * 1000))
 
 
+def _lease_ttl_ms(settings: Settings) -> int:
+    return round(settings.lease_ttl_s * 1000)
+
+
 def _fail(settings: Settings) -> FailPoint:
     return armed(settings.fail_point) if settings.fail_point else disarmed
 
 
-async def _partitions(settings: Settings) -> int:
+async def _partitions(settings: Settings, *, checked: bool = False) -> int:
     """
     The number of partitions that this bus was set up with, by us if by nobody.
 
+    Args:
+        checked: refuse a bus that may lose sessions, before anything is written.
+
     Raises:
-        Failed: the bus has another number than the settings.
+        Failed: the bus has another number than the settings, or may lose sessions.
     """
     wire = Wire(settings.redis_url, name="everbus-start")
     try:
         async with asyncio.timeout(START_TIMEOUT_S):
+            if checked:
+                await check_server(wire, settings)
             await _set_up(wire, settings)
             told = await wire.call("HGET", keys.CONFIG, "partitions")
     except TimeoutError as error:
@@ -252,6 +272,8 @@ async def _partitions(settings: Settings) -> int:
 async def _set_up(wire: Wire, settings: Settings) -> None:
     for field, value in (("partitions", settings.partitions), ("schema", SCHEMA)):
         await wire.call("HSETNX", keys.CONFIG, field, value)
+    # How often MADs have to tell that they live; the newest manager's word counts.
+    await wire.call("HSET", keys.CONFIG, "lease_ms", _lease_ttl_ms(settings))
     if await wire.call("HSETNX", keys.MADS, keys.GATEWAY, "{}"):
         await wire.call("PUBLISH", keys.NEWS, "mads")
 

@@ -19,6 +19,7 @@ from bus.messages import SCHEMA, Envelope
 from bus.wire import Wire
 from compose.archive_command import archive_once
 from compose.findings import Report
+from compose.mortal import WORK, mortal
 from compose.patience import settled, told
 from compose.recordings import Recording
 from compose.replay import replay, tokens_for
@@ -35,6 +36,9 @@ RATE_PER_S = 100.0
 COPIES = 3
 RESTING_MESSAGES = 60
 TAKEOVER_WITHIN_S = 30.0
+LOST_WITHIN_S = 20.0
+# The MAD that is killed.
+MORTAL = "tool"
 POLL_S = 0.02
 # Who speaks, over and over; the tool answers twice in a row.
 TURNS = ("user", "assistant", "tool", "tool", "assistant")
@@ -47,10 +51,11 @@ class Scenario:
     What is shown on one stack.
     """
 
-    def __init__(self, stack: EmbeddedStack, say: Say) -> None:
+    def __init__(self, stack: EmbeddedStack, lease_s: float, say: Say) -> None:
         self._stack = stack
         self._say = say
         settings = self._settings = load_settings(stack.environment())
+        self._lease_s = lease_s
         self._url = settings.redis_url
         self._partitions = settings.partitions
         self._tokens = tokens_for(settings, (*dict.fromkeys(TURNS), "witness"))
@@ -73,6 +78,7 @@ class Scenario:
                 await self._two_write_at_once(user, assistant)
                 await self._a_command_comes_again(user)
                 await self._a_conversation_rests(user)
+                await self._a_mad_dies(user)
         finally:
             await self._wire.close()
 
@@ -227,6 +233,40 @@ class Scenario:
             keys_left == 0 and status == "S3" and now == was,
             f"state, context and {len(now[1])} messages are what they were",
         )
+
+    async def _a_mad_dies(self, user: Mad) -> None:
+        self._say("\n5. A MAD dies without a word")
+        session = await user.create_session("ada")
+        await user.join(session.id)
+        await user.add_participant(session.id, MORTAL)
+        token = self._tokens[MORTAL]
+        async with mortal(self._url, MORTAL, token, session.id) as process:
+            self._say(
+                f"   {MORTAL} joins and takes up work, in a process of its own; its "
+                f"lease lasts {self._lease_s:g} s\n   kill -9 {process.pid}"
+            )
+            process.kill()
+            killed = time.monotonic()
+            now = await self._without(MORTAL, user, session.id)
+        took_s = time.monotonic() - killed
+        self._say(f"   {took_s:.2f} s after its death the session has heard of it")
+        work = now.work_in_progress.get(WORK, {})
+        self._check(
+            list(now.participants) == [user.name] and work.get("orphaned") == MORTAL,
+            f"{', '.join(now.participants)} goes on; its work waits to be taken up: "
+            f"{work}",
+        )
+
+    async def _without(self, mad: str, user: Mad, session_id: str) -> Session:
+        """
+        The session as soon as *mad* takes part no longer, or at the end of our wait.
+        """
+        until = time.monotonic() + LOST_WITHIN_S
+        while True:
+            now = await told(partial(user.get_session, session_id))
+            if mad not in now.participants or time.monotonic() > until:
+                return now
+            await asyncio.sleep(POLL_S)
 
     async def _whole(self, mad: Mad, session_id: str) -> tuple[Session, list[object]]:
         session = await told(partial(mad.get_session, session_id, full=True))

@@ -64,7 +64,7 @@ def valkey_config(folder: Path, port: int, *, aof: bool = True) -> str:
         "save": '""',
         # Evicting would silently drop streams and sessions.
         "maxmemory-policy": "noeviction",
-        "notify-keyspace-events": "Ex",
+        "notify-keyspace-events": "KEx",
     }
 
     return "".join(f"{name} {value}\n" for name, value in settings.items())

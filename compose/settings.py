@@ -125,6 +125,7 @@ class Settings(BaseSettings):
         mad: the name under which commands connect to the bus.
         jwt_keys: JSON list of {"kid", "algorithm", "key"}, for key rotation.
         replica: this process's name among the replicas; empty = generated.
+        lease_ttl_s: how long after its last heartbeat a MAD counts as alive.
         outbox_max_records: records per partition that MongoDB may lag behind.
         warm_store: `mongo`, or the dotted path of a class of your own.
         cold_store: `s3`, `folder`, or the dotted path of a class of your own.
@@ -137,6 +138,7 @@ class Settings(BaseSettings):
         retention_days: how long idle before it is deleted for good; 0 = never.
         replicas_wanted: Redis replicas that must have what is `replicated`.
         replicated_timeout_ms: how long to wait for them.
+        redis_unsafe: serve on a Redis that may lose sessions: without AOF, evicting.
         price_hot_gib_month: cost of 1 GiB for a month, for `stats`; also warm, cold.
         metrics_port: where Prometheus may ask, on loopback; 0 = nowhere.
         log_format: auto is console on a terminal, else json.
@@ -165,6 +167,7 @@ class Settings(BaseSettings):
     retention_days: float = Field(0, ge=0)
     replicas_wanted: int = Field(1, ge=1, le=10)
     replicated_timeout_ms: int = Field(1000, ge=1, le=30_000)
+    redis_unsafe: bool = False
     warm_timeout_s: float = Field(10, gt=0, le=60)
     cold_timeout_s: float = Field(10, gt=0, le=60)
     price_hot_gib_month: float = Field(DEFAULT_PRICES.hot, ge=0)
@@ -183,6 +186,7 @@ class Settings(BaseSettings):
     partitions: int = Field(16, ge=1, le=1024)
     replica: str = Field("", pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]{0,63})?$")
     lane_ttl_ms: int = Field(5000, ge=500, le=60_000)
+    lease_ttl_s: float = Field(30, ge=1, le=3600)
     outbox_max_records: int = Field(50_000, ge=1)
     ledger_ttl_s: int = Field(600, ge=600)
     reply_ttl_s: int = Field(60, ge=1, le=3600)

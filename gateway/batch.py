@@ -23,6 +23,7 @@ from gateway.store import hot, names
 from gateway.store.letters import MAX_KEPT_BYTES, DeadLetter
 from gateway.store.outbox import HeldReply, Record, carried, pack_records
 from gateway.store.scripts import script
+from gateway.whereabouts import Whereabouts
 from handlers.commands import Archived, Event, NewCheckpoint, Outcome
 
 TO_STREAM, TO_LEDGER = 1, 2
@@ -137,6 +138,7 @@ class Batch:
         changes: session id → what is done to it.
         kept: `<mad>:<command id>` → the first reply, as the ledger will keep it.
         outcomes: how many commands ended how, by (kind, code).
+        whereabouts: which instances come into sessions and leave them.
         replicating: works that are replied to when Redis's replicas have the batch,
             with their replies; until then their entries stay pending.
     """
@@ -156,6 +158,7 @@ class Batch:
         self._forget: list[str] = []
         self._held: list[HeldReply] = []
         self.replicating: list[tuple[Work, bytes]] = []
+        self.whereabouts = Whereabouts()
 
     def __bool__(self) -> bool:
         return bool(
@@ -221,7 +224,7 @@ class Batch:
         """
         envelope = work.envelope
         letter = DeadLetter(
-            mad=work.entry.mad,
+            mad=work.mad,
             entry=work.entry.id,
             index=work.index,
             cause=cause,
@@ -232,6 +235,8 @@ class Batch:
             packed=without_tokens(work.packed)[:MAX_KEPT_BYTES]
             if envelope is None
             else b"",
+            principal=work.principal.name if work.principal else "",
+            role=work.principal.role if work.principal else "",
         )
         self._letters.append((cause, pack(letter)))
 
@@ -324,6 +329,8 @@ class Batch:
                 keys.reply(p, work.entry.mad, identifier),
                 names.ledger(p, work.command),
             )
+        if self.whereabouts:
+            every += (names.attached(p), names.fences(p), keys.ingress(p, keys.GATEWAY))
         return every
 
     def _arguments(self) -> list[Argument]:
@@ -347,6 +354,8 @@ class Batch:
         arguments.append(len(self._wakes))
         for channel, told in self._wakes.items():
             arguments += (channel, pack(told))
+        if self.whereabouts:
+            arguments += self.whereabouts.arguments()
         return arguments
 
 

@@ -11,7 +11,7 @@ import msgspec
 
 from bus.codec import COMMAND_FIELD, Ordinal, ordinal_of, unpack_envelope
 from bus.errors import Malformed, Rejection
-from bus.keys import partition_of
+from bus.keys import GATEWAY, partition_of
 from bus.messages import (
     MAX_COMMAND_BYTES,
     Envelope,
@@ -19,18 +19,22 @@ from bus.messages import (
     check_command_id,
     check_session_id,
 )
-from handlers.commands import Wanted
+from gateway.fencing import LOST_KIND
+from gateway.identity import Principal
+from handlers.commands import Attachment, Wanted
 from handlers.routes import HANDLERS
 
-# Asks what became of a command; has no session, hence no handler.
+# About commands and instances, not about a session: they have no handler.
 OUTCOME_KIND = "request.outcome"
+CANCEL_KIND = "request.cancel"
+LANES_OWN = frozenset({OUTCOME_KIND, CANCEL_KIND, LOST_KIND})
 # Twice what our publisher packs into one entry.
 MAX_ENTRY_COMMANDS = 64
 MAX_ENTRY_BYTES = 2 * MAX_COMMAND_BYTES
-KINDS = frozenset({*HANDLERS, OUTCOME_KIND})
+KINDS = frozenset(HANDLERS) | LANES_OWN
 # These are of no session, so any lane can serve them.
 SESSIONLESS = frozenset(
-    {kind for kind, route in HANDLERS.items() if route.sessionless} | {OUTCOME_KIND}
+    {kind for kind, route in HANDLERS.items() if route.sessionless} | LANES_OWN
 )
 # `{"` in base64, with which every JWT begins.
 _TOKEN = re.compile(rb"eyJ[A-Za-z0-9_.-]*")
@@ -70,9 +74,12 @@ class Work:
         wants: what it needs from the tiers below, if anything.
         given: what they gave, or why they cannot; None as long as nothing is known.
         life: of the session that it was asked for; another one asks anew.
+        attached: what was read of `store.attached` for it.
+        principal: who asks, once that is known.
     """
 
     __slots__ = (
+        "attached",
         "attempts",
         "entry",
         "envelope",
@@ -81,6 +88,7 @@ class Work:
         "life",
         "ordinal",
         "packed",
+        "principal",
         "publisher",
         "suspect",
         "trouble",
@@ -100,6 +108,8 @@ class Work:
         self.wants: Wanted | None = None
         self.given: Any = None  # what `wants` names, or an EverbusError
         self.life: datetime | None = None
+        self.attached: tuple[Attachment, ...] = ()
+        self.principal: Principal | None = None
 
     @property
     def name(self) -> str:
@@ -107,6 +117,16 @@ class Work:
         What identifies it among the commands of its partition, for ever.
         """
         return f"{self.entry.mad}/{self.entry.id}/{self.index}"
+
+    @property
+    def mad(self) -> str:
+        """
+        The MAD whose command it is.
+        """
+        envelope = self.envelope
+        if self.entry.mad == GATEWAY and envelope and envelope.on_behalf:
+            return envelope.on_behalf.mad
+        return self.entry.mad
 
     @property
     def command(self) -> str:

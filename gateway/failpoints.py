@@ -16,7 +16,9 @@ VAULT = ("archive_chunk", "archive_document", "archive_manifest", "archive_verif
 ARCHIVER = ("archive_sent", "purge_step", "restore_chunk", "removal")
 # What a replica passes when a session returns.
 RETURN = ("return_fetched", "return_swapped")
-POINTS = (*LANE, *DRAIN, *VAULT, *ARCHIVER, *RETURN)
+# What the owner of the leases passes when a MAD is lost.
+PRESENCE = ("loss_declared", "loss_told")
+POINTS = (*LANE, *DRAIN, *VAULT, *ARCHIVER, *RETURN, *PRESENCE)
 
 FailPoint = Callable[[str], None]
 

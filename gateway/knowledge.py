@@ -14,16 +14,19 @@ import msgspec
 
 from bus.codec import ordinal_of, unpack
 from bus.messages import CommandOutcome, Reply, Session
-from gateway.delivery import OUTCOME_KIND, Work
+from gateway.delivery import CANCEL_KIND, OUTCOME_KIND, Work
+from gateway.fencing import Fences
 from gateway.progress import Progress
 
 MAX_SESSIONS = 2_000
 MAX_PUBLISHERS = 10_000
+_ABOUT_COMMANDS = frozenset({OUTCOME_KIND, CANCEL_KIND})
+_STATES = {"ok": "applied", "cancelled": "cancelled"}
 
 
 class RequestOutcome(msgspec.Struct, frozen=True):
     """
-    Body of `request.outcome`: the id of the command that is asked about.
+    Body of `request.outcome` and `request.cancel`: the id of the command meant.
     """
 
     command_id: str
@@ -54,6 +57,7 @@ class Knowledge:
         sessions: session id → Session, or None where there is none.
         progress: publisher → how far its commands are settled.
         firsts: `<mad>:<command id>` → first reply as loaded, or None.
+        fences: publisher → which of its epochs are over, of those not seen yet.
         fresh_after: a session last written before may have left the hot tier.
     """
 
@@ -62,6 +66,7 @@ class Knowledge:
         self.sessions: Known = Known(MAX_SESSIONS)
         self.progress: Known = Known(MAX_PUBLISHERS)
         self.firsts: dict[str, bytes | None] = {}
+        self.fences: dict[str, Fences] = {}
 
     def forget(self) -> None:
         """
@@ -114,6 +119,7 @@ class Knowledge:
         known: Progress | None = self.progress.get(work.publisher)
         if known is None:
             known = Progress.starting_at(work.ordinal.n)
+            known.fences = self.fences.get(work.publisher, ())
             self.progress[work.publisher] = known
         return known
 
@@ -124,7 +130,7 @@ class Knowledge:
         first = kept.get(command) or self.firsts.get(command)
         if first is not None:
             reply = unpack(first, Reply)
-            state = "applied" if reply.code == "ok" else "rejected"
+            state = _STATES.get(reply.code, "rejected")
             return CommandOutcome(state, reply.code, reply.message)  # type: ignore[arg-type]
         ordinal = ordinal_of(asked)
         if ordinal is None:
@@ -137,10 +143,10 @@ class Knowledge:
 
 def asked_of(work: Work) -> str | None:
     """
-    The command id that a `request.outcome` asks about; None for others.
+    The command id that a `request.outcome` or `request.cancel` is about, else None.
     """
     envelope = work.envelope
-    if envelope is None or envelope.kind != OUTCOME_KIND or work.trouble:
+    if envelope is None or envelope.kind not in _ABOUT_COMMANDS or work.trouble:
         return None
     try:
         return str(unpack(envelope.body, RequestOutcome).command_id)

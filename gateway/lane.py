@@ -25,14 +25,16 @@ from gateway.aside import Aside
 from gateway.batch import Batch, Limits, backlog_after
 from gateway.below import Tiers
 from gateway.clock import Now
-from gateway.delivery import Work
+from gateway.delivery import CANCEL_KIND, Work
 from gateway.errors import Disturbed, Superseded
 from gateway.failpoints import FailPoint, disarmed
+from gateway.failures import NOTED
 from gateway.intake import WAIT_MS, Intake
 from gateway.lookup import Lookup
 from gateway.parking import Parking
 from gateway.replication import Replicas, Replication
 from gateway.settlement import Settlement, Verdict
+from gateway.standing import cancelled_by
 from gateway.store import names
 from gateway.store.scripts import load_scripts
 from gateway.suspects import Suspects
@@ -67,6 +69,7 @@ class LaneParts(NamedTuple):
     replicas: Replicas = Replicas()
     batch_commands: int = 256
     outbox_records: int = 50_000
+    lease_ttl_ms: int = 30_000
     fail: FailPoint = disarmed
 
 
@@ -199,7 +202,7 @@ class Lane:
         self._parking.clear()
         self._queue.clear()
         self._replication.clear()
-        self._settlement.known.forget()
+        self._settlement.forget()
         self._intake = Intake(
             self._wire, self.number, self._parts.partitions, self.owner
         )
@@ -243,6 +246,7 @@ class Lane:
         """
         log.info("lane.replays", lane=self.number, commands=len(pending))
         await self._suspects.recognise(pending)
+        self._settlement.standing.note_cancels(pending)
         # In their order, before any is put aside: the first that is seen of an
         # unknown publisher decides which of its numbers count as gone.
         for first in range(0, len(pending), LOAD_WORKS):
@@ -295,6 +299,7 @@ class Lane:
         self._now = Now.at(now_ms)
         self._queue.extend(works)
         if works:
+            self._settlement.standing.note_cancels(works)
             self._parts.fail("after_read")
 
     def _committed(self, batch: Batch, reply: Any, took_s: float) -> None:
@@ -315,7 +320,10 @@ class Lane:
 
     def _note_backlog(self, records: int) -> None:
         metrics.BACKLOG.labels(self.number).set(records)
-        self._settlement.overloaded = records >= self._parts.outbox_records
+        full = records >= self._parts.outbox_records
+        if full and not self._settlement.overloaded:
+            NOTED.count("overload")
+        self._settlement.overloaded = full
 
     async def _next_works(self) -> list[Work]:
         """
@@ -380,6 +388,8 @@ class Lane:
         return True
 
     def _judge(self, work: Work, batch: Batch) -> None:
+        if work.envelope is not None and work.envelope.kind == CANCEL_KIND:
+            self._take_back(work, batch)
         verdict = self._settlement.judge(work, batch, self._now)
         if verdict is Verdict.FAILED:
             if len(work.attempts) >= MAX_ATTEMPTS:
@@ -393,6 +403,17 @@ class Lane:
             self._parking.park(work, LEAVING_RETRY_S)
         elif verdict is Verdict.WANTS:
             self._aside.want(work)
+
+    def _take_back(self, cancel: Work, batch: Batch) -> None:
+        """
+        Judge what *cancel* is about, if it waits: its turn has come, to be refused.
+        """
+        command = cancelled_by(cancel)
+        for work in self._parking.take(lambda work: work.command == command):
+            if self._settlement.standing.cancels(work):
+                self._settlement.judge(work, batch, self._now)
+            else:
+                self._parking.park(work, 0)
 
     async def _rest(self) -> None:
         """

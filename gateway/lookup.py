@@ -2,25 +2,32 @@
 What a lane must know before it can judge, fetched in one round trip a batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
+from redis.exceptions import ResponseError
+
 from bus.codec import ordinal_of
 from bus.messages import Session
-from bus.wire import Command, Wire
+from bus.wire import Command, Wire, refusal
 from gateway.clock import Now
-from gateway.delivery import OUTCOME_KIND, Work
+from gateway.delivery import CANCEL_KIND, OUTCOME_KIND, Work
+from gateway.fencing import CHUNK, LOST_KIND, lost_in, parse_fences, publisher_of
 from gateway.knowledge import Knowledge, asked_of
 from gateway.progress import Progress
-from gateway.store import hot, names
+from gateway.store import attached, hot, names
 from gateway.store.newborn import is_newborn
 from gateway.store.scripts import script
 
 # Longer than any command may wait anywhere before it is sent again.
 PUBLISHER_HORIZON_S = 24 * 3600
-# Their answers are never known beforehand.
-_ASKING = frozenset({"session.durable", OUTCOME_KIND})
+# They end who is in a session, so they need to know who that is.
+_DETACHING = frozenset(
+    {"participant.lost", "participant.remove", "session.delete", LOST_KIND}
+)
+# What they need is never known beforehand.
+_ASKING = frozenset({"session.durable", OUTCOME_KIND, CANCEL_KIND}) | _DETACHING
 # Who asks, and the command id that is asked about.
 Asked = tuple[str, str]
 
@@ -69,6 +76,7 @@ class Lookup:
         """
         known = self._known
         known.firsts.clear()
+        known.fences.clear()
         self.below.clear()
         # A hot copy may expire under us once it is that old: it is read again.
         known.fresh_after = now.datetime - timedelta(milliseconds=self.era.ttl_ms * 0.9)
@@ -82,6 +90,7 @@ class Lookup:
             [*_repeated(known, works), *(f"{mad}:{command}" for mad, command in asked)]
         )
         await self._load_durable(works)
+        await self._load_attached(works)
 
     def _knows(self, work: Work) -> bool:
         """
@@ -103,12 +112,19 @@ class Lookup:
         Raises:
             WireFailed: the connection broke.
         """
-        key = names.publishers(self._partition)
-        found = await self._wire.call("HGETALL", key)
         before = now_s - PUBLISHER_HORIZON_S
+        publishers = names.publishers(self._partition)
+        await self._prune(publishers, owner, lambda p: Progress.parse(p).seen_s, before)
+        fences = names.fences(self._partition)
+        await self._prune(fences, owner, _fenced_s, before)
+
+    async def _prune(
+        self, key: str, owner: str, seen_s: Callable[[bytes], float], before: float
+    ) -> None:
+        found = await self._wire.call("HGETALL", key)
         stale: list[bytes] = []
         for name, packed in zip(found[::2], found[1::2], strict=True):
-            if Progress.parse(packed).seen_s < before:
+            if seen_s(packed) < before:
                 stale += (name, packed)
                 self._known.progress.pop(name.decode(), None)
         for first in range(0, len(stale), 1000):
@@ -130,13 +146,14 @@ class Lookup:
         ]
         if publishers:
             commands.append(("HMGET", names.publishers(p), *publishers))
+            commands.append(("HMGET", names.fences(p), *publishers))
         replies = await self._wire.exchange(commands)
         for i, session in enumerate(sessions):
             self._learn(session, replies[3 * i : 3 * i + 3], now)
         if publishers:
-            for publisher, packed in zip(publishers, replies[-1], strict=True):
-                if packed is not None:
-                    self._known.progress[publisher] = Progress.parse(packed)
+            found = zip(publishers, replies[-2], replies[-1], strict=True)
+            for publisher, packed, fences in found:
+                self._learn_publisher(publisher, packed, fences)
 
     def _learn(self, session_id: str, replies: Sequence[Any], now: Now) -> None:
         found = hot.found_in(session_id, replies)
@@ -146,6 +163,16 @@ class Lookup:
             self._known.sessions[session_id] = found.session
         else:
             self.below[session_id] = found.session
+
+    def _learn_publisher(
+        self, publisher: str, packed: bytes | None, fences: bytes | None
+    ) -> None:
+        over = parse_fences(fences) if fences else ()
+        if packed is not None:
+            known = self._known.progress[publisher] = Progress.parse(packed)
+            known.fences = over
+        elif over:
+            self._known.fences[publisher] = over
 
     def _nowhere_else(self, session_id: str, found: hot.Found, now: Now) -> bool:
         """
@@ -178,6 +205,33 @@ class Lookup:
         for work, reply in zip(asking, replies, strict=True):
             work.given = hot.durable_in(reply)
 
+    async def _load_attached(self, works: Sequence[Work]) -> None:
+        asking = [(w, c) for w in works if (c := self._attached_command(w))]
+        if not asking:
+            return
+        replies = await self._wire.exchange([command for _, command in asking])
+        for (work, _), members in zip(asking, replies, strict=True):
+            if isinstance(members, ResponseError):
+                raise refusal(members)
+            work.attached = tuple(map(attached.attachment_in, members))
+
+    def _attached_command(self, work: Work) -> Command | None:
+        envelope = work.envelope
+        if envelope is None or work.trouble or envelope.kind not in _DETACHING:
+            return None
+        if envelope.kind != LOST_KIND:
+            return attached.of_session(self._partition, envelope.session)
+        lost = lost_in(envelope.kind, envelope.body)
+        if lost is None:
+            return None  # it will be refused
+        return attached.of_instance(
+            self._partition, lost.mad, lost.instance, lost.after, CHUNK
+        )
+
+
+def _fenced_s(packed: bytes) -> float:
+    return parse_fences(packed)[-1].since_ms / 1000
+
 
 def _asks_durable(work: Work) -> bool:
     return (
@@ -201,6 +255,10 @@ def _unknown_publishers(
     for mad, identifier in asked:
         if (ordinal := ordinal_of(identifier)) is not None:
             found[f"{mad}:{ordinal.instance}"] = None
+    for work in works:
+        if work.envelope is not None and work.envelope.kind == LOST_KIND:
+            lost = lost_in(work.envelope.kind, work.envelope.body)
+            found[publisher_of(lost) if lost else None] = None
     return [name for name in found if name is not None and name not in known.progress]
 
 

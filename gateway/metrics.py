@@ -32,6 +32,11 @@ TAKEOVERS = Counter("everbus_takeovers_total", "Lanes taken by this replica.")
 SUPERSEDED = Counter(
     "everbus_superseded_total", "Times the epoch fence turned this replica away."
 )
+RECLAIM = Histogram(
+    "everbus_reclaim_seconds",
+    "How long the lanes of a crashed replica had no owner when it was noticed.",
+    buckets=(0.1, 0.2, 0.5, 1, 2, 3, 4, 5, 6, 7, 8, 10, 15, 30, 60),
+)
 DISTURBED = Counter(
     "everbus_lane_disturbed_total",
     "Lane restarts that replay pending, by cause.",
@@ -85,6 +90,26 @@ PURGED_ENTRIES = Counter(
     "everbus_purged_entries_total", "Archived entries removed from the warm tier."
 )
 RETIRED = Counter("everbus_retired_sessions_total", "Sessions deleted by age.")
+LOST_MADS = Counter(
+    "everbus_lost_mads_total",
+    "MAD instances that were declared lost, by what noticed it.",
+    ["noticed"],
+)
+LEASES = Gauge("everbus_leases", "MAD instances whose lease runs.")
+DETECTION = Histogram(
+    "everbus_detection_seconds",
+    "How long after its deadline a MAD instance was declared lost.",
+    buckets=(0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 1.5, 2, 3, 5, 10, 30),
+)
+HEARTBEATS = Counter(
+    "everbus_heartbeats_total", "Joins, beats and leaves of MAD instances.", ["kind"]
+)
+HEALTH = Gauge(
+    "everbus_health", "Of an indicator: 0 pass, 1 warn, 2 fail.", ["indicator"]
+)
+HEALTH_VALUE = Gauge(
+    "everbus_health_value", "What an indicator measured, in its unit.", ["indicator"]
+)
 CAUSES = frozenset(
     {
         "expired",

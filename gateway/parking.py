@@ -64,6 +64,15 @@ class Parking:
 
         return taken
 
+    def take(self, chosen: Callable[[Work], bool]) -> list[Work]:
+        """
+        Take out what waits for whatever session and is *chosen*.
+        """
+        found = [
+            session for session, works in self._works.items() if any(map(chosen, works))
+        ]
+        return [work for session in found for work in self.withdraw(session, chosen)]
+
     def joins(self, work: Work) -> bool:
         """
         Queue *work* behind its session's others if the session waits.

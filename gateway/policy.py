@@ -36,6 +36,22 @@ _WORK: Mapping[Role, Relations] = {
     "admin": _ANY,
     "gateway": _NONE,
 }
+# What only the gateway's own processes find out.
+_GATEWAYS: Mapping[Role, Relations] = {
+    "user": _NONE,
+    "mad": _NONE,
+    "operator": _NONE,
+    "admin": _NONE,
+    "gateway": _ANY,
+}
+# About a command of the caller's own; no session is touched.
+_ONES_OWN: Mapping[Role, Relations] = {
+    "user": _ANY,
+    "mad": _ANY,
+    "operator": _ANY,
+    "admin": _ANY,
+    "gateway": _NONE,
+}
 
 RULES: Mapping[str, Mapping[Role, Relations]] = {
     # On an existing session this is `or_get`, a read.
@@ -59,13 +75,7 @@ RULES: Mapping[str, Mapping[Role, Relations]] = {
     "session.suspend": _WORK,
     "session.resume": _WORK,
     # It says that the cold tier holds the session: nobody else can know.
-    "session.archive": {
-        "user": _NONE,
-        "mad": _NONE,
-        "operator": _NONE,
-        "admin": _NONE,
-        "gateway": _ANY,
-    },
+    "session.archive": _GATEWAYS,
     "session.durable": _WORK,
     "session.at": _WORK,
     "session.diff": _WORK,
@@ -86,19 +96,16 @@ RULES: Mapping[str, Mapping[Role, Relations]] = {
     },
     "participant.add": _WORK,
     "participant.remove": _WORK,
+    # It says that an instance was not heard of: nobody else can know.
+    "participant.lost": _GATEWAYS,
+    "instance.lost": _GATEWAYS,
     "timeline.append": _WORK,
     "timeline.read": _WORK,
     "checkpoint.create": _WORK,
     "checkpoint.list": _WORK,
     "checkpoint.restore": _WORK,
-    # What became of a command of the caller's own; no session is touched.
-    "request.outcome": {
-        "user": _ANY,
-        "mad": _ANY,
-        "operator": _ANY,
-        "admin": _ANY,
-        "gateway": _NONE,
-    },
+    "request.outcome": _ONES_OWN,
+    "request.cancel": _ONES_OWN,
 }
 
 # These may create a session that somebody else will own.
@@ -108,6 +115,7 @@ _OVERSEERS: frozenset[Role] = frozenset({"operator", "admin"})
 _ASK_OWNER = "ask the session's owner or an admin"
 _REMEDIES = {
     "session.archive": "ask the archiver: it archives by itself what is idle",
+    "participant.lost": "ask for participant.remove",
     "session.stats": "ask an operator or an admin",
 }
 _NO_RULES: Mapping[Role, Relations] = {}

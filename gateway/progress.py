@@ -9,6 +9,8 @@ yet, because their session waits or because they never arrived, are its gaps.
 
 from typing import Self
 
+from gateway.fencing import Fences
+
 MAX_GAPS = 1024
 
 
@@ -20,9 +22,11 @@ class Progress:
         mark: the highest number seen settled.
         gaps: numbers below the mark that are not settled.
         seen_s: unix seconds of the last settlement; old records are forgotten.
+        fences: which epochs of the instance are over; they have a record of their
+            own, so `pack` leaves them out.
     """
 
-    __slots__ = ("gaps", "mark", "seen_s")
+    __slots__ = ("fences", "gaps", "mark", "seen_s")
 
     def __init__(
         self, mark: int = 0, gaps: set[int] | None = None, seen_s: int = 0
@@ -30,6 +34,7 @@ class Progress:
         self.mark = mark
         self.gaps = gaps or set()
         self.seen_s = seen_s
+        self.fences: Fences = ()
 
     @classmethod
     def starting_at(cls, n: int) -> Self:

@@ -12,7 +12,7 @@ import hashlib
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 from redis.exceptions import ResponseError
@@ -24,7 +24,9 @@ from bus.subscription import Subscription
 from bus.wire import Command, Wire
 from gateway import metrics
 from gateway.errors import Superseded
+from gateway.failures import NOTED
 from gateway.lane import Lane, LaneParts
+from gateway.presence.watch import Presence
 from gateway.store import names
 from gateway.store.scripts import load_scripts, script
 
@@ -42,7 +44,32 @@ class NameTaken(Exception):
     """
 
 
-def lane_owner(lane: int, replicas: Iterable[str]) -> str | None:
+class Served(Protocol):
+    """
+    What has one owner at a time: the lane of a partition, or that of the leases.
+
+    Attributes:
+        number: the partition, or `bus.keys.PRESENCE`; part of its owner key.
+        owner: the value of that key while we serve it.
+        polled_at: monotonic time of the last completed exchange.
+    """
+
+    @property
+    def number(self) -> int | str: ...
+
+    owner: str
+    polled_at: float
+
+    def admit(self, mads: frozenset[str]) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def oldest_age_s(self) -> float: ...
+
+    async def run(self) -> None: ...
+
+
+def lane_owner(lane: int | str, replicas: Iterable[str]) -> str | None:
     """
     The replica that should own *lane*: highest random weight (rendezvous).
 
@@ -51,31 +78,37 @@ def lane_owner(lane: int, replicas: Iterable[str]) -> str | None:
     return max(replicas, key=lambda name: _weight(lane, name), default=None)
 
 
-def _weight(lane: int, name: str) -> bytes:
+def _weight(lane: int | str, name: str) -> bytes:
     return hashlib.blake2b(f"{lane}:{name}".encode(), digest_size=8).digest()
 
 
 class Replica:
     """
     Serves its share of the lanes until told to stop.
-
-    Attributes:
-        lanes: lane number → the lane, while this replica serves it.
     """
 
     def __init__(
         self, name: str, parts: LaneParts, *, ttl_ms: int = LANE_TTL_MS
     ) -> None:
         self.name = name
-        self.lanes: dict[int, Lane] = {}
         self._parts = parts
         self._life = parts.incarnation
         self._ttl_ms = ttl_ms
         self._wire = Wire(parts.redis_url, name=f"everbus-{name}")
-        self._serving: dict[int, asyncio.Task[None]] = {}
+        self._served: dict[int | str, Served] = {}
+        self._serving: dict[int | str, asyncio.Task[None]] = {}
         self._mads: frozenset[str] = frozenset()
         self._news = asyncio.Event()
         self._rival = False
+
+    @property
+    def lanes(self) -> dict[int, Lane]:
+        """
+        Partition → its lane, of those that this replica serves now.
+        """
+        served = self._served.values()
+
+        return {lane.number: lane for lane in served if isinstance(lane, Lane)}
 
     async def run(self, stop: asyncio.Event) -> None:
         """
@@ -136,12 +169,13 @@ class Replica:
             self._drop_deaf()
             await self._rebalance(living)
         except EverbusError as error:
+            NOTED.count("hot_tier_away", within_s=10)
             log.warning("replica.bus_away", replica=self.name, error=error.message)
 
     async def _renew(self) -> list[str]:
         if not self._wire.connected:
             await load_scripts(self._wire)
-        owned = list(self.lanes.values())
+        owned = list(self._served.values())
         replies = await self._exchange(
             [
                 script("register", [names.REPLICAS], self.name, self._ttl_ms),
@@ -162,7 +196,9 @@ class Replica:
         for lane in owned:
             lane.admit(self._mads)
             metrics.OLDEST.labels(lane.number).set(lane.oldest_age_s())
-        return [name.decode() for name in replies[0]]
+        crashed, living = replies[0]
+        NOTED.crashed(crashed)
+        return [name.decode() for name in living]
 
     async def _restore(self) -> None:
         """
@@ -171,6 +207,7 @@ class Replica:
         The MADs are still there and publish; unlisted, nobody would read them.
         """
         log.error("bus.emptied", replica=self.name, mads=len(self._mads))
+        NOTED.count("hot_tier_emptied", within_s=10)
         partitions = ("HSETNX", keys.CONFIG, "partitions", self._parts.partitions)
         schema = ("HSETNX", keys.CONFIG, "schema", SCHEMA)
         listed = [("HSETNX", keys.MADS, mad, "{}") for mad in sorted(self._mads)]
@@ -192,7 +229,7 @@ class Replica:
         """
         End lanes whose exchanges do not complete while ours do.
         """
-        for number, lane in self.lanes.items():
+        for number, lane in self._served.items():
             silent_s = time.monotonic() - lane.polled_at
             if silent_s > DEAF_S:
                 log.error("lane.deaf", lane=number, silent_s=round(silent_s, 1))
@@ -200,14 +237,11 @@ class Replica:
                 self._serving[number].cancel()
 
     async def _rebalance(self, living: list[str]) -> None:
-        ours = {
-            lane
-            for lane in range(self._parts.partitions)
-            if lane_owner(lane, living) == self.name
-        }
-        for number in self.lanes.keys() - ours:
-            self.lanes[number].stop()
-        wanted = sorted(ours - self.lanes.keys())
+        lanes: list[int | str] = [keys.PRESENCE, *range(self._parts.partitions)]
+        ours = [lane for lane in lanes if lane_owner(lane, living) == self.name]
+        for number in self._served.keys() - set(ours):
+            self._served[number].stop()
+        wanted = [lane for lane in ours if lane not in self._served]
         if not wanted:
             return
         replies = await self._exchange(
@@ -224,16 +258,21 @@ class Replica:
             if taken:
                 self._begin(number, owner.decode())
 
-    def _begin(self, number: int, owner: str) -> None:
-        lane = Lane(number, owner, self._parts)
+    def _begin(self, number: int | str, owner: str) -> None:
+        lane = self._made(number, owner)
         lane.admit(self._mads)
-        self.lanes[number] = lane
+        self._served[number] = lane
         metrics.OWNED.labels(number).set(1)
         metrics.TAKEOVERS.inc()
         log.info("lane.taken", lane=number, owner=owner)
         self._serving[number] = asyncio.create_task(self._serve(lane))
 
-    async def _serve(self, lane: Lane) -> None:
+    def _made(self, number: int | str, owner: str) -> Served:
+        if isinstance(number, int):
+            return Lane(number, owner, self._parts)
+        return Presence(owner, self._parts)
+
+    async def _serve(self, lane: Served) -> None:
         """
         Serve one lane to its end, then give it up.
         """
@@ -244,12 +283,12 @@ class Replica:
             log.warning("lane.superseded", lane=lane.number, owner=lane.owner)
             await self._check_rival(lane.number)
         finally:
-            self.lanes.pop(lane.number, None)
+            self._served.pop(lane.number, None)
             self._serving.pop(lane.number, None)
             metrics.OWNED.labels(lane.number).set(0)
             await self._release(lane)
 
-    async def _check_rival(self, number: int) -> None:
+    async def _check_rival(self, number: int | str) -> None:
         """
         Notice a successor under our own name: then we are the one too many.
         """
@@ -265,7 +304,7 @@ class Replica:
             self._rival = True
             self._news.set()
 
-    async def _release(self, lane: Lane) -> None:
+    async def _release(self, lane: Served) -> None:
         wire = Wire(self._parts.redis_url)
         try:
             await load_scripts(wire)
@@ -285,7 +324,7 @@ class Replica:
             await self._exchange([script("register", [names.REPLICAS], self.name, 0)])
         except EverbusError as error:
             log.warning("replica.bus_away", replica=self.name, error=error.message)
-        for lane in self.lanes.values():
+        for lane in self._served.values():
             lane.stop()
         if self._serving:
             await asyncio.wait(self._serving.values(), timeout=self._ttl_ms / 1000)

@@ -6,10 +6,11 @@ still in time, who asks, may they, and only then what it does. No I/O happens
 here; whatever has to be looked up was loaded before.
 """
 
+import math
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from enum import Enum, auto
-from typing import Any
+from typing import Any, cast, get_args
 
 import msgspec
 import structlog
@@ -17,6 +18,7 @@ import structlog
 from bus.codec import pack, unpack
 from bus.errors import (
     AlreadyExists,
+    Cancelled,
     EverbusError,
     Expired,
     Invalid,
@@ -25,14 +27,18 @@ from bus.errors import (
     Unavailable,
 )
 from bus.keys import GATEWAY
-from bus.messages import DURABILITIES, Envelope, Reply, Session
+from bus.messages import DURABILITIES, CommandOutcome, Envelope, Reply, Session
 from gateway.batch import TO_LEDGER, TO_STREAM, Batch, packed_reply
 from gateway.clock import Now
-from gateway.delivery import OUTCOME_KIND, Work
-from gateway.identity import GATEWAY_PRINCIPAL, Identity, Principal
+from gateway.delivery import CANCEL_KIND, LANES_OWN, OUTCOME_KIND, Work
+from gateway.failures import NOTED
+from gateway.fencing import LOST_KIND, InstanceLost
+from gateway.identity import GATEWAY_PRINCIPAL, Claimed, Identity, Principal, Role
 from gateway.knowledge import Knowledge, RequestOutcome
 from gateway.policy import Policy
+from gateway.standing import Standing
 from gateway.store.newborn import check_made
+from gateway.whereabouts import MOVING
 from handlers.commands import Command, CreateSession, Outcome
 from handlers.routes import HANDLERS, Route
 
@@ -66,6 +72,7 @@ class Settlement:
         known: what it may rely on, as loaded and as it changed since.
         overloaded: whether writes must wait or be refused.
         tiers: whether there is a MongoDB that can hold what is committed.
+        standing: which commands count no longer.
     """
 
     def __init__(
@@ -81,11 +88,14 @@ class Settlement:
         self._routes = routes
         self._bodies: dict[str, type[msgspec.Struct]] = {
             OUTCOME_KIND: RequestOutcome,
+            CANCEL_KIND: RequestOutcome,
+            LOST_KIND: InstanceLost,
             **{kind: route.body for kind, route in self._routes.items()},
         }
         self.known = Knowledge()
         self.overloaded = False
         self.tiers = tiers
+        self.standing = Standing(self.known, self._principal)
 
     def holds(self, work: Work) -> bool:
         """
@@ -127,6 +137,7 @@ class Settlement:
             return self._rejected(work, envelope, error, batch, now)
         except Exception as error:
             log.exception("command.failed", command=envelope.id, kind=envelope.kind)
+            NOTED.count("defect")
             work.attempts.append(f"{type(error).__name__}: {error}"[:300])
             return Verdict.FAILED
 
@@ -146,13 +157,10 @@ class Settlement:
     ) -> Verdict:
         _check_deadline(work, envelope, now)
         principal = self._principal(work, envelope)
-        if envelope.kind == OUTCOME_KIND:
-            self._policy.allow(principal, envelope.kind, work.entry.mad, None)
-            asked = self._body(envelope).command_id
-            told = self.known.outcome(work.entry.mad, asked, batch.kept)
-            return self._answer(
-                work, envelope, packed_reply(envelope.id, told), batch, now
-            )
+        work.principal = principal
+        if envelope.kind in LANES_OWN:
+            return self._about_no_session(work, envelope, principal, batch, now)
+        self.standing.check(work, envelope, principal)
         if isinstance(work.given, EverbusError):
             raise work.given
         route = self._routes[envelope.kind]
@@ -161,15 +169,15 @@ class Settlement:
             return Verdict.LEAVING
         if not route.sessionless:
             batch.touch(envelope.session, session)
-        command = self._command(work, envelope, principal, session)
+        command = self._command(work, envelope, principal, session, batch)
         if route.writes:
-            self._check_write(envelope)
-        if session is None and envelope.kind == "session.create":
-            check_made(envelope.session, now.ms)
+            self._check_write(envelope, session, now)
         outcome = route.handler(session, command, _moment(work, batch, now))
         if outcome.wants is not None:
             work.want(outcome.wants, session)
             return Verdict.WANTS
+        if envelope.kind in MOVING:
+            batch.whereabouts.settle(work, command)
         return self._applied(work, envelope, outcome, batch, now)
 
     def _applied(
@@ -192,7 +200,11 @@ class Settlement:
             return Verdict.SETTLED
         return self._answer(work, envelope, packed, batch, now)
 
-    def _check_write(self, envelope: Envelope) -> None:
+    def _check_write(
+        self, envelope: Envelope, session: Session | None, now: Now
+    ) -> None:
+        if session is None and envelope.kind == "session.create":
+            check_made(envelope.session, now.ms)
         if self.overloaded:
             raise Overloaded("the outbox is full: MongoDB is behind. Try again later")
         if envelope.durability not in DURABILITIES:
@@ -211,10 +223,41 @@ class Settlement:
                 "EVERBUS_MONGO_URL"
             )
 
+    def _about_no_session(
+        self,
+        work: Work,
+        envelope: Envelope,
+        principal: Principal,
+        batch: Batch,
+        now: Now,
+    ) -> Verdict:
+        self._policy.allow(principal, envelope.kind, work.entry.mad, None)
+        body = self._body(envelope)
+        told: CommandOutcome | None = None
+        if envelope.kind == LOST_KIND:
+            self.standing.settle_loss(work, body, batch)
+        else:
+            told = self.known.outcome(work.entry.mad, body.command_id, batch.kept)
+            if envelope.kind == CANCEL_KIND:
+                self.standing.settle_cancel(work)
+        return self._answer(work, envelope, packed_reply(envelope.id, told), batch, now)
+
+    def forget(self) -> None:
+        """
+        Drop all that is known, because it may not be true any more.
+        """
+        self.known.forget()
+        self.standing.forget()
+
     def _principal(self, work: Work, envelope: Envelope) -> Principal:
-        if work.entry.mad == GATEWAY:
+        if work.entry.mad != GATEWAY:
+            return self._identity.principal_of(envelope.token)
+        behalf = envelope.on_behalf
+        if behalf is None:
             return GATEWAY_PRINCIPAL
-        return self._identity.principal_of(envelope.token)
+        if behalf.role not in get_args(Claimed):
+            raise Invalid(f"no role {behalf.role[:80]!a}", field="on_behalf")
+        return Principal(behalf.principal, cast(Role, behalf.role), math.inf)
 
     def _command(
         self,
@@ -222,26 +265,27 @@ class Settlement:
         envelope: Envelope,
         principal: Principal,
         session: Session | None,
+        batch: Batch,
     ) -> Command:
         """
         The authorised command; the decision is taken on the session as it is.
         """
         body = self._body(envelope)
         owner = body.user_id if isinstance(body, CreateSession) else ""
-        may_share = self._policy.allow(
-            principal, envelope.kind, work.entry.mad, session, owner
-        )
+        mad = work.mad
+        may_share = self._policy.allow(principal, envelope.kind, mad, session, owner)
         return Command(
             id=envelope.id,
             kind=envelope.kind,
             session_id=envelope.session,
-            mad=work.entry.mad,
+            mad=mad,
             principal=principal.name,
             body=body,
             expected_version=envelope.expected_version,
             may_share=may_share,
             sees_all=self._policy.sees_all(principal),
             given=work.given_of(session),
+            attached=batch.whereabouts.now(work.attached, envelope.session),
         )
 
     def _body(self, envelope: Envelope) -> Any:
@@ -325,7 +369,7 @@ class Settlement:
         now: Now,
     ) -> Verdict:
         self._refuse(work, envelope, error, batch)
-        if not envelope.reply:
+        if not envelope.reply and not isinstance(error, Cancelled):
             batch.bury(work, error.code, error.message, now.ms)
         self._settle(work, batch, now, error.code)
 

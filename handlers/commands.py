@@ -6,7 +6,7 @@ unknown field is ignored so that newer callers can talk to older replicas.
 """
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -119,6 +119,19 @@ class RemoveParticipant(msgspec.Struct, frozen=True):
     """
 
     mad: str
+
+
+class LostParticipant(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    End what a lost instance of a MAD had to do with the session.
+
+    Attributes:
+        epoch: the instance's epoch that is over, and all before it.
+    """
+
+    mad: str
+    instance: str
+    epoch: int
 
 
 class AppendTimeline(msgspec.Struct, frozen=True):
@@ -239,6 +252,7 @@ Body = (
     | DurableSession
     | AddParticipant
     | RemoveParticipant
+    | LostParticipant
     | AppendTimeline
     | ReadTimeline
     | SessionAt
@@ -249,6 +263,27 @@ Body = (
     | ListSessions
     | ReadStats
 )
+
+
+class Attachment(NamedTuple):
+    """
+    One instance of a MAD in one session, since it joined in its epoch.
+    """
+
+    mad: str
+    instance: str
+    session: str
+    epoch: int
+
+    @property
+    def members(self) -> tuple[str, str]:
+        """
+        What stands for it in an index by instance, and in one by session.
+        """
+        return (
+            f"i:{self.mad}:{self.instance}:{self.session}:{self.epoch}",
+            f"s:{self.session}:{self.mad}:{self.instance}:{self.epoch}",
+        )
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -262,6 +297,7 @@ class Command(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         sees_all: whether that principal may find sessions that it has no part in.
         given: what an earlier outcome of the same command wanted, read from the
             tiers below; None the first time.
+        attached: the instances that are in the session, for kinds that end that.
     """
 
     id: str
@@ -274,6 +310,7 @@ class Command(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     may_share: bool = False
     sees_all: bool = False
     given: Any = None  # what the Wanted names
+    attached: tuple[Attachment, ...] = ()
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

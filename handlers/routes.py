@@ -21,7 +21,11 @@ from handlers.checkpoints import (
     restore_checkpoint,
 )
 from handlers.commands import Command, Outcome
-from handlers.participants import add_participant, remove_participant
+from handlers.participants import (
+    add_participant,
+    lost_participant,
+    remove_participant,
+)
 from handlers.questions import diff_session, list_sessions, read_stats, session_at
 from handlers.sessions import (
     archive_session,
@@ -69,6 +73,7 @@ HANDLERS: Mapping[str, Route] = {
     "session.stats": Route(body.ReadStats, read_stats, writes=False, sessionless=True),
     "participant.add": Route(body.AddParticipant, add_participant),
     "participant.remove": Route(body.RemoveParticipant, remove_participant),
+    "participant.lost": Route(body.LostParticipant, lost_participant),
     "timeline.append": Route(body.AppendTimeline, append_timeline),
     "timeline.read": Route(body.ReadTimeline, read_timeline, writes=False),
     "checkpoint.create": Route(body.CreateCheckpoint, create_checkpoint),

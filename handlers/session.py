@@ -57,11 +57,17 @@ def changed(session: Session, now: datetime, **changes: Any) -> Session:
             size=size,
             limit=HOT_BYTES,
         )
-    tail = trimmed(after.recent_timeline, HOT_BYTES - size)
-    if len(tail) == len(after.recent_timeline):
-        return after
+    return _fitting(after, size)
 
-    return msgspec.structs.replace(after, recent_timeline=tail)
+
+def deprived(session: Session, now: datetime, **changes: Any) -> Session:
+    """
+    The session one version on after a loss: never refused, and it wakes nobody.
+    """
+    changes |= {"version": session.version + 1, "last_active": later(session, now)}
+    after = msgspec.structs.replace(session, **changes)
+
+    return _fitting(after, _state_bytes(after))
 
 
 def moved(session: Session, state: State, now: datetime) -> Session:
@@ -134,6 +140,16 @@ def merge(target: Any, patch: Any) -> Any:
         else:
             merged[name] = merge(merged.get(name), value)
     return merged
+
+
+def _fitting(session: Session, size: int) -> Session:
+    """
+    The session, its state of *size* bytes, with as much of its tail as has room.
+    """
+    tail = trimmed(session.recent_timeline, HOT_BYTES - size)
+    if len(tail) == len(session.recent_timeline):
+        return session
+    return msgspec.structs.replace(session, recent_timeline=tail)
 
 
 def _state_bytes(session: Session) -> int:

@@ -21,6 +21,9 @@ ARGV  1 owner value  2 S  3 I  4 R  5 group  6 reply TTL ms  7 ledger TTL ms
       I times: MAD, id count, ids to acknowledge, id to trim below ('' for none);
       R times: flags (1 reply stream, 2 ledger), value;
       count, per wake-up: channel, message
+      Then, only if who is in which session changes (KEYS: attached, fences, the
+      gateway's ingress): count, members to add; count, members to remove; count,
+      fences and values; count, per entry on that ingress: count, fields and values
 Returns  {'ok', backlog} | {'superseded'} | {'stale', index of session, ...}
 Atomicity  one script, one slot.
 ]]
@@ -139,8 +142,26 @@ for _ = 1, replies do
   end
   key = key + 2
 end
--- Last, so that a woken reader finds what it was woken for.
+-- Last but for what follows, so that a woken reader finds what it was woken for.
 for _ = 1, tonumber(take()) do
   redis.call('PUBLISH', take(), take())
+end
+
+if at <= #ARGV then
+  local attached, fences, gateway = KEYS[key], KEYS[key + 1], KEYS[key + 2]
+  for _ = 1, tonumber(take()) do
+    redis.call('ZADD', attached, 0, take())
+  end
+  for _ = 1, tonumber(take()) do
+    redis.call('ZREM', attached, take())
+  end
+  first, last = run()
+  if first then
+    redis.call('HSET', fences, unpack(ARGV, first, last))
+  end
+  for _ = 1, tonumber(take()) do
+    first, last = run()
+    redis.call('XADD', gateway, '*', unpack(ARGV, first, last))
+  end
 end
 return {'ok', backlog}

@@ -1,17 +1,28 @@
 #!lua
 --[[
-Show that a replica lives, and tell which ones do.
+Show that a replica lives, and tell which ones do, and which ended without goodbye.
+
+Each of those is told once, to whoever comes first.
 
 KEYS  1 replicas
 ARGV  1 replica name  2 TTL in ms; 0 takes the replica off the list
-Returns  the names of the living, in no order
+Returns  {for how many ms each of them had been out of time, names of the living},
+         in no order
 ]]
 local now = redis.call('TIME')
 local ms = now[1] * 1000 + math.floor(now[2] / 1000)
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('(%.0f', ms))
+local over = string.format('(%.0f', ms)
+local crashed = {}
+local ended = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', over, 'WITHSCORES')
+for i = 1, #ended, 2 do
+  if ended[i] ~= ARGV[1] then
+    crashed[#crashed + 1] = ms - tonumber(ended[i + 1])
+  end
+end
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', over)
 if tonumber(ARGV[2]) > 0 then
   redis.call('ZADD', KEYS[1], string.format('%.0f', ms + tonumber(ARGV[2])), ARGV[1])
 else
   redis.call('ZREM', KEYS[1], ARGV[1])
 end
-return redis.call('ZRANGE', KEYS[1], 0, -1)
+return {crashed, redis.call('ZRANGE', KEYS[1], 0, -1)}

@@ -14,6 +14,7 @@ import structlog
 
 from bus.errors import Unavailable
 from gateway import metrics
+from gateway.failures import NOTED
 from gateway.store.tiers import ColdTier, Corrupted, WarmTier
 
 log = structlog.get_logger()
@@ -141,6 +142,8 @@ class Breaker:
             self._open_s = min(2 * self._open_s, OPEN_MOST_S)
         elif self._failures < self._most_failures:
             return
+        else:
+            NOTED.tier_away(self.name)
         self._until = self._clock() + self._open_s
         self._become("open")
         log.warning(

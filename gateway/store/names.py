@@ -94,6 +94,20 @@ def attempts(partition: int) -> str:
     return f"eb:{{{partition}}}:attempts"
 
 
+def attached(partition: int) -> str:
+    """
+    Sorted set: which MAD instances are in which sessions (`store.attached`).
+    """
+    return f"eb:{{{partition}}}:attached"
+
+
+def fences(partition: int) -> str:
+    """
+    Hash `<mad>:<instance>` → which of its epochs are over, and since when.
+    """
+    return f"eb:{{{partition}}}:fences"
+
+
 def checkpoints(partition: int) -> str:
     """
     Hash MAD → the entry id below which its ingress is wholly settled.

@@ -16,15 +16,22 @@ _TEXTS = {
     for name in (
         "acquire",
         "admit",
+        "ages",
+        "beat",
         "commit",
         "confirm",
+        "dismiss",
         "evict",
+        "lose",
         "mark",
         "prune",
         "read",
+        "redrive",
         "register",
         "release",
         "renew",
+        "sweep",
+        "told",
     )
 }
 _SHAS = {

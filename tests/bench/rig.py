@@ -55,6 +55,8 @@ def replica(url: str, name: str = "bench-1") -> Iterator[subprocess.Popen[bytes]
         "EVERBUS_JWT_SECRET": SECRET,
         "EVERBUS_REPLICA": name,
         "EVERBUS_LOG_LEVEL": "warning",
+        # Most benches run without AOF.
+        "EVERBUS_REDIS_UNSAFE": "true",
         # The archiver is not part of what is measured, so its limit is far away.
         "EVERBUS_OUTBOX_MAX_RECORDS": "100000000",
     }

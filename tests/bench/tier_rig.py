@@ -55,7 +55,8 @@ class Stack:
         """
         One replica, ended in order; the archiver's lag is no limit unless set.
         """
-        known = {"replica": name, "outbox_max_records": 10**8}
+        known: dict[str, Any] = {"replica": name, "outbox_max_records": 10**8}
+        known["redis_unsafe"] = True  # there is no AOF
         async with self._part("manager", name, **known | settings) as part:
             yield part
 

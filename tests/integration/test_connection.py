@@ -3,12 +3,32 @@ Connecting and leaving: credentials, the environment, a bus that says no.
 """
 
 import asyncio
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
+import redis.asyncio
 
-from bus import Forbidden, Unauthenticated, Unavailable, connect, keys
-from tests.integration.conftest import Bus, MadFactory, a_token, until
+from bus import (
+    Forbidden,
+    Invalid,
+    ReplyTimeout,
+    Unauthenticated,
+    Unavailable,
+    connect,
+    keys,
+)
+from bus.codec import unpack_envelope
+from tests.integration.conftest import (
+    PARTITIONS,
+    Bus,
+    MadFactory,
+    a_replica,
+    a_token,
+    until,
+)
+from tests.servers import valkey
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -43,11 +63,12 @@ async def test_a_mad_without_its_rights_is_told_by_every_call(bus: Bus):
     """
     It may look, but not publish: what waits ends at once, and so does the next.
     """
+    entered = []
     await bus.client.acl_setuser(
         "mute",
         enabled=True,
         passwords=["+secret"],
-        commands=["+hmget", "+xread", "+subscribe", "+ping"],
+        commands=["+client|setname", "+hmget", "+xread", "+subscribe", "+ping"],
         keys=["*"],
         channels=["*"],
     )
@@ -55,6 +76,7 @@ async def test_a_mad_without_its_rights_is_told_by_every_call(bus: Bus):
 
     async def use() -> None:
         async with connect(url, mad="mute", token=a_token("mute")) as mad:
+            entered.append(mad)
             with pytest.raises(Forbidden):
                 await mad.create_session("ada")
             with pytest.raises(Forbidden):
@@ -63,6 +85,7 @@ async def test_a_mad_without_its_rights_is_told_by_every_call(bus: Bus):
     # The flush at the end of the block says so as well.
     with pytest.raises(Forbidden, match="Rights of a MAD"):
         await use()
+    assert len(entered) == 1, "it was refused to publish, not to connect"
 
 
 async def test_an_ingress_of_another_type_is_told_and_got_over(
@@ -141,6 +164,147 @@ async def test_a_cut_wake_up_channel_is_taken_up_again(bus: Bus, mad: MadFactory
 
         await until(listening, "the channel is listened to again")
     assert after.version == 2
+
+
+async def test_a_request_that_its_caller_gave_up_disturbs_no_other(
+    bus: Bus, mad: MadFactory
+):
+    """
+    Nobody gets its reply, nothing of it stays behind here or on the bus, and what
+    became of it can be asked.
+    """
+    async with mad("fickle") as speaker:
+        session = await speaker.create_session("ada")
+        partition = bus.partition(session.id)
+        gone = []
+        for n in range(20):
+            asking = asyncio.create_task(
+                speaker.update_session(session.id, {"context_summary": {"n": n}})
+            )
+            # Published in its first step: behind this, the reply may come any time.
+            await asyncio.sleep(0)
+            asking.cancel()
+            gone.append(asking)
+            assert (await speaker.get_session(session.id)).version == n + 2
+        assert [one.cancelled() for one in gone] == [True] * 20
+        replies = speaker._requests._replies
+        assert replies._expected == {}
+
+        found = [
+            unpack_envelope(fields[index])
+            for _, fields in await _entries(bus, keys.ingress(partition, "fickle"))
+            for index in range(1, len(fields), 2)
+        ]
+        updates = [one.id for one in found if one.kind == "session.update"]
+        told = {(await speaker.outcome(one)).state for one in updates}
+        late = await speaker.cancel(updates[0])
+        streams = [keys.reply(partition, "fickle", one) for one in updates]
+
+        async def unlinked() -> bool:
+            return not await bus.client.exists(*streams)
+
+        await until(unlinked, "the replies that nobody waited for are gone", 5)
+
+    assert (len(updates), told, late.state) == (20, {"applied"}, "applied")
+
+
+async def test_a_request_that_nobody_answers_leaves_nothing_behind(unserved: Bus):
+    """
+    Cancelled or out of time: a MAD that runs for months must not gather them.
+    """
+    await unserved.client.hset(keys.CONFIG, "partitions", PARTITIONS)
+    async with connect(unserved.url, mad="lonely", token="t") as mad:
+        asking = asyncio.create_task(mad.get_session("s1"))
+        await asyncio.sleep(0)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        with pytest.raises(ReplyTimeout) as late:
+            await mad.get_session("s1", timeout=0.1)
+
+        replies = mad._requests._replies
+        assert (replies._expected, replies._ready) == ({}, {})
+    assert late.value.command_id == f"{mad.instance}.{unserved.partition('s1')}.2"
+
+
+async def test_a_spool_that_has_met_its_bus_opens_without_it(tmp_path: Path):
+    """
+    What is appended while the bus is away outlives the process, and is there, in
+    order and once, when another one has found the bus again.
+    """
+    file, session = tmp_path / "spool.db", "s1"
+    async with valkey(tmp_path, aof=True) as server:
+        given = {"url": server.url, "mad": "rover", "token": a_token("rover")}
+        with pytest.raises(Unavailable, match="everbus manager"):
+            async with connect(**given, spool=file, timeout=0.1):
+                pass
+        async with a_replica(server.url, "one"), connect(**given, spool=file) as mad:
+            await mad.create_session("ada", session_id=session)
+        await server.kill()
+
+        with pytest.raises(Unavailable):
+            async with connect(**given, timeout=0.1):
+                pass
+        began = time.monotonic()
+        for n in range(2):
+            async with connect(**given, spool=file, timeout=30) as mad:
+                mad.append(session, n)
+        assert time.monotonic() - began < 10, "leaving does not wait for the bus"
+        await server.restart()
+        async with a_replica(server.url, "two"), connect(**given, spool=file) as mad:
+            await mad.flush()
+            await mad.append_and_wait(session, 2)
+            page = await mad.timeline(session)
+
+    assert [entry.entry for entry in page.entries] == [0, 1, 2]
+
+
+async def test_a_newcomer_writes_nothing_to_a_bus_that_is_not_its_own(tmp_path: Path):
+    """
+    What is numbered for other partitions would be lost there.
+    """
+    file = tmp_path / "spool.db"
+    async with valkey(tmp_path, aof=False) as server:
+        given = {"url": server.url, "mad": "rover", "token": "t", "spool": file}
+        async with redis.asyncio.from_url(server.url) as client:
+            await client.hset(keys.CONFIG, "partitions", 4)
+            async with connect(**given):
+                pass
+            await client.delete(keys.CONFIG)
+            await client.flushall()
+
+            async with connect(**given, timeout=0.1) as mad:
+                mad.append("s1", "hi")
+                await client.hset(keys.CONFIG, "partitions", 2)
+                with pytest.raises(Unavailable, match="this bus has 2 partitions"):
+                    await mad.flush(timeout=1)
+                assert await client.keys("eb:{*}:in:rover") == [
+                    keys.ingress(keys.PRESENCE, "rover").encode()
+                ]
+
+                await client.hset(keys.CONFIG, "partitions", 4)
+                await mad.flush()
+                assert mad.waiting == 0
+                assert await client.hexists(keys.MADS, "rover")
+
+
+async def test_without_a_token_there_is_no_spool(bus: Bus, tmp_path: Path):
+    """
+    It keeps none, so nobody could send what lies in it.
+    """
+    with pytest.raises(Invalid, match="token"):
+        async with connect(bus.url, mad="rover", token="", spool=tmp_path / "s.db"):
+            pass
+
+
+async def _entries(bus: Bus, stream: str) -> list[Any]:
+    """
+    The entries of a stream, the fields of each as a flat list: names repeat.
+    """
+    async with redis.asyncio.from_url(bus.url) as client:
+        client.set_response_callback("XRANGE", lambda found, **_: found)
+        found: list[Any] = await client.execute_command("XRANGE", stream, "-", "+")
+    return found
 
 
 async def _listeners(bus: Bus) -> int:

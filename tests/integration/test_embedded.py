@@ -402,7 +402,7 @@ async def test_redis_runs_with_the_same_configuration(tmp_path):
 
         assert settings["maxmemory-policy"] == "noeviction"
         assert settings["appendonly"] == "yes"
-        assert {"E", "x"} == set(settings["notify-keyspace-events"])
+        assert {"K", "E", "x"} == set(settings["notify-keyspace-events"])
 
 
 async def test_secantus_answers_again_after_a_kill(tmp_path):

@@ -8,8 +8,8 @@ import signal
 import pytest
 
 from bus import Defect, keys
+from bus.backlog import ENTRY_COMMANDS
 from bus.messages import SCHEMA
-from bus.publisher import ENTRY_COMMANDS
 from gateway.intake import READ_ENTRIES
 from gateway.lane import MAX_ATTEMPTS, MAX_WAITING
 from gateway.store import names
@@ -210,7 +210,7 @@ async def one_life(server, client, folder):
         if part.alive:
             return None
         assert await part.ended() == -signal.SIGKILL
-        [taken] = part.records("lane.taken")
+        [taken] = part.records("lane.taken", lane=0)
         return taken["owner"].rpartition("/")[2]
 
 

@@ -11,8 +11,8 @@ import pytest
 
 import bus as sdk
 from bus import keys
+from bus.backlog import MAX_WAITING, MAX_WAITING_BYTES
 from bus.codec import command_id, pack
-from bus.publisher import MAX_WAITING, MAX_WAITING_BYTES
 from gateway.store import names
 from handlers.session import HOT_BYTES
 from tests.builders import an_envelope
@@ -439,7 +439,8 @@ async def test_what_was_never_sent_is_never_applied(mad, bus, timeout):
         bus.server.pause()
         try:
             early.append(session.id, "keeps the publisher busy")
-            [busy_with] = early._requests._publisher._waiting[bus.partition(session.id)]
+            partition = bus.partition(session.id)
+            [busy_with] = early._requests._publisher._backlog.queue(partition)
 
             async def busy():
                 return busy_with.attempted

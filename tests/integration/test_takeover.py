@@ -32,8 +32,11 @@ from tests.replicas import (
     settled,
     until,
 )
+from tests.servers import valkey
 
 PARTITIONS = 2
+# What gateway/README.md promises of a stop: the bus's deadlines and the lanes' TTL.
+GRACE_S = 15.0
 
 
 async def owned_by(client, *replicas, partitions=PARTITIONS, within_s=15.0):
@@ -457,3 +460,23 @@ async def test_a_pause_shorter_than_the_ttl_costs_no_lane(server, client, tmp_pa
 
         assert await waiting == 1
         assert await owners(client, PARTITIONS) == before
+
+
+async def test_a_stop_ends_within_its_grace_though_the_bus_does_not_answer(tmp_path):
+    """
+    Nothing can be handed over then: the TTL of the lanes does it.
+    """
+    async with (
+        valkey(tmp_path) as server,
+        manager(tmp_path, server.url, "m1", lane_ttl_ms=500) as part,
+    ):
+        await part.logged("lane.taken")
+        server.pause()
+        started = time.monotonic()
+        code = await part.end(signal.SIGTERM, within_s=3 * GRACE_S)
+        took_s = time.monotonic() - started
+        server.resume()
+
+    assert code == 0
+    assert took_s < GRACE_S
+    assert "Traceback" not in part.output()

@@ -19,6 +19,8 @@ STATUS_OF = {
     "unavailable": 503,
     "overloaded": 429,
     "timeout": 504,
+    "superseded": 409,
+    "cancelled": 409,
     "defect": 500,
 }
 

@@ -62,7 +62,8 @@ def test_every_kind_is_served_by_one_explicit_table():
     assert set(HANDLERS) - reads == {
         *("session.create", "session.update", "session.delete"),
         *("session.suspend", "session.resume", "session.archive"),
-        *("participant.add", "participant.remove", "timeline.append"),
+        *("participant.add", "participant.remove", "participant.lost"),
+        "timeline.append",
         *("checkpoint.create", "checkpoint.restore"),
     }
 

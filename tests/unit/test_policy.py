@@ -15,7 +15,9 @@ from gateway.identity import Principal
 from gateway.policy import RULES, Policy, relation_of
 from handlers.routes import HANDLERS
 
-KINDS = [*HANDLERS, "request.outcome"]
+ABOUT_COMMANDS = ["request.outcome", "request.cancel"]
+GATEWAYS = ["session.archive", "participant.lost", "instance.lost"]
+KINDS = [*HANDLERS, *ABOUT_COMMANDS, "instance.lost"]
 ROLES = ["user", "mad", "operator", "admin", "gateway"]
 RELATIONS = ["owner", "member", "stranger", "absent"]
 SESSIONLESS = ["session.list", "session.stats"]
@@ -60,8 +62,8 @@ def model(
         return False
     if role in ("mad", "gateway") and not own_ingress:
         return False
-    if role == "gateway" or kind == "session.archive":
-        return role == "gateway" and kind in ("session.archive", "session.delete")
+    if role == "gateway" or kind in GATEWAYS:
+        return role == "gateway" and kind in (*GATEWAYS, "session.delete")
     if kind in SESSIONLESS:
         return relation == "absent" and (
             kind == "session.list" or role in ("operator", "admin")
@@ -73,7 +75,7 @@ def model_of_people(role: str, kind: str, relation: str, *, for_self: bool) -> b
     """
     The same for people and MADs, and what they do to one session.
     """
-    if role == "admin" or kind == "request.outcome":
+    if role == "admin" or kind in ABOUT_COMMANDS:
         return True
     if kind == "session.create" and relation == "absent":
         return role == "mad" or (role == "user" and for_self)

@@ -14,6 +14,7 @@ from bus.errors import Invalid
 from bus.messages import (
     Checkpoint,
     CheckpointPage,
+    CommandOutcome,
     Difference,
     Durable,
     Reply,
@@ -44,6 +45,8 @@ BODIES = {
     "session.diff": Difference(from_version=1, to_version=2, patch={}, changes=()),
     "checkpoint.create": CHECKPOINT,
     "checkpoint.list": CheckpointPage((CHECKPOINT,), None),
+    "request.outcome": CommandOutcome("applied", "ok"),
+    "request.cancel": CommandOutcome("cancelled", "cancelled"),
 }
 
 
@@ -138,6 +141,28 @@ async def test_what_is_for_no_session_goes_to_any_partition(mad, bus):
     partitions = Counter(partition for _, partition in bus.published)
     assert set(partitions) == set(range(PARTITIONS))
     assert {envelope.session for envelope, _ in bus.published} == {""}
+
+
+async def test_what_concerns_a_command_is_asked_where_the_command_went(mad, bus):
+    told = await mad.outcome("i.5.7"), await mad.cancel("i.5.7")
+
+    assert [one.state for one in told] == ["applied", "cancelled"]
+    assert [(e.kind, e.session, p) for e, p in bus.published] == [
+        ("request.outcome", "", 5),
+        ("request.cancel", "", 5),
+    ]
+    assert {bytes(e.body) for e, _ in bus.published} == {pack({"command_id": "i.5.7"})}
+
+
+@pytest.mark.parametrize("identifier", ["i.8.1", "i.5.0", "i.5", "free", ""])
+async def test_an_id_that_is_none_of_ours_is_refused_before_anything_is_sent(
+    mad, bus, identifier
+):
+    for ask in (mad.outcome, mad.cancel):
+        with pytest.raises(Invalid, match="no id of ours"):
+            await ask(identifier)
+
+    assert bus.published == []
 
 
 async def test_filters_that_are_not_given_are_not_sent(mad, bus):

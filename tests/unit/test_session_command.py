@@ -185,7 +185,7 @@ def test_every_command_asks_what_it_says(everbus, mad, line, call, options):
     assert mad.asked == [(*call, {**options, **WAIT})]
     url, given = mad.connected
     assert url == "redis://dev@127.0.0.1:1/0"
-    assert given == {"mad": "dev", "token": "t0ken"}
+    assert given == {"mad": "dev", "token": "t0ken", "lease": False}
 
 
 @pytest.mark.parametrize(("line", "call", "_"), COMMANDS)

@@ -4,6 +4,7 @@ The synchronous SDK: the same calls as the asynchronous one, from any thread.
 
 import asyncio
 import inspect
+import os
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -14,17 +15,20 @@ import pytest
 
 from bus import connection, sync
 from bus.client import Mad
-from bus.errors import Unavailable, VersionConflict
+from bus.errors import Invalid, Unavailable, VersionConflict
 from bus.messages import CommandOutcome, Session, TimelinePage
 
 ENTRY = {"role": "user", "text": "hi"}
+
+
+PROPERTIES = {"waiting", "losses"}
 
 
 def public(kind):
     return {name for name in dir(kind) if not name.startswith("_")}
 
 
-@pytest.mark.parametrize("name", sorted(public(Mad) - {"waiting"}))
+@pytest.mark.parametrize("name", sorted(public(Mad) - PROPERTIES))
 def test_every_call_has_the_same_signature(name):
     asynchronous, blocking = getattr(Mad, name), getattr(sync.SyncMad, name)
 
@@ -46,6 +50,8 @@ class FakeMad:
 
     def __init__(self):
         self.name = "fiedler"
+        self.instance = "i"
+        self.losses = 3
         self.asked = []
         self.appended = []
         self.left_by = "never"
@@ -61,6 +67,11 @@ class FakeMad:
         assert asyncio.get_running_loop() is self.loop
         self.appended.append(entry)
         return f"i.0.{len(self.appended)}"
+
+    def update_later(self, session_id, patch, *, expected_version, durability):
+        assert asyncio.get_running_loop() is self.loop
+        self.asked.append((session_id, patch, expected_version, durability))
+        return "i.0.9"
 
     async def update_session(
         self, session_id, patch, *, expected_version=None, timeout=1
@@ -113,6 +124,7 @@ CALLS = {
     "checkpoints": (("s",), {"before": "i.0.1", "limit": 7}),
     "restore_checkpoint": (("s", "i.0.1"), {"expected_version": 3}),
     "outcome": (("i.0.1",), {}),
+    "cancel": (("i.0.1",), {}),
 }
 RESULTS = {
     **dict.fromkeys(CALLS, SESSION),
@@ -120,11 +132,12 @@ RESULTS = {
     "append_and_wait": 7,
     "timeline": TimelinePage(()),
     "outcome": CommandOutcome("applied"),
+    "cancel": CommandOutcome("cancelled"),
 }
 
 
 def test_every_call_is_tried_here():
-    tried = {*CALLS, "append", "flush", "update_session", "waiting"}
+    tried = {*CALLS, *PROPERTIES, "append", "flush", "update_later", "update_session"}
 
     assert tried == public(Mad)
 
@@ -183,6 +196,15 @@ def test_appends_of_many_threads_all_arrive_with_ids_of_their_own(made):
     assert sorted(made[0].appended) == list(range(400))
 
 
+def test_an_update_for_later_is_handed_on_with_its_id_back(made):
+    with sync.connect() as mad:
+        patch = {"tags": ["sea"]}
+        told = mad.update_later("s", patch, expected_version=4, durability="warm")
+
+    assert told == "i.0.9"
+    assert made[0].asked == [("s", patch, 4, "warm")]
+
+
 def test_appends_of_one_thread_keep_their_order(made):
     with sync.connect() as mad:
         ids = [mad.append("s", n) for n in range(100)]
@@ -196,6 +218,42 @@ def test_an_error_in_the_block_reaches_the_connection_and_the_caller(made):
         raise ZeroDivisionError
 
     assert made[0].left_by == "ZeroDivisionError"
+
+
+def test_it_tells_which_instance_it_is_and_how_often_that_was_lost(made):
+    with sync.connect() as mad:
+        assert (mad.name, mad.instance, mad.losses) == ("fiedler", "i", 3)
+
+
+def test_a_call_from_the_connections_own_thread_is_refused(made):
+    """
+    As from `on_lost`: it would wait for itself, for ever.
+    """
+    with sync.connect() as mad:
+
+        async def on_lost():
+            mad.flush(timeout=1)
+
+        with pytest.raises(Invalid, match="Set a flag there"):
+            mad._loop.call(on_lost)
+
+
+def test_a_forked_child_is_refused_and_leaves_without_waiting(made, monkeypatch):
+    """
+    It has none of the threads, and the sockets are its parent's.
+    """
+    before = threading.active_count()
+    with pytest.raises(SystemExit), sync.connect() as mad:  # noqa: PT012
+        parent = os.getpid()
+        monkeypatch.setattr(os, "getpid", lambda: parent + 1)
+        with pytest.raises(Unavailable, match="connect\\(\\) anew"):
+            mad.get_session("s")
+        raise SystemExit(7)
+
+    assert made[0].left_by != "SystemExit"
+    monkeypatch.undo()
+    mad._loop.close()
+    assert threading.active_count() == before
 
 
 def test_ctrl_c_in_a_call_leaves_cleanly(made):

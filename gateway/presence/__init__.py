@@ -1,0 +1,3 @@
+"""
+Who is alive: the lane of heartbeats and leases.
+"""

@@ -1,0 +1,309 @@
+"""
+The publisher without a spool: numbers, epochs, flushes, and a bus that is away.
+"""
+
+import asyncio
+
+import pytest
+from redis.exceptions import ResponseError
+
+from bus.backlog import ENTRY_COMMANDS, HORIZON_S
+from bus.breaker import FIRST_BACKOFF_S, MAX_BACKOFF_S, OPEN_AFTER_S, Breaker
+from bus.errors import Forbidden, Overloaded, TooLarge, Unavailable
+from bus.lease import Lease
+from bus.messages import MAX_COMMAND_BYTES
+from bus.outgoing import SURELY_FITS_BYTES
+from tests.builders import an_envelope
+from tests.unit.paper_bus import PaperBus, on_paper, running
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def paper():
+    return PaperBus()
+
+
+@pytest.fixture
+def breaker(clock):
+    return Breaker("m", clock=clock, draw=lambda least, most: most)
+
+
+def an_append(n, session="s1", **fields):
+    return an_envelope("timeline.append", session=session, body={"entry": n}, **fields)
+
+
+def a_request():
+    return an_envelope("session.get", reply=True)
+
+
+async def all_arrived(publisher, paper):
+    async with running(publisher), asyncio.timeout(5):
+        await publisher.flush()
+    return [(one.id, one.epoch) for one in paper.arrived]
+
+
+class TestEpochs:
+    async def test_without_a_lease_there_is_none(self, paper):
+        publisher = on_paper(paper)
+        publisher.publish(an_append(1), 0)
+
+        assert await all_arrived(publisher, paper) == [("i.0.1", 0)]
+
+    async def test_a_command_counts_under_the_epoch_in_which_it_is_written(
+        self, paper, clock
+    ):
+        """
+        What waits through a loss is not refused with what was sent before it.
+        """
+        lease = Lease("i", clock=clock)
+        publisher = on_paper(paper, lease=lease)
+        publisher.publish(an_append(1), 0)
+        assert await publisher._write() is None
+
+        publisher.publish(an_append(2), 0)
+        lease.lost(1)
+        assert await publisher._write() is None
+        publisher.publish(an_append(3), 0)
+        clock.now += 2 * lease.ttl_s
+        assert await publisher._write() is None
+
+        assert [one.epoch for one in paper.arrived] == [1, 2, 3]
+        assert paper.said["s1"] == [1, 2, 3]
+
+    async def test_what_may_have_arrived_is_sent_again_under_the_new_epoch(
+        self, paper, clock
+    ):
+        lease = Lease("i", clock=clock)
+        publisher = on_paper(paper, lease=lease)
+        publisher.publish(an_append(1), 0)
+        paper.faults = [None, "unheard"]  # the first write asks who is there
+        assert await publisher._write() is not None
+        lease.lost(1)
+
+        assert await all_arrived(publisher, paper) == [("i.0.1", 1), ("i.0.1", 2)]
+        assert paper.said["s1"] == [1]
+
+    async def test_the_lease_is_asked_once_a_write(self, paper):
+        class Counted(Lease):
+            asked = 0
+
+            def epoch(self):
+                self.asked += 1
+                return super().epoch()
+
+        lease = Counted("i")
+        publisher = on_paper(paper, lease=lease)
+        for n in range(ENTRY_COMMANDS):
+            publisher.publish(an_append(n), 0)
+        lease.asked = 0
+
+        assert await publisher._write() is None
+        assert lease.asked == 1
+
+    def test_no_epoch_makes_a_command_too_large(self, paper, clock):
+        """
+        What was accepted can always be written, also when its epoch needs more room.
+        """
+        publisher = on_paper(paper, lease=Lease("i", clock=clock))
+        sizes = []
+        for room in range(80):
+            filler = "x" * (MAX_COMMAND_BYTES - 150 + room)
+            try:
+                outgoing = publisher.publish(an_append(filler), 0)
+            except TooLarge:
+                break
+            sizes.append(outgoing.size)
+            assert len(outgoing.packed(0.0, 2**31 - 1)) <= MAX_COMMAND_BYTES
+
+        assert sizes[-1] > SURELY_FITS_BYTES - 16
+        assert len(sizes) < 80
+
+
+class TestFlush:
+    async def test_waits_for_all_that_was_published_before_and_no_longer(self, paper):
+        """
+        Commands of another partition that came behind it do not count for it.
+        """
+        publisher = on_paper(paper)
+        for n in range(3 * ENTRY_COMMANDS):
+            publisher.publish(an_append(n), 0)
+        flushed = publisher._backlog.flushed()
+        for n in range(3 * ENTRY_COMMANDS):
+            publisher.publish(an_append(n, "s2"), 1)
+
+        for wrote in (1, 2):
+            assert await publisher._write() is None
+            assert len(paper.said["s1"]) == wrote * ENTRY_COMMANDS
+            assert not flushed.done()
+        assert await publisher._write() is None
+        assert flushed.done()
+
+    async def test_fails_when_the_bus_turns_the_mad_away(self, paper):
+        publisher = on_paper(paper)
+        publisher.publish(an_append(1), 0)
+        paper.faults = [None, ResponseError("NOPERM this user has no permissions")]
+
+        async with running(publisher):
+            with pytest.raises(Forbidden):
+                await publisher.flush()
+            with pytest.raises(Forbidden):
+                publisher.publish(an_append(2), 0)
+
+
+class TestWriting:
+    async def test_one_partition_refused_does_not_hold_up_the_others(self, paper):
+        publisher = on_paper(paper)
+        publisher.publish(an_append(1), 0)
+        publisher.publish(an_append(2, "s2"), 1)
+        wire = publisher._wire
+        answer = wire.exchange
+
+        async def first_refused(commands, **_):
+            if commands[0][0] != "XADD":
+                return await answer(commands)
+            return [ResponseError("TRYAGAIN"), *await answer(commands[1:])]
+
+        wire.exchange = first_refused
+        error = await publisher._write()
+        wire.exchange = answer
+
+        assert isinstance(error, Unavailable)
+        assert (paper.said["s1"], paper.said["s2"]) == ([], [2])
+        await all_arrived(publisher, paper)
+        assert paper.said["s1"] == [1]
+
+    async def test_nothing_is_written_to_a_bus_that_may_not_be_there(self, paper):
+        """
+        Else a request that was never on its way would be told as perhaps applied.
+        """
+        publisher = on_paper(paper)
+        outgoing = publisher.publish(a_request(), 0)
+        paper.faults = ["lost", "lost"]
+
+        for _ in range(2):
+            assert await publisher._write() is not None
+        assert not outgoing.attempted
+
+    async def test_what_the_replicas_have_forgotten_is_not_sent_again(self, paper):
+        publisher = on_paper(paper)
+        old = publisher.publish(an_append("old"), 0)
+        publisher.publish(an_append("new"), 0)
+        old.attempted_s = 1.0 + HORIZON_S
+
+        await all_arrived(publisher, paper)
+
+        assert paper.said["s1"] == ["new"]
+        assert publisher.waiting == 0
+
+
+class TestBreaker:
+    def test_pauses_are_drawn_from_zero_up_to_a_bound_that_doubles(self, clock):
+        """
+        Full jitter from the first try on: whoever lost the bus together comes back
+        apart.
+        """
+        drawn = []
+        breaker = Breaker("m", clock=clock, draw=lambda *span: drawn.append(span) or 0)
+
+        for _ in range(20):
+            breaker.failed(Unavailable("away"))
+
+        assert {least for least, _ in drawn} == {0.0}
+        bounds = [most for _, most in drawn]
+        assert bounds[:4] == [FIRST_BACKOFF_S * 2**n for n in range(4)]
+        assert bounds[-1] == MAX_BACKOFF_S == 1.0
+
+    def test_a_thousand_that_lose_the_bus_together_do_not_come_back_together(self):
+        """
+        No hundredth of the first tenth of a second has more than 30 of them.
+        """
+        pauses = [Breaker("m").failed(Unavailable("away")) for _ in range(1000)]
+        slots = [0] * 100
+        for pause in pauses:
+            slots[min(99, int(pause / FIRST_BACKOFF_S * 100))] += 1
+
+        assert max(slots) < 30
+
+    def test_a_short_trouble_refuses_nobody(self, breaker, clock):
+        breaker.failed(Unavailable("away"))
+        clock.now += OPEN_AFTER_S - 0.1
+
+        breaker.check()
+        assert 0 < breaker.away_s < OPEN_AFTER_S
+
+    def test_a_long_one_refuses_and_tells_since_when_and_what_comes(
+        self, breaker, clock
+    ):
+        breaker.failed(Unavailable("no route"))
+        clock.now += 10
+        breaker.failed(Unavailable("no route"))
+
+        with pytest.raises(Unavailable, match="will not be applied") as refused:
+            breaker.check()
+        assert "no route" in refused.value.message
+        assert "next try in 0.2 s" in refused.value.message
+        assert refused.value.details == {"away_s": 10.0, "retry_after_s": 0.2}
+        breaker.began()
+        with pytest.raises(Unavailable, match="being tried now"):
+            breaker.check()
+
+    def test_the_first_success_closes_it(self, breaker, clock):
+        breaker.failed(Unavailable("away"))
+        clock.now += 10
+        breaker.succeeded()
+
+        breaker.check()
+        assert (breaker.away_s, breaker.trouble) == (0.0, None)
+
+    async def test_open_it_refuses_requests_and_lets_appends_wait(self, paper, clock):
+        publisher = on_paper(paper)
+        publisher._breaker._clock = clock
+        waiting = publisher.publish(a_request(), 0)
+        paper.faults = ["lost"]
+        publisher._breaker.failed(await publisher._write())
+        clock.now += OPEN_AFTER_S
+
+        with pytest.raises(Unavailable, match="the bus is away since"):
+            publisher.publish(a_request(), 0)
+        publisher.publish(an_append(1), 0)
+        assert publisher.away_s == OPEN_AFTER_S
+
+        arrived = await all_arrived(publisher, paper)
+        # The refused one has no number: nothing is missing between the others.
+        assert [one for one, _ in arrived] == [waiting.envelope.id, "i.0.2"]
+        publisher.publish(a_request(), 0)
+
+    async def test_a_busy_event_loop_is_no_trouble(self, paper, clock):
+        """
+        A write under way, and nobody looks for its answer: that says nothing.
+        """
+        publisher = on_paper(paper)
+        publisher._breaker._clock = clock
+        publisher.publish(an_append(1), 0)
+        publisher._breaker.began()
+        clock.now += 60
+
+        publisher.publish(a_request(), 0)
+
+
+def test_so_much_waits_and_no_more(paper, monkeypatch):
+    monkeypatch.setattr("bus.backlog.MAX_WAITING", 3)
+    publisher = on_paper(paper)
+    for n in range(3):
+        publisher.publish(an_append(n), 0)
+
+    with pytest.raises(Overloaded) as refused:
+        publisher.publish(an_append(3), 0)
+    assert refused.value.details == {"waiting": 3, "limit": 3}
+    assert publisher.waiting == 3
