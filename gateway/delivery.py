@@ -76,6 +76,7 @@ class Work:
         life: of the session that it was asked for; another one asks anew.
         attached: what was read of `store.attached` for it.
         principal: who asks, once that is known.
+        session: the session it is for; empty if it is for none.
     """
 
     __slots__ = (
@@ -90,6 +91,7 @@ class Work:
         "packed",
         "principal",
         "publisher",
+        "session",
         "suspect",
         "trouble",
         "wants",
@@ -100,6 +102,7 @@ class Work:
         self.index = index
         self.packed = packed
         self.envelope: Envelope | None = None
+        self.session = ""
         self.ordinal: Ordinal | None = None
         self.publisher: str | None = None
         self.trouble: Malformed | None = None
@@ -150,13 +153,6 @@ class Work:
 
         return self.given if self.wants is None or life == self.life else None
 
-    @property
-    def session(self) -> str:
-        """
-        The session it is for; empty if it is for none.
-        """
-        return self.envelope.session if self.envelope is not None else ""
-
 
 def works_of(
     mad: str, identifier: str, fields: list[bytes], lane: int, partitions: int
@@ -203,6 +199,7 @@ def _decode(work: Work, lane: int, partitions: int) -> None:
     try:
         envelope = unpack_envelope(work.packed)
         work.envelope = envelope
+        work.session = envelope.session
         _check_id(work, envelope, lane)
         _check(envelope, lane, partitions)
     except Malformed as error:

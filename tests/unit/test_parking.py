@@ -25,6 +25,7 @@ class Clock:
 def a_work(session="s1", index=0):
     work = Work(Entry("fiedler", "1-0"), index, b"")
     work.envelope = an_envelope("timeline.append", session=session)
+    work.session = session
     return work
 
 
@@ -230,6 +231,7 @@ def test_what_waits_is_counted_right(steps):
     for index, step in enumerate(steps):
         work = Work(Entry("fiedler", "1-0"), index, b"12345")
         work.envelope = an_envelope("timeline.append", session="s1")
+        work.session = "s1"
         if step == "park":
             parking.park(work, 0.0)
             waiting += 1
