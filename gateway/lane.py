@@ -388,9 +388,12 @@ class Lane:
         return True
 
     def _judge(self, work: Work, batch: Batch) -> None:
-        if work.envelope is not None and work.envelope.kind == CANCEL_KIND:
+        cancel = work.envelope is not None and work.envelope.kind == CANCEL_KIND
+        if cancel:
             self._take_back(work, batch)
         verdict = self._settlement.judge(work, batch, self._now)
+        if cancel:
+            self._settlement.standing.settle_cancel(work)
         if verdict is Verdict.FAILED:
             if len(work.attempts) >= MAX_ATTEMPTS:
                 self._settlement.bury(work, batch, self._now, "poison")

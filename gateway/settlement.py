@@ -238,8 +238,6 @@ class Settlement:
             self.standing.settle_loss(work, body, batch)
         else:
             told = self.known.outcome(work.entry.mad, body.command_id, batch.kept)
-            if envelope.kind == CANCEL_KIND:
-                self.standing.settle_cancel(work)
         return self._answer(work, envelope, packed_reply(envelope.id, told), batch, now)
 
     def forget(self) -> None:

@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 import uuid_utils
 
-from bus import keys
+from bus import Expired, keys
 from bus.codec import command_id, unpack
 from bus.messages import CommandOutcome, OnBehalf
 from handlers.routes import HANDLERS, append_timeline
@@ -153,7 +153,7 @@ async def test_a_command_that_waits_can_be_taken_back(tmp_path):
     routes = {**HANDLERS, "timeline.append": ordinary._replace(handler=defective)}
     async with (
         valkey(tmp_path, aof=False) as server,
-        replica_here(server.url, routes=routes, partitions=1),
+        replica_here(server.url, routes=routes, partitions=1) as replica,
         a_mad(server.url) as mad,
     ):
         session = (await mad.create_session("ada")).id
@@ -164,9 +164,20 @@ async def test_a_command_that_waits_can_be_taken_back(tmp_path):
         told = await mad.cancel(ill)
         page = await mad.timeline(session)
         outcome = await mad.outcome(ill)
+        # One that is refused itself, since it comes too late, is not kept either.
+        with pytest.raises(Expired):
+            await mad._requests._reply_to(
+                mad._requests._envelope(
+                    "request.cancel", "", {"command_id": ill}, deadline_ms=0, reply=True
+                ),
+                0,
+                10,
+            )
+        kept = replica.lanes[0]._settlement.standing._cancelled
 
     assert (told.state, outcome.state) == ("cancelled", "cancelled")
     assert [e.entry for e in page.entries] == ["well"]
+    assert kept == {}
 
 
 async def test_a_command_past_its_deadline_is_told_so_after_all_lanes_were_down(
