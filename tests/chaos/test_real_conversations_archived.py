@@ -26,7 +26,7 @@ AT_ONCE = 8
 
 @pytest.mark.skipif(not REAL.exists(), reason=f"no recordings at {REAL}")
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("count", [40, pytest.param(ALL, marks=pytest.mark.campaign)])
+@pytest.mark.parametrize("count", [20, pytest.param(ALL, marks=pytest.mark.campaign)])
 async def test_real_conversations_are_archived_and_come_back_equal(
     tmp_path, count
 ) -> None:

@@ -21,7 +21,7 @@ pytestmark = [
 
 MADS = 6
 # Breaks in a row, each healed after a moment shorter than the lease's TTL of 30 s.
-BREAKS = 15
+BREAKS = 10
 LONGEST_S = 0.4
 
 

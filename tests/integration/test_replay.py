@@ -8,6 +8,8 @@ import sys
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
+import pytest_asyncio
 import redis.asyncio
 
 from bus import connect
@@ -24,6 +26,8 @@ MESSAGES = 30
 TURNS = ("user", "assistant", "tool", "tool", "assistant")
 SECRET = "0123456789abcdef" * 4
 NOWHERE = "redis://127.0.0.1:1"
+
+on_it = pytest.mark.asyncio(loop_scope="module")
 
 
 def a_message(conversation, n):
@@ -67,15 +71,24 @@ async def a_stack(folder, managers):
         yield stack, load_settings(stack.environment())
 
 
-async def test_a_replay_is_clean_again_and_again(tmp_path):
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stack(tmp_path_factory):
+    """
+    One manager and all that it needs, for the tests that break nothing.
+    """
+    async with a_stack(tmp_path_factory.mktemp("replay"), managers=1) as (made, _):
+        yield made
+
+
+@on_it
+async def test_a_replay_is_clean_again_and_again(stack, tmp_path):
     """
     Two runs of one file do not collide; JSON goes to stdout, and only JSON.
     """
     path = a_file(tmp_path)
-    async with a_stack(tmp_path, managers=1) as (stack, _):
-        code, out, err = await everbus("replay", path, **stack.environment())
-        settings = stack.environment() | {"EVERBUS_LOG_LEVEL": "debug"}
-        again, told, _ = await everbus("replay", path, "-o", "json", **settings)
+    code, out, err = await everbus("replay", path, **stack.environment())
+    settings = stack.environment() | {"EVERBUS_LOG_LEVEL": "debug"}
+    again, told, _ = await everbus("replay", path, "-o", "json", **settings)
 
     assert (code, again) == (0, 0), err
     assert "300" in out
@@ -85,10 +98,10 @@ async def test_a_replay_is_clean_again_and_again(tmp_path):
     assert (report["missing"], report["findings"]) == (0, [])
 
 
-async def test_a_token_of_an_admin_does_without_the_secret(tmp_path):
-    async with a_stack(tmp_path, managers=1) as (stack, _):
-        settings = stack.environment() | {"EVERBUS_JWT_SECRET": ""}
-        code, _, err = await everbus("replay", a_file(tmp_path), **settings)
+@on_it
+async def test_a_token_of_an_admin_does_without_the_secret(stack, tmp_path):
+    settings = stack.environment() | {"EVERBUS_JWT_SECRET": ""}
+    code, _, err = await everbus("replay", a_file(tmp_path), **settings)
 
     assert code == 0, err
 
@@ -113,26 +126,27 @@ async def test_replicas_that_are_killed_lose_nothing(tmp_path):
     assert report.seconds > 300 / 75 * 0.9
 
 
-async def test_what_others_append_is_found(tmp_path):
+@on_it
+async def test_what_others_append_is_found(stack):
     """
     The comparison reads what is in the tiers, not what was sent.
     """
     begun = asyncio.Event()
-    async with a_stack(tmp_path, managers=1) as (stack, settings):
-        recording = Recording("c", "ada", "c-1", (a_message("c", 0), a_message("c", 1)))
-        tokens = tokens_for(settings, recording.roles)
-        admin = stack.environment()["EVERBUS_TOKEN"]
-        async with connect(settings.redis_url, mad="forger", token=admin) as forger:
-            replaying = asyncio.create_task(
-                replay(
-                    *([recording], settings.redis_url, tokens),
-                    rate=0.5,
-                    progress=lambda _, __: begun.set(),
-                )
+    settings = load_settings(stack.environment())
+    recording = Recording("c", "ada", "c-1", (a_message("c", 0), a_message("c", 1)))
+    tokens = tokens_for(settings, recording.roles)
+    admin = stack.environment()["EVERBUS_TOKEN"]
+    async with connect(settings.redis_url, mad="forger", token=admin) as forger:
+        replaying = asyncio.create_task(
+            replay(
+                *([recording], settings.redis_url, tokens),
+                rate=0.5,
+                progress=lambda _, __: begun.set(),
             )
-            await begun.wait()
-            await forger.append_and_wait("c-1", recording.messages[1])
-            report = await replaying
+        )
+        await begun.wait()
+        await forger.append_and_wait("c-1", recording.messages[1])
+        report = await replaying
 
     assert [finding.what for finding in report.findings] == ["wrong author", "doubled"]
 
