@@ -81,7 +81,10 @@ class Lease:
 
     async def _keep(self) -> None:
         asked_at = time.monotonic()
-        if not self.owner or not await self._renewed():
+        if self.owner and not await self._renewed():
+            log.warning("lease.lost")
+            self.owner = ""
+        if not self.owner:
             self.owner = await self._acquired()
         if self.owner:
             self._until = asked_at + TTL_MS / 1000

@@ -106,6 +106,7 @@ async def test_a_token_of_an_admin_does_without_the_secret(stack, tmp_path):
     assert code == 0, err
 
 
+@pytest.mark.campaign  # tests/chaos has the same, longer, in every run
 async def test_replicas_that_are_killed_lose_nothing(tmp_path):
     """
     Killed one after the other, while many conversations are under way.

@@ -7,6 +7,8 @@ import signal
 import time
 from contextlib import asynccontextmanager
 
+import pytest
+
 from bus import keys
 from bus.codec import pack_envelope
 from bus.messages import SCHEMA
@@ -462,6 +464,7 @@ async def test_a_pause_shorter_than_the_ttl_costs_no_lane(server, client, tmp_pa
         assert await owners(client, PARTITIONS) == before
 
 
+@pytest.mark.campaign  # it waits for every deadline that there is
 async def test_a_stop_ends_within_its_grace_though_the_bus_does_not_answer(tmp_path):
     """
     Nothing can be handed over then: the TTL of the lanes does it.
