@@ -411,12 +411,12 @@ class Lane:
         """
         Judge what *cancel* is about, if it waits: its turn has come, to be refused.
         """
-        command = cancelled_by(cancel)
-        for work in self._parking.take(lambda work: work.command == command):
-            if self._settlement.standing.cancels(work):
-                self._settlement.judge(work, batch, self._now)
-            else:
-                self._parking.park(work, 0)
+        command, standing = cancelled_by(cancel), self._settlement.standing
+        # Whatever still stands keeps its place and its time.
+        for work in self._parking.take(
+            lambda work: work.command == command and standing.cancels(work)
+        ):
+            self._settlement.judge(work, batch, self._now)
 
     async def _rest(self) -> None:
         """

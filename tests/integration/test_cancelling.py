@@ -15,6 +15,7 @@ from handlers.routes import HANDLERS, append_timeline
 from tests.builders import an_envelope
 from tests.integration.conftest import a_replica, a_token
 from tests.replicas import a_mad, replica_here
+from tests.replicas import a_token as an_admins_token
 from tests.servers import valkey
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -178,6 +179,43 @@ async def test_a_command_that_waits_can_be_taken_back(tmp_path):
     assert (told.state, outcome.state) == ("cancelled", "cancelled")
     assert [e.entry for e in page.entries] == ["well"]
     assert kept == {}
+
+
+async def test_a_cancellation_by_another_principal_moves_nothing_that_waits(tmp_path):
+    """
+    What it is about waits behind a command that fails twice, and goes on doing so.
+    """
+    tries: list[str] = []
+    tried = asyncio.Event()
+
+    def failing_twice(session, command, now):
+        entry = unpack(command.body.entry, str)
+        tries.append(entry)
+        tried.set()
+        if entry == "first" and tries.count("first") <= 2:
+            raise ZeroDivisionError("a defect of ours")
+        return append_timeline(session, command, now)
+
+    ordinary = HANDLERS["timeline.append"]
+    routes = {**HANDLERS, "timeline.append": ordinary._replace(handler=failing_twice)}
+    async with (
+        valkey(tmp_path, aof=False) as server,
+        replica_here(server.url, routes=routes, partitions=1),
+        a_mad(server.url) as mad,
+    ):
+        session = (await mad.create_session("ada")).id
+        mad.append(session, "first")
+        second = mad.append(session, "second")
+        await tried.wait()
+
+        mad._requests._token = an_admins_token("bob")
+        told = await mad.cancel(second)
+        await mad.append_and_wait(session, "third")
+        page = await mad.timeline(session)
+
+    assert told.state in ("pending", "unknown")
+    assert tries == ["first", "first", "first", "second", "third"]
+    assert [e.entry for e in page.entries] == ["first", "second", "third"]
 
 
 async def test_a_command_past_its_deadline_is_told_so_after_all_lanes_were_down(
