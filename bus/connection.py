@@ -16,7 +16,7 @@ import uuid_utils
 from bus.client import DEFAULT_TIMEOUT_S, Mad
 from bus.errors import Defect, EverbusError, Invalid, Unavailable
 from bus.heart import Heart
-from bus.introduction import DEFAULT_LEASE_MS, Newcomer, Terms, introduce
+from bus.introduction import DEFAULT_LEASE_MS, Terms, introduce, meet
 from bus.keys import GATEWAY
 from bus.lease import Lease
 from bus.messages import check_mad
@@ -116,11 +116,13 @@ async def joined(
         terms, met = await _terms(address, name, timeout, kept)
         instance = uuid_utils.uuid7().hex
         leased = Lease(instance, terms.lease_ms / 1000) if lease else None
-        publisher = (Publisher if met else Newcomer)(
+        first = None if met else partial(meet, address, name, kept, terms.partitions)
+        publisher = Publisher(
             *(address, name, instance, terms.partitions),
             lease=leased,
             spool=kept,
             token=secret,
+            meet=first,
         )
         replies = Replies(address, name, instance, lease=leased)
         requests = Requests(secret, publisher, replies, terms.partitions)

@@ -15,7 +15,7 @@ import msgspec
 import structlog
 from redis import ConnectionPool
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from bus.codec import COMMAND_FIELD, pack, pack_envelope
@@ -23,7 +23,7 @@ from bus.errors import Forbidden, Unauthenticated
 from bus.keys import CONFIG, PRESENCE, ingress
 from bus.lease import Lease
 from bus.messages import SCHEMA, Envelope
-from bus.wire import Argument, refusal
+from bus.wire import Argument, meaning
 
 log = structlog.get_logger()
 
@@ -190,7 +190,7 @@ class Heart:
         Note a failure, one line of log an outage; how many seconds to wait.
         """
         self._disconnect()
-        meant = _meant(error)
+        meant = meaning(error)
         self._failures += 1
         if isinstance(meant, Forbidden | Unauthenticated):
             if not self._refused:
@@ -234,12 +234,3 @@ class Heart:
                 self._disconnect()
             else:
                 return
-
-
-def _meant(error: Exception) -> Exception:
-    """
-    What a failed heartbeat means in our words; itself if nothing.
-    """
-    if isinstance(error, AuthenticationError):
-        return Unauthenticated(f"the bus refuses the credentials: {error}")
-    return refusal(error) if isinstance(error, ResponseError) else error

@@ -8,11 +8,10 @@ from typing import NamedTuple
 
 import structlog
 
-from bus.errors import EverbusError, Forbidden, Invalid, Unauthenticated, Unavailable
+from bus.errors import Forbidden, Invalid, Unavailable
 from bus.keys import CONFIG, MADS, NEWS
-from bus.lease import DEFAULT_TTL_S, Lease
+from bus.lease import DEFAULT_TTL_S
 from bus.messages import SCHEMA
-from bus.publisher import Publisher
 from bus.spool import Spool
 from bus.wire import Wire, WireFailed
 
@@ -44,14 +43,10 @@ async def introduce(url: str, mad: str, timeout: float) -> Terms:
         while True:
             asked = ("partitions", "schema", "lease_ms")
             partitions, schema, lease_ms = await wire.call("HMGET", CONFIG, *asked)
-            if partitions is not None:
+            if partitions is not None or time.monotonic() > deadline:
                 break
-            if time.monotonic() > deadline:
-                raise Unavailable(
-                    "this bus has no eb:config: no manager ever started on it. "
-                    "Start `everbus manager`, or `everbus dev` for a whole stack"
-                )
             await asyncio.sleep(0.1)
+        count = partitions_in(partitions)
         await _register(wire, mad)
     finally:
         await wire.close()
@@ -60,7 +55,7 @@ async def introduce(url: str, mad: str, timeout: float) -> Terms:
             f"the managers understand schema {int(schema)}, this SDK speaks "
             f"{SCHEMA}; upgrade the managers first"
         )
-    return Terms(int(partitions), int(lease_ms or DEFAULT_LEASE_MS))
+    return Terms(count, int(lease_ms or DEFAULT_LEASE_MS))
 
 
 async def _register(wire: Wire, mad: str) -> None:
@@ -78,52 +73,39 @@ async def _register(wire: Wire, mad: str) -> None:
         log.warning("mad.not_registered", mad=mad, error=error.message)
 
 
-class Newcomer(Publisher):
+async def meet(url: str, mad: str, spool: Spool | None, partitions: int) -> None:
     """
-    A publisher that was started while the bus was away.
+    Make sure that the bus is the one that *spool* knows, of so many *partitions*.
 
-    It makes sure that this is the bus that its spool remembers before it writes
-    anything: what is numbered for other partitions would be lost on it.
+    For who was started while the bus was away: what is numbered for other partitions
+    would be lost on it.
+
+    Raises:
+        Invalid: it is another bus.
+        Unavailable, Unauthenticated, Forbidden: as in `introduce`.
     """
-
-    def __init__(
-        self,
-        url: str,
-        mad: str,
-        instance: str,
-        partitions: int,
-        *,
-        lease: Lease | None,
-        spool: Spool | None,
-        token: str,
-    ) -> None:
-        super().__init__(
-            url, mad, instance, partitions, lease=lease, spool=spool, token=token
+    terms = await introduce(url, mad, 0.0)
+    if terms.partitions != partitions:
+        raise Invalid(
+            f"this bus has {terms.partitions} partitions, and the one that the "
+            f"spool knows had {partitions}. Connect to that bus, or move the "
+            "file away and connect anew",
+            field="spool",
         )
-        self._url = url
-        self._assumed = partitions
-        self._spool = spool
-        self._met = False
+    if spool is not None:
+        spool.remember(*terms)
 
-    async def _write(self) -> EverbusError | None:
-        try:
-            if not self._met:
-                await self._meet()
-        except (Forbidden, Unauthenticated):
-            raise
-        except EverbusError as error:
-            return error
-        return await super()._write()
 
-    async def _meet(self) -> None:
-        terms = await introduce(self._url, self._mad, 0.0)
-        if terms.partitions != self._assumed:
-            raise Invalid(
-                f"this bus has {terms.partitions} partitions, and the one that the "
-                f"spool knows had {self._assumed}. Connect to that bus, or move the "
-                "file away and connect anew",
-                field="spool",
-            )
-        if self._spool is not None:
-            self._spool.remember(*terms)
-        self._met = True
+def partitions_in(told: bytes | None) -> int:
+    """
+    The number of partitions, as `eb:config` told it.
+
+    Raises:
+        Unavailable: it told nothing.
+    """
+    if told is None:
+        raise Unavailable(
+            "this bus has no eb:config: no manager ever started on it. "
+            "Start `everbus manager`, or `everbus dev` for a whole stack"
+        )
+    return int(told)

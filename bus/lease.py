@@ -37,7 +37,6 @@ class Lease:
         instance: str,
         ttl_s: float = DEFAULT_TTL_S,
         *,
-        first: int = 1,
         clock: Callable[[], float] = _clock_s,
     ) -> None:
         self.instance = instance
@@ -45,7 +44,7 @@ class Lease:
         self.losses = 0
         self._clock = clock
         self._lock = threading.Lock()
-        self._epoch = first
+        self._epoch = 1
         self._heard_at = clock()
         # The newest epoch of which a heartbeat is on the bus; 0 for none yet.
         self._heard = 0

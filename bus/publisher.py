@@ -14,7 +14,7 @@ earlier ones there sends these first, under the numbers that they had.
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 import structlog
@@ -27,8 +27,7 @@ from bus.errors import EverbusError, Forbidden, Unauthenticated, Unavailable
 from bus.keys import ingress
 from bus.lease import Lease
 from bus.messages import Envelope
-from bus.outgoing import SURELY_FITS_BYTES
-from bus.outgoing import Outgoing as Outgoing
+from bus.outgoing import SURELY_FITS_BYTES, Outgoing
 from bus.spool import Spool
 from bus.wire import Command, Wire, refusal
 
@@ -50,6 +49,7 @@ class Publisher:
         lease: Lease | None = None,
         spool: Spool | None = None,
         token: str = "",
+        meet: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """
         Take the parts; nothing is sent before `run`.
@@ -58,6 +58,8 @@ class Publisher:
             lease: whose epoch every command is to count under.
             spool: where commands that want no reply wait; stays the caller's to close.
             token: for what earlier processes left in the spool, which has no tokens.
+            meet: makes sure, before the first write, that this is the right bus;
+                raises EverbusError as long as it is not.
         """
         self._wire = Wire(url, name=f"mad-{mad}")
         self._mad = mad
@@ -65,6 +67,7 @@ class Publisher:
         self._counts = [0] * partitions
         self._lease = lease
         self._epoch = lease.epoch() if lease is not None else 0
+        self._meet = meet
         self._backlog = Backlog(spool, token)
         self._breaker = Breaker(mad)
         self._refused: EverbusError | None = None
@@ -171,6 +174,9 @@ class Publisher:
         meanwhile.
         """
         try:
+            if self._meet is not None:
+                await self._meet()
+                self._meet = None
             if not self._wire.connected:
                 # Whatever the answer is, somebody is there. What is written without
                 # knowing that counts as attempted ever after.

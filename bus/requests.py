@@ -13,7 +13,8 @@ from bus.codec import ordinal_of, pack
 from bus.errors import EverbusError, Invalid, ReplyTimeout, Unavailable, error_of
 from bus.keys import partition_of
 from bus.messages import DURABILITIES, SCHEMA, Envelope, Reply, check_session_id
-from bus.publisher import Outgoing, Publisher
+from bus.outgoing import Outgoing
+from bus.publisher import Publisher
 from bus.replies import Replies
 
 

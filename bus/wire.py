@@ -156,7 +156,7 @@ class Wire:
                 await connection.connect()  # type: ignore[no-untyped-call]
         except BaseException as error:
             await connection.disconnect(nowait=True)
-            meant = _meant(error)
+            meant = meaning(error)
             if meant is error:
                 raise
             raise meant from error
@@ -164,9 +164,9 @@ class Wire:
         return connection
 
 
-def _meant(error: BaseException) -> BaseException:
+def meaning(error: BaseException) -> BaseException:
     """
-    What an error while connecting means in our words; itself if nothing.
+    What an error on a connection means in our words; itself if nothing.
     """
     if isinstance(error, AuthenticationError):
         return Unauthenticated(f"the bus refuses the credentials: {error}")

@@ -19,9 +19,8 @@ from rich.table import Table
 
 from archiver.archiving import Archiving, Progress, Report
 from archiver.commands import gateway_commands
-from bus.errors import Unavailable
-from bus.keys import CONFIG
 from bus.wire import Wire
+from compose.bus_access import partitions_of
 from compose.exits import FINDING, UNREACHABLE, USAGE, Failed
 from compose.logs import configure_logs
 from compose.replay_command import Output
@@ -107,7 +106,7 @@ async def _archive(
 ) -> Report:
     wire = Wire(settings.redis_url, name="everbus-archive")
     try:
-        partitions = await _partitions(wire)
+        partitions = await partitions_of(wire)
         hot = RedisHot(wire, partitions)
         async with gateway_commands(settings.redis_url, partitions) as send:
             vault = Vault(tiers.cold, fail=tiers.fail)
@@ -146,16 +145,6 @@ def _tiers(settings: Settings) -> _Tiers:
             USAGE,
         )
     return _Tiers(warm, cold, fail)
-
-
-async def _partitions(wire: Wire) -> int:
-    told = await wire.call("HGET", CONFIG, "partitions")
-    if told is None:
-        raise Unavailable(
-            "this bus has no eb:config: no manager ever started on it. "
-            "Start `everbus manager`, or `everbus dev` for a whole stack"
-        )
-    return int(told)
 
 
 class _Bar(Progress):

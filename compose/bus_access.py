@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from bus.errors import Unavailable
+from bus.introduction import partitions_in
 from bus.keys import CONFIG
 from bus.wire import Wire
 from compose.logs import configure_logs
@@ -39,15 +39,19 @@ async def bus_access(command: str) -> AsyncIterator[BusAccess]:
     configure_logs(settings.log_format, settings.log_level)
     wire = Wire(settings.redis_url, name=f"everbus-{command}")
     try:
-        partitions = await wire.call("HGET", CONFIG, "partitions")
-        if partitions is None:
-            raise Unavailable(
-                "no manager ever started on this bus, so it holds nothing; see "
-                "whether EVERBUS_REDIS_URL names the right one"
-            )
-        yield BusAccess(settings, wire, int(partitions))
+        yield BusAccess(settings, wire, await partitions_of(wire))
     finally:
         await wire.close()
+
+
+async def partitions_of(wire: Wire) -> int:
+    """
+    The number of partitions that the bus was set up with.
+
+    Raises:
+        Unavailable: no manager has ever started on it.
+    """
+    return partitions_in(await wire.call("HGET", CONFIG, "partitions"))
 
 
 def when(at_ms: int) -> datetime:

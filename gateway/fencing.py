@@ -121,14 +121,14 @@ def next_chunk(lost: InstanceLost, last: Attachment) -> Envelope:
     )
 
 
-def lost_in(kind: str, body: msgspec.Raw) -> InstanceLost | None:
+def lost_in(envelope: Envelope | None) -> InstanceLost | None:
     """
-    The body of an `instance.lost`; None for other kinds, and if it is not fit.
+    The body of an `instance.lost`; None for anything else, and if it is not fit.
     """
-    if kind != LOST_KIND:
+    if envelope is None or envelope.kind != LOST_KIND:
         return None
     try:
-        lost: InstanceLost = unpack(body, InstanceLost)
+        lost: InstanceLost = unpack(envelope.body, InstanceLost)
     except msgspec.ValidationError:
         return None
     return lost

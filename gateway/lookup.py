@@ -221,7 +221,7 @@ class Lookup:
             return None
         if envelope.kind != LOST_KIND:
             return attached.of_session(self._partition, envelope.session)
-        lost = lost_in(envelope.kind, envelope.body)
+        lost = lost_in(envelope)
         if lost is None:
             return None  # it will be refused
         return attached.of_instance(
@@ -256,9 +256,8 @@ def _unknown_publishers(
         if (ordinal := ordinal_of(identifier)) is not None:
             found[f"{mad}:{ordinal.instance}"] = None
     for work in works:
-        if work.envelope is not None and work.envelope.kind == LOST_KIND:
-            lost = lost_in(work.envelope.kind, work.envelope.body)
-            found[publisher_of(lost) if lost else None] = None
+        if (lost := lost_in(work.envelope)) is not None:
+            found[publisher_of(lost)] = None
     return [name for name in found if name is not None and name not in known.progress]
 
 

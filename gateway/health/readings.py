@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 from redis.exceptions import ResponseError
 
 from bus import keys
-from bus.errors import EverbusError, Forbidden, Unavailable
+from bus.errors import EverbusError, Forbidden
+from bus.introduction import partitions_in
 from bus.wire import Command, Wire
 from gateway.health import server as servers
 from gateway.health.server import Server, server_of
@@ -115,12 +116,8 @@ async def read_bus(wire: Wire, *, outbox_limit: int = 50_000) -> Readings:
     skew = skew_ms(asked_at, time.time(), now_ms)
     told = await wire.exchange(list(servers.COMMANDS), timeout_s=TIMEOUT_S)
     whole = await _whole(wire)
-    if whole[0] is None:
-        raise Unavailable(
-            "this bus has no eb:config: no manager ever started on it. "
-            "Start `everbus manager`, or `everbus dev` for a whole stack"
-        )
-    partitions, mads = int(whole[0]), sorted(mad.decode() for mad in whole[1])
+    partitions = partitions_in(whole[0])
+    mads = sorted(mad.decode() for mad in whole[1])
     lanes = _lanes(partitions, presence=whole[6] is not None)
     ages, looked_at = await _ages(wire, lanes, mads)
 

@@ -11,19 +11,6 @@ from gateway.store.tiers import Corrupted
 AGES = 3600.0
 
 
-class Clock:
-    def __init__(self):
-        self.now = 1000.0
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 @pytest.fixture
 def breaker(clock):
     return Breaker("warm", failures=3, open_s=2.0, clock=clock)

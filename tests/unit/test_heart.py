@@ -86,16 +86,8 @@ def bus(monkeypatch):
 
 
 @pytest.fixture
-def clock():
-    """
-    Stands still until a test moves it.
-    """
-    return SimpleNamespace(now=1000.0)
-
-
-@pytest.fixture
 def lease(clock):
-    return Lease("i", TTL_S, clock=lambda: clock.now)
+    return Lease("i", TTL_S, clock=clock)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ The lease of one instance: which epoch counts, and when one is over.
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 
 import pytest
 
@@ -15,16 +14,8 @@ TTL_S = 30.0
 
 
 @pytest.fixture
-def clock():
-    """
-    Stands still until a test moves it.
-    """
-    return SimpleNamespace(now=1000.0)
-
-
-@pytest.fixture
 def lease(clock):
-    return Lease("i", TTL_S, clock=lambda: clock.now)
+    return Lease("i", TTL_S, clock=clock)
 
 
 def test_an_instance_that_is_heard_keeps_its_epoch(lease, clock):

@@ -8,18 +8,7 @@ from hypothesis import strategies as st
 from gateway.delivery import Entry, Work
 from gateway.parking import Parking
 from tests.builders import an_envelope
-
-
-class Clock:
-    """
-    Monotonic seconds that a test moves.
-    """
-
-    def __init__(self):
-        self.now = 100.0
-
-    def __call__(self):
-        return self.now
+from tests.unit.conftest import Clock
 
 
 def a_work(session="s1", index=0):

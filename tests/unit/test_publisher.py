@@ -17,18 +17,6 @@ from tests.builders import an_envelope
 from tests.unit.paper_bus import PaperBus, on_paper, running
 
 
-class Clock:
-    now = 1000.0
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 @pytest.fixture
 def paper():
     return PaperBus()

@@ -288,7 +288,8 @@ class TestAfterlife:
         """
         life.append("s0")
         life.die()
-        lease = Lease("i3", first=7)
+        lease = Lease("i3")
+        assert lease.lost(6)
         life.publisher = on_paper(
             life.paper, "i3", spool=life.spool, token=TOKEN, lease=lease
         )
@@ -300,7 +301,8 @@ class TestAfterlife:
     async def test_what_rested_counts_under_the_epoch_of_its_own_process(
         self, life, small
     ):
-        lease = Lease("i3", first=7)
+        lease = Lease("i3")
+        assert lease.lost(6)
         life.publisher = on_paper(
             life.paper, "i3", spool=life.spool, token=TOKEN, lease=lease
         )

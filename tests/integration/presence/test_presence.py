@@ -4,10 +4,8 @@ Heartbeats become leases, silence becomes a loss, and outages kill nobody.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 
 import pytest
-import pytest_asyncio
 
 from bus import keys
 from gateway.fencing import InstanceLost
@@ -16,39 +14,19 @@ from gateway.store import leases, names
 from tests.integration.conftest import (
     ON_EACH_SERVER,
     PARTITIONS,
-    Bus,
     a_replica,
     until,
 )
-from tests.integration.presence import (
+from tests.integration.presence.leases import (
     MARGIN_S,
     TTL_MS,
     Leases,
-    a_book,
-    hurry,
     late_ms,
     told_all,
     watched,
 )
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-
-@pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """
-    Several passes and sweeps in the time of one, where timing is not the point.
-    """
-    hurry(monkeypatch)
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def book(bus: Bus) -> AsyncIterator[Leases]:
-    """
-    An empty bus that tells of expired keys, and that somebody has just swept.
-    """
-    async with a_book(bus) as made:
-        yield made
 
 
 @ON_EACH_SERVER

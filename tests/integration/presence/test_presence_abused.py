@@ -3,11 +3,9 @@ What MADs, rivals and bad luck do to the leases: rubbish, zombies, crowds, late 
 """
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
-import pytest_asyncio
 
 from bus import keys
 from bus.codec import pack_envelope
@@ -22,14 +20,11 @@ from gateway.store import leases
 from tests.integration.conftest import (
     ON_EACH_SERVER,
     PARTITIONS,
-    Bus,
     until,
 )
-from tests.integration.presence import (
+from tests.integration.presence.leases import (
     Leases,
-    a_book,
     acquired,
-    hurry,
     said,
     told_all,
     watched,
@@ -38,23 +33,6 @@ from tests.integration.presence import (
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 MAX_ID = f"{2**64 - 1}-{2**64 - 1}"
-
-
-@pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """
-    Several passes and sweeps in the time of one, where timing is not the point.
-    """
-    hurry(monkeypatch)
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def book(bus: Bus) -> AsyncIterator[Leases]:
-    """
-    An empty bus that tells of expired keys, and that somebody has just swept.
-    """
-    async with a_book(bus) as made:
-        yield made
 
 
 @pytest.mark.usefixtures("hasty")
