@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest
+# Tests mostly wait; a file's tests share a server, so they stay together.
+JOBS ?= 3
 CODE := bus handlers gateway archiver compose tests
 
 .PHONY: demo test lint format bench chaos clean
@@ -13,7 +15,7 @@ demo: $(READY)
 	$(BIN)/everbus demo
 
 test: $(READY)
-	$(PYTEST) -m "not campaign" --cov --cov-fail-under=90
+	$(PYTEST) -m "not campaign" -n $(JOBS) --dist loadfile --cov --cov-fail-under=90
 
 lint: $(READY)
 	$(BIN)/ruff format --check $(CODE)

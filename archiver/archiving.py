@@ -151,6 +151,7 @@ class Archiving:
         body = ArchiveSession(
             version=session.version,
             last_seq=session.last_seq,
+            notices=session.notices,
             idle_since=idle_before,
             pointer=archive.pointer,
             bytes=archive.bytes,

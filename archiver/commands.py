@@ -2,7 +2,7 @@
 Commands of the archiver's own: it asks the lanes, and changes no session itself.
 
 They travel on the ingress of the MAD `gateway`, which only processes of the gateway
-may write to, so they carry no token.
+may write to, so they carry no grant.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ async def gateway_commands(url: str, partitions: int) -> AsyncIterator[Send]:
     instance = uuid.uuid4().hex
     publisher = Publisher(url, GATEWAY, instance, partitions)
     replies = Replies(url, GATEWAY, instance)
-    requests = Requests("", publisher, replies, partitions)
+    requests = Requests(publisher, replies, partitions)
 
     async def send(session_id: str, body: ArchiveSession | DeleteSession) -> None:
         await requests.ask(

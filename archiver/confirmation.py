@@ -164,10 +164,10 @@ class _Told:
     def arguments(self, ttl_ms: int) -> tuple[Argument, ...]:
         newest = self.newest
         if newest is None:
-            return (b"", 0, 0, ttl_ms, 0, self.mark)
+            return (b"", 0, 0, 0, ttl_ms, 0, self.mark)
         return (
             *(pack(newest.created_at), newest.version, newest.last_seq),
-            *(ttl_ms, int(newest.archived is not None), self.mark),
+            *(newest.notices, ttl_ms, int(newest.archived is not None), self.mark),
         )
 
 

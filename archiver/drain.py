@@ -29,7 +29,7 @@ from archiver.pauses import pause
 from archiver.scripting import run
 from bus.errors import EverbusError, Unavailable
 from bus.wire import Command, Wire, refusal
-from gateway import metrics
+from gateway import metrics, tracing
 from gateway.store import names
 from gateway.store.outbox import Record
 from gateway.store.scripts import script
@@ -189,7 +189,10 @@ class Drain:
         if not entries:
             return 0
         self._fail("drain_read")
-        refused = await self._warm.write([r for e in entries for r in e.records])
+        records = [r for e in entries for r in e.records]
+        begun_ns = time.time_ns()
+        refused = await self._warm.write(records)
+        tracing.written_behind((e for r in records for e in r.events), begun_ns)
         self._fail("drain_written")
         await self._bury(refused, entries, now_ms)
         await self._confirm(entries, [one.record for one in refused], now_ms)

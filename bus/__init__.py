@@ -21,6 +21,7 @@ from bus.errors import (
     Unavailable,
     VersionConflict,
 )
+from bus.events import SessionEvent
 from bus.messages import (
     Checkpoint,
     CheckpointPage,
@@ -57,6 +58,7 @@ __all__ = [
     "ReplyTimeout",
     "Session",
     "SessionChange",
+    "SessionEvent",
     "SessionPage",
     "Stats",
     "Superseded",

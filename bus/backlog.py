@@ -16,7 +16,7 @@ import msgspec
 import structlog
 
 from bus.codec import pack, unpack_envelope
-from bus.errors import Defect, EverbusError, Invalid, Malformed, Overloaded
+from bus.errors import Defect, EverbusError, Malformed, Overloaded
 from bus.messages import MAX_COMMAND_BYTES
 from bus.outgoing import AFTERLIFE, Outgoing
 from bus.spool import Row, Spool
@@ -50,7 +50,7 @@ class Backlog:
         resting: how many are on disk only, behind those in memory.
     """
 
-    def __init__(self, spool: Spool | None = None, token: str = "") -> None:
+    def __init__(self, spool: Spool | None = None) -> None:
         self.count = 0
         self.bytes = 0
         self.resting = 0
@@ -60,7 +60,6 @@ class Backlog:
         self._gone: Counter[int] = Counter()
         self._flushes: list[_Flush] = []
         self._spool = spool
-        self._token = token
         self._read_to = 0
         # What an earlier process left behind ends here.
         self._inherited_to = 0
@@ -190,12 +189,6 @@ class Backlog:
         """
         Begin with what earlier processes left behind.
         """
-        if not self._token:
-            raise Invalid(
-                "a spool keeps no tokens, so whoever sends from it needs one: give "
-                "token= to the publisher",
-                field="token",
-            )
         self._inherited_to = spool.last
         for partition, count in spool.counts().items():
             self._rest(partition, count)
@@ -207,7 +200,7 @@ class Backlog:
     def _keep(
         self, spool: Spool, partition: int, outgoing: Outgoing, well: bool
     ) -> None:
-        bare = msgspec.structs.replace(outgoing.envelope, token="", epoch=0)
+        bare = msgspec.structs.replace(outgoing.envelope, grant=b"", epoch=0)
         stored = pack(bare)
         outgoing.row = spool.add(partition, stored, attempted=well)
         outgoing.row_bytes = len(stored)
@@ -278,14 +271,12 @@ class Backlog:
 
     def _restored(self, row: Row) -> Outgoing:
         """
-        The command in *row* under this process's token.
+        The command in *row*, as this process sends it.
         """
         if not row.sound:
             raise Malformed("damaged on disk", cause="damaged")
         epoch = AFTERLIFE if row.row <= self._inherited_to else 0
-        envelope = msgspec.structs.replace(
-            unpack_envelope(row.command), token=self._token, epoch=epoch
-        )
+        envelope = msgspec.structs.replace(unpack_envelope(row.command), epoch=epoch)
         outgoing = Outgoing(envelope)
         outgoing.row, outgoing.row_bytes = row.row, len(row.command)
         outgoing.marked = row.attempted_s is not None

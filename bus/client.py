@@ -6,12 +6,14 @@ from bus.calls import DEFAULT_TIMEOUT_S as DEFAULT_TIMEOUT_S
 from bus.calls import session_in
 from bus.codec import unpack
 from bus.history_calls import HistoryCalls
+from bus.live_calls import LiveCalls
 from bus.messages import CommandOutcome, Durability, Session, check_mad
+from bus.requests import Acting
 from bus.session_calls import SessionCalls
 from bus.timeline_calls import TimelineCalls
 
 
-class Mad(SessionCalls, TimelineCalls, HistoryCalls):
+class Mad(SessionCalls, TimelineCalls, HistoryCalls, LiveCalls):
     """
     One instance of a MAD, connected to the bus; made by `connect`.
 
@@ -29,6 +31,13 @@ class Mad(SessionCalls, TimelineCalls, HistoryCalls):
         How many commands are not on the bus yet.
         """
         return self._requests.waiting
+
+    @property
+    def grant(self) -> bytes:
+        """
+        Who asks, as a manager sealed it; for those who publish by themselves.
+        """
+        return self._requests.grant
 
     @property
     def losses(self) -> int:
@@ -127,6 +136,14 @@ class Mad(SessionCalls, TimelineCalls, HistoryCalls):
         or was forgotten.
         """
         return await self._told("request.cancel", command_id, timeout)
+
+    def acting(self, acting: Acting) -> "Mad":
+        """
+        The same instance, for somebody else: for the edge, see `bus.requests`.
+        """
+        requests = self._requests.acting(acting._replace(instance=self.instance))
+
+        return Mad(self.name, requests, instance=self.instance, lease=self._lease)
 
     async def _told(self, kind: str, command_id: str, timeout: float) -> CommandOutcome:
         reply = await self._requests.ask_about(kind, command_id, timeout)

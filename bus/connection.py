@@ -14,10 +14,11 @@ import structlog
 import uuid_utils
 
 from bus.client import DEFAULT_TIMEOUT_S, Mad
+from bus.credential import Credential, TokenSource
 from bus.errors import Defect, EverbusError, Invalid, Unavailable
 from bus.heart import Heart
 from bus.introduction import DEFAULT_LEASE_MS, Terms, introduce, meet
-from bus.keys import GATEWAY
+from bus.keys import EDGE, GATEWAY
 from bus.lease import Lease
 from bus.messages import check_mad
 from bus.publisher import Publisher
@@ -43,7 +44,7 @@ async def connect(
     url: str | None = None,
     *,
     mad: str | None = None,
-    token: str | None = None,
+    token: TokenSource | None = None,
     timeout: float = DEFAULT_TIMEOUT_S,
     lease: bool = True,
     on_lost: OnLost | None = None,
@@ -55,10 +56,14 @@ async def connect(
 
     Without arguments it finds the bus, the name and the token in the
     environment: `EVERBUS_MAD_URL` or `EVERBUS_REDIS_URL`, `EVERBUS_MAD`,
-    `EVERBUS_TOKEN`. Uses four connections, whatever the number of requests, and
-    one thread, which tells the managers that this instance lives.
+    `EVERBUS_TOKEN`. Uses four connections, whatever the number of requests (a fifth
+    for the moment in which it shows its token), and one thread, which tells the
+    managers that this instance lives.
 
     Args:
+        token: the JWT of the principal who asks, or what gives a fresh one: called,
+            in a thread, now and in good time before the last one expires. It is
+            shown to the managers; commands carry the grant that they give for it.
         lease: whether the instance is missed when it dies: its sessions are told
             then. Without, no heartbeat is sent; for calls that end in a moment.
         on_lost: called in the event loop when the instance is heard again after
@@ -73,21 +78,21 @@ async def connect(
     Raises:
         Unavailable: no bus, or no manager has ever started on it; or another
             process uses the spool.
-        Unauthenticated: the bus refuses the URL's credentials.
+        Unauthenticated: the bus refuses the URL's credentials, or the managers the
+            token; or there is none.
         Invalid: *mad* cannot be a name, or is the gateway's own; or what waits in
             the spool is not of this MAD, or not for this bus.
         Overloaded: the disk of the spool is full.
     """
     settings = BusSettings()
     name = check_mad(mad or settings.mad)
-    if name == GATEWAY:
-        raise Invalid(f"{GATEWAY} is no name for a MAD; choose another", field="mad")
+    if name in (EDGE, GATEWAY):
+        raise Invalid(f"{name} is no name for a MAD; choose another", field="mad")
     address = url or settings.url_for(name)
-    secret = settings.token.get_secret_value() if token is None else token
     async with joined(
         address,
         name,
-        secret,
+        settings.token.get_secret_value() if token is None else token,
         timeout,
         lease=lease,
         on_lost=on_lost,
@@ -101,7 +106,7 @@ async def connect(
 async def joined(
     address: str,
     name: str,
-    secret: str,
+    token: TokenSource | None,
     timeout: float,
     *,
     lease: bool = True,
@@ -111,29 +116,35 @@ async def joined(
 ) -> AsyncIterator[Mad]:
     """
     A connected instance of any name, the gateway's own included; see `connect`.
+
+    Without a *token* it has no grant of its own, as gateway and edge have none.
     """
     with _opened(spool, name, spool_bytes) as kept:
         terms, met = await _terms(address, name, timeout, kept)
         instance = uuid_utils.uuid7().hex
         leased = Lease(instance, terms.lease_ms / 1000) if lease else None
         first = None if met else partial(meet, address, name, kept, terms.partitions)
+        shown = (
+            Credential(address, name, instance, token) if token is not None else None
+        )
         publisher = Publisher(
             *(address, name, instance, terms.partitions),
             lease=leased,
             spool=kept,
-            token=secret,
+            credential=shown,
             meet=first,
         )
-        replies = Replies(address, name, instance, lease=leased)
-        requests = Requests(secret, publisher, replies, terms.partitions)
+        replies = Replies(address, name, instance, lease=leased, credential=shown)
+        requests = Requests(publisher, replies, terms.partitions)
         client = Mad(name, requests, instance=instance, lease=leased)
         async with (
-            _running(publisher, replies),
+            _running(publisher, replies, shown),
             _heard(address, name, leased, on_lost, timeout),
         ):
             try:
                 if met:
                     await _started(replies, timeout)
+                    await _granted(shown, timeout)
                 yield client
                 await _flush(client, publisher, kept, timeout)
             except BaseException:
@@ -172,11 +183,14 @@ async def _terms(
 
 
 @asynccontextmanager
-async def _running(publisher: Publisher, replies: Replies) -> AsyncIterator[None]:
+async def _running(
+    publisher: Publisher, replies: Replies, credential: Credential | None
+) -> AsyncIterator[None]:
     """
     What is sent and what is received, for the time of the block.
     """
-    tasks = [asyncio.create_task(part.run()) for part in (publisher, replies)]
+    parts = (publisher, replies, *((credential,) if credential else ()))
+    tasks = [asyncio.create_task(part.run()) for part in parts]
     for task in tasks:
         task.add_done_callback(partial(_ended, publisher, replies))
     try:
@@ -297,3 +311,23 @@ async def _started(replies: Replies, timeout: float) -> None:
             await replies.started()
     except TimeoutError as error:
         raise Unavailable("the bus answers, but no channel can be opened") from error
+
+
+async def _granted(credential: Credential | None, timeout: float) -> None:
+    """
+    Show the token, so that a bad one is the caller's first news; where no manager
+    answers, commands wait until one does.
+
+    Raises:
+        Unauthenticated: the managers refuse it.
+        Forbidden: the bus does not let this MAD show it.
+    """
+    if credential is None:
+        return
+    try:
+        async with asyncio.timeout(timeout):
+            await credential.current()
+    except TimeoutError:
+        log.warning("grant.awaited", error=f"none within {timeout} s")
+    except Unavailable as error:
+        log.warning("grant.awaited", error=error.message)

@@ -15,8 +15,10 @@ NEWS = "eb:news"
 GROUP = "session-manager"
 # The lane of heartbeats and leases; it stands where others have their number.
 PRESENCE = "mads"
+# The MAD name under which every edge publishes, for whoever asks there.
+EDGE = "edge"
 # The MAD name under which gateway and archiver publish: only they may write to its
-# ingress, so its commands need no token.
+# ingress, so its commands need no grant.
 GATEWAY = "gateway"
 
 
@@ -35,11 +37,15 @@ def ingress(partition: int | str, mad: str) -> str:
     return f"eb:{{{partition}}}:in:{mad}"
 
 
-def reply(partition: int, mad: str, command_id: str) -> str:
+def reply(partition: int, mad: str, command_id: str, instance: str = "") -> str:
     """
     The stream on which the one reply to one request appears.
+
+    Under an id that was made freely several instances may ask; then each has its own.
     """
-    return f"eb:{{{partition}}}:reply:{mad}:{command_id}"
+    asked = f"{instance}:{command_id}" if instance else command_id
+
+    return f"eb:{{{partition}}}:reply:{mad}:{asked}"
 
 
 def wake(mad: str, instance: str) -> str:
@@ -47,3 +53,12 @@ def wake(mad: str, instance: str) -> str:
     The channel that tells one MAD instance which of its replies are there.
     """
     return f"eb:wake:{mad}:{instance}"
+
+
+def token(mad: str) -> str:
+    """
+    The channel on which *mad* shows its token to the managers, once, for a grant.
+
+    A channel, since what is said on one is written nowhere: no stream, no AOF.
+    """
+    return f"eb:token:{mad}"

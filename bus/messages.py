@@ -39,13 +39,15 @@ class OnBehalf(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         mad: the MAD on whose ingress it came first; the author of what it appends.
-        principal: the principal of its token.
+        principal: who asked.
         role: that principal's role.
+        tenant: that principal's tenant.
     """
 
     mad: str
     principal: str
     role: str
+    tenant: str = ""
 
 
 class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -62,7 +64,8 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc
         expected_version: refuse unless the session has this version.
         deadline_ms: milliseconds after the arrival of the stream entry, on the
             server's clock, from which on the command must not be applied.
-        token: JWT of the principal who asks.
+        grant: who asks, sealed by the gateway for this instance's commands, or by the
+            edge for this one (see `gateway.identity.grants`); never a bearer token.
         reply: whether somebody waits for a reply.
         trace: W3C traceparent, or empty.
         durability: one of DURABILITIES; how safe a write is before its reply.
@@ -70,6 +73,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc
             was declared lost is refused as `superseded`.
         on_behalf: whose command the gateway publishes again; counts on the gateway's
             own ingress only.
+        wake: the instance that waits for the reply, where the id does not tell it.
     """
 
     v: int
@@ -79,12 +83,13 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc
     body: msgspec.Raw = msgspec.Raw(b"\x80")
     expected_version: int | None = None
     deadline_ms: int | None = None
-    token: str = ""
+    grant: bytes = b""
     reply: bool = False
     trace: str = ""
     durability: str = "hot"
     epoch: int = 0
     on_behalf: OnBehalf | None = None
+    wake: str = ""
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -97,6 +102,9 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fa
         message: empty if ok, else for people.
         details: empty if ok, else for programs.
         body: the result's fields, msgpack; nil if there is none.
+        trace: W3C traceparent of the command, if it had one.
+        fingerprint: of the command, where its id was made freely: another command
+            under the same id is refused.
     """
 
     id: str
@@ -104,6 +112,8 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fa
     message: str = ""
     details: dict[str, Any] = {}  # JSON values
     body: msgspec.Raw = msgspec.Raw(b"\xc0")
+    trace: str = ""
+    fingerprint: bytes = b""
 
 
 class TimelineEntry(msgspec.Struct, frozen=True, gc=False):
@@ -141,8 +151,11 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     The forever conversation as its callers see it.
 
     Attributes:
+        tenant: whose it is beside its owner's; nobody of another tenant reaches it.
         version: 1 at creation; rises by one per change of state.
         last_seq: seq of the newest timeline entry; 0 if there is none.
+        notices: how many events there were that moved neither of these: broadcasts,
+            checkpoints. version + last_seq + notices numbers the session's events.
         acl: principals beside the owner who may work with it.
         participants: MAD name → what is known of its part.
         tags: words to find it by, at most 32.
@@ -161,8 +174,10 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     owner_id: str
     created_at: datetime
     last_active: datetime
+    tenant: str = ""
     state: State = "active"
     last_seq: int = 0
+    notices: int = 0
     acl: tuple[str, ...] = ()
     participants: dict[str, dict[str, Any]] = {}  # JSON values
     work_in_progress: dict[str, Any] = {}  # JSON values

@@ -12,8 +12,10 @@ DEADLINE_GRAIN_S = 0.05
 # Under this epoch a process sends what an earlier one left on disk. No lease gets
 # that far, so the loss of the earlier one, whichever its epoch was, refuses none.
 AFTERLIFE = 2**31
-# A smaller command keeps within the limit whatever its epoch adds.
-SURELY_FITS_BYTES = MAX_COMMAND_BYTES - 16
+# What a grant may take; those of today take half of it.
+GRANT_BYTES = 512
+# A smaller command keeps within the limit whatever its epoch and its grant add.
+SURELY_FITS_BYTES = MAX_COMMAND_BYTES - GRANT_BYTES - 32
 
 
 class Outgoing:
@@ -31,7 +33,9 @@ class Outgoing:
 
     __slots__ = (
         "_epoch",
+        "_grant",
         "_packed",
+        "_signed",
         "attempted_s",
         "envelope",
         "expires_at",
@@ -41,7 +45,16 @@ class Outgoing:
         "size",
     )
 
-    def __init__(self, envelope: Envelope, expires_at: float | None = None) -> None:
+    def __init__(
+        self,
+        envelope: Envelope,
+        expires_at: float | None = None,
+        *,
+        signed: bool = False,
+    ) -> None:
+        """
+        Pack it; *signed* means that its grant is for it alone and has to stay.
+        """
         self.envelope = envelope
         self.expires_at = expires_at
         self.attempted_s = 0.0
@@ -49,6 +62,8 @@ class Outgoing:
         self.row_bytes = 0
         self.marked = True
         self._epoch = envelope.epoch
+        self._grant = envelope.grant
+        self._signed = signed
         self._packed = pack(envelope)
         self.size = len(self._packed)
 
@@ -61,24 +76,27 @@ class Outgoing:
 
     def check_size(self) -> None:
         """
-        Accept it if it keeps within the limit, under any epoch if it has one.
+        Accept it if it keeps within the limit, under any epoch and grant.
 
         Raises:
             TooLarge: it exceeds MAX_COMMAND_BYTES.
         """
         epoch = AFTERLIFE if self.envelope.epoch else 0
-        pack_envelope(msgspec.structs.replace(self.envelope, epoch=epoch))
+        grant = self.envelope.grant if self._signed else bytes(GRANT_BYTES)
+        pack_envelope(msgspec.structs.replace(self.envelope, epoch=epoch, grant=grant))
 
-    def packed(self, now: float, epoch: int) -> bytes:
+    def packed(self, now: float, epoch: int, grant: bytes = b"") -> bytes:
         """
-        The wire form, under *epoch*; a request's deadline is what is left of its
-        time at *now*.
+        The wire form, under *epoch*, and under *grant* unless it is signed; a request's
+        deadline is what is left of its time at *now*.
 
         A request whose caller has given up still travels, since its number must
         not be missing, but with no time left: it is answered and not applied.
         """
-        if self._epoch != epoch:
-            self._stamp(epoch)
+        if self._signed:
+            grant = self._grant
+        if self._epoch != epoch or self._grant != grant:
+            self._stamp(epoch, grant)
         if self.expires_at is None:
             return self._packed
         left_ms = max(0, int((self.expires_at - now) * 1000))
@@ -87,9 +105,11 @@ class Outgoing:
             return self._packed
         return pack(msgspec.structs.replace(self.envelope, deadline_ms=left_ms))
 
-    def _stamp(self, epoch: int) -> None:
-        if self._epoch == AFTERLIFE:
-            return
-        self._epoch = epoch
-        self.envelope = msgspec.structs.replace(self.envelope, epoch=epoch)
+    def _stamp(self, epoch: int, grant: bytes) -> None:
+        if self._epoch != AFTERLIFE:
+            self._epoch = epoch
+        self._grant = grant
+        self.envelope = msgspec.structs.replace(
+            self.envelope, epoch=self._epoch, grant=self._grant
+        )
         self._packed = pack(self.envelope)

@@ -23,6 +23,7 @@ from redis.exceptions import ResponseError
 from bus.backlog import Backlog, Entries
 from bus.breaker import Breaker
 from bus.codec import COMMAND_FIELD, command_id
+from bus.credential import Credential
 from bus.errors import EverbusError, Forbidden, Unauthenticated, Unavailable
 from bus.keys import ingress
 from bus.lease import Lease
@@ -32,6 +33,9 @@ from bus.spool import Spool
 from bus.wire import Command, Wire, refusal
 
 log = structlog.get_logger()
+
+# Makes the grant of one command, for whoever may.
+Sign = Callable[[Envelope], bytes]
 
 
 class Publisher:
@@ -48,7 +52,7 @@ class Publisher:
         *,
         lease: Lease | None = None,
         spool: Spool | None = None,
-        token: str = "",
+        credential: Credential | None = None,
         meet: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """
@@ -57,7 +61,8 @@ class Publisher:
         Args:
             lease: whose epoch every command is to count under.
             spool: where commands that want no reply wait; stays the caller's to close.
-            token: for what earlier processes left in the spool, which has no tokens.
+            credential: whose grant every command carries that is not signed;
+                without one they carry none.
             meet: makes sure, before the first write, that this is the right bus;
                 raises EverbusError as long as it is not.
         """
@@ -68,7 +73,8 @@ class Publisher:
         self._lease = lease
         self._epoch = lease.epoch() if lease is not None else 0
         self._meet = meet
-        self._backlog = Backlog(spool, token)
+        self._credential = credential
+        self._backlog = Backlog(spool)
         self._breaker = Breaker(mad)
         self._refused: EverbusError | None = None
         self._news = asyncio.Event()
@@ -95,11 +101,43 @@ class Publisher:
         """
         return self._backlog.waiting
 
+    @property
+    def grant(self) -> bytes:
+        """
+        What every command carries that has no grant of its own.
+        """
+        return b"" if self._credential is None else self._credential.grant
+
+    async def tenant(self, timeout: float) -> str:
+        """
+        In whose name the instance asks, as a manager tells with the grant.
+
+        Raises:
+            Unauthenticated: the managers refuse the token.
+            Unavailable: no manager told it in time.
+        """
+        if self._credential is None:
+            return ""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._credential.current()
+        except TimeoutError as error:
+            raise Unavailable(
+                f"no manager told the tenant of {self._mad} within {timeout:g} s"
+            ) from error
+        return self._credential.tenant
+
     def publish(
-        self, envelope: Envelope, partition: int, *, expires_at: float | None = None
+        self,
+        envelope: Envelope,
+        partition: int,
+        *,
+        expires_at: float | None = None,
+        sign: Sign | None = None,
     ) -> Outgoing:
         """
-        Queue *envelope* as this instance's next command; its id is set here.
+        Queue *envelope* as this instance's next command; its id is set here, unless
+        it has one that was made freely. *sign* makes its grant.
 
         With a spool, one that wants no reply survives this process from now on. It
         may then wait on disk only, with no bound but the spool's.
@@ -115,15 +153,17 @@ class Publisher:
             raise self._refused
         if envelope.reply:
             self._breaker.check()
-        n = self._counts[partition] + 1
-        outgoing = Outgoing(
-            msgspec.structs.replace(
-                envelope,
-                id=command_id(self._instance, partition, n),
-                epoch=self._epoch,
-            ),
-            expires_at,
+        n = self._counts[partition] + (not envelope.id)
+        # The grant now, so that nothing is packed a second time when it is written.
+        named = msgspec.structs.replace(
+            envelope,
+            id=envelope.id or command_id(self._instance, partition, n),
+            epoch=self._epoch,
+            grant=self.grant,
         )
+        if sign is not None:
+            named = msgspec.structs.replace(named, grant=sign(named))
+        outgoing = Outgoing(named, expires_at, signed=sign is not None)
         if outgoing.size > SURELY_FITS_BYTES:
             outgoing.check_size()
         self._backlog.add(partition, outgoing, well=self._breaker.trouble is None)
@@ -181,6 +221,8 @@ class Publisher:
                 # Whatever the answer is, somebody is there. What is written without
                 # knowing that counts as attempted ever after.
                 await self._wire.exchange([("PING",)])
+            if self._credential is not None:
+                await self._credential.current()
             entries = self._backlog.attempt(self._backlog.gather())
             return await self._exchange(entries)
         except (Forbidden, Unauthenticated):
@@ -210,8 +252,9 @@ class Publisher:
         self, partition: int, entry: Sequence[Outgoing], now: float
     ) -> Command:
         fields: list[bytes] = []
+        grant = self.grant
         for outgoing in entry:
-            fields += (COMMAND_FIELD, outgoing.packed(now, self._epoch))
+            fields += (COMMAND_FIELD, outgoing.packed(now, self._epoch, grant))
         return ("XADD", ingress(partition, self._mad), "*", *fields)
 
 

@@ -8,7 +8,7 @@ sweep finds on the streams. A reply is unlinked only after it has been received,
 a connection that dies loses none.
 
 The channel also tells an instance that it was declared lost, as every reply to what
-it sent since then does.
+it sent since then does; and what the managers answer to its token.
 """
 
 import asyncio
@@ -21,12 +21,14 @@ import structlog
 from redis.exceptions import ResponseError
 
 from bus.codec import REPLY_FIELD, ordinal_of, unpack, unpack_reply
-from bus.errors import EverbusError, Superseded
+from bus.credential import Credential
+from bus.errors import EverbusError, Superseded, Unauthenticated
 from bus.keys import reply as reply_key
 from bus.keys import wake as wake_channel
 from bus.lease import Lease
 from bus.messages import Reply
 from bus.subscription import Subscription
+from bus.watching import Watching
 from bus.wire import Command, Wire, refusal
 
 log = structlog.get_logger()
@@ -49,11 +51,22 @@ class _Expected(NamedTuple):
 class Replies:
     """
     The replies that one instance waits for.
+
+    Attributes:
+        watching: what it watches; pushes come over the same channel.
     """
 
     def __init__(
-        self, url: str, mad: str, instance: str, *, lease: Lease | None = None
+        self,
+        url: str,
+        mad: str,
+        instance: str,
+        *,
+        lease: Lease | None = None,
+        credential: Credential | None = None,
     ) -> None:
+        self.watching = Watching()
+        self._credential = credential
         self._wire = Wire(url, name=f"mad-{mad}-replies")
         self._mad = mad
         self._lease = lease
@@ -80,9 +93,14 @@ class Replies:
             if not expected.reply.done():
                 expected.reply.set_exception(error)
 
-    def expect(self, partition: int, identifier: str) -> asyncio.Future[Reply]:
+    def expect(
+        self, partition: int, identifier: str, wake: str = ""
+    ) -> asyncio.Future[Reply]:
         """
         The reply to a request; to be called before the request can be answered.
+
+        Args:
+            wake: as the envelope has it.
 
         Raises:
             EverbusError: what `fail` was told.
@@ -90,7 +108,7 @@ class Replies:
         if self._failure is not None:
             raise self._failure
         reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        key = reply_key(partition, self._mad, identifier)
+        key = reply_key(partition, self._mad, identifier, wake)
         self._expected[identifier] = _Expected(key, reply, time.monotonic())
 
         return reply
@@ -117,21 +135,23 @@ class Replies:
                 tasks.create_task(self._subscription.run())
                 tasks.create_task(self._fetch_all())
         finally:
+            self.watching.close()
             await self._wire.close()
 
     def _woken(self, message: bytes) -> None:
         try:
             for carried in unpack(message, list):
-                self._hear(carried)
+                self._hear(carried, len(message))
         except msgspec.MsgspecError:
             # Only a hint, whoever sent it: the sweep finds what it did not tell.
             log.warning("wake.garbled", mad=self._mad)
         if self._ready or len(self._spent) >= FETCH_STREAMS:
             self._news.set()
 
-    def _hear(self, carried: object) -> None:
+    def _hear(self, carried: object, size_bytes: int) -> None:
         """
-        Take one thing that the channel told: a reply, the id of one, or a loss.
+        Take one thing that the channel told: a reply, the id of one, a loss, a grant,
+        or what happened in a session.
         """
         if isinstance(carried, bytes):
             self._settle(unpack_reply(carried))
@@ -139,6 +159,15 @@ class Replies:
             self._ready[carried] = None
         elif isinstance(carried, dict):
             self._lost(carried.get(Superseded.code))
+            if self._credential is not None:
+                self._credential.hear(carried)
+            self.watching.hear(carried, size_bytes)
+
+    def _refused(self, reply: Reply) -> None:
+        if reply.code == Superseded.code:
+            self._lost(reply.details.get("epoch"))
+        elif reply.code == Unauthenticated.code and self._credential is not None:
+            self._credential.doubt()
 
     def _lost(self, epoch: object) -> None:
         if self._lease is not None and type(epoch) is int and self._lease.lost(epoch):
@@ -149,6 +178,7 @@ class Replies:
         Look for everything: what was told while nobody listened is lost.
         """
         self._subscribed.set()
+        self.watching.missed()
         self._ready.update(dict.fromkeys(self._expected))
         self._news.set()
 
@@ -223,8 +253,8 @@ class Replies:
         """
         Hand a received reply over; its stream has done its duty.
         """
-        if reply.code == Superseded.code:
-            self._lost(reply.details.get("epoch"))
+        if reply.code != "ok":
+            self._refused(reply)
         expected = self._expected.pop(reply.id, None)
         if expected is not None:
             self._spent.append(expected.key)

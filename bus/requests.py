@@ -5,7 +5,7 @@ Requests: a command published, and its reply awaited.
 import asyncio
 import secrets
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -14,22 +14,92 @@ from bus.errors import EverbusError, Invalid, ReplyTimeout, Unavailable, error_o
 from bus.keys import partition_of
 from bus.messages import DURABILITIES, SCHEMA, Envelope, Reply, check_session_id
 from bus.outgoing import Outgoing
-from bus.publisher import Publisher
+from bus.publisher import Publisher, Sign
 from bus.replies import Replies
+from bus.tracing import current
+from bus.watching import Watching
+
+
+class Acting(NamedTuple):
+    """
+    On whose behalf, and under which name, a command is sent.
+
+    Attributes:
+        sign: makes its grant; None: that of the instance.
+        command_id: an id made freely, by which its repetition is known from any
+            instance; only one command may then be sent. Empty: the instance's next.
+        instance: the one that waits, for ids that do not tell it.
+        trace: W3C traceparent, or empty.
+        tenant: of whom *sign* signs for.
+    """
+
+    sign: Sign | None = None
+    command_id: str = ""
+    instance: str = ""
+    trace: str = ""
+    tenant: str = ""
+
+
+OWN = Acting()
 
 
 class Requests:
     """
-    What one instance asks of the managers, under one token.
+    What one instance asks of the managers.
     """
 
     def __init__(
-        self, token: str, publisher: Publisher, replies: Replies, partitions: int
+        self,
+        publisher: Publisher,
+        replies: Replies,
+        partitions: int,
+        acting: Acting = OWN,
     ) -> None:
         self._partitions = partitions
-        self._token = token
         self._publisher = publisher
         self._replies = replies
+        self._acting = acting
+
+    @property
+    def grant(self) -> bytes:
+        """
+        What the instance's commands carry; empty before a manager gave one.
+        """
+        return self._publisher.grant
+
+    async def tenant(self, timeout: float) -> str:
+        """
+        Whose the sessions are that are created here; empty if no tenant's.
+
+        Raises:
+            Unauthenticated: the managers refuse the instance's token.
+            Unavailable: no manager has told it in time.
+        """
+        if self._acting.sign is not None:
+            return self._acting.tenant
+        return await self._publisher.tenant(timeout)
+
+    @property
+    def watching(self) -> Watching:
+        """
+        What the instance watches, for whomever.
+        """
+        return self._replies.watching
+
+    def acting(self, acting: Acting) -> "Requests":
+        """
+        The same instance's requests, for somebody else.
+
+        Raises:
+            Invalid: the free id is one that publishers give out.
+        """
+        if ordinal_of(acting.command_id) is not None:
+            raise Invalid(
+                f"{acting.command_id:.80} is a publisher's number; choose an id "
+                "without dots",
+                field="id",
+            )
+        return Requests(self._publisher, self._replies, self._partitions, acting)
 
     @property
     def waiting(self) -> int:
@@ -130,7 +200,8 @@ class Requests:
             durability=_checked(durability),
         )
 
-        return self._publisher.publish(envelope, partition).envelope.id
+        sign = self._acting.sign
+        return self._publisher.publish(envelope, partition, sign=sign).envelope.id
 
     async def flush(self, timeout: float) -> None:
         """
@@ -154,11 +225,12 @@ class Requests:
     ) -> Envelope:
         return Envelope(
             v=SCHEMA,
-            id="",
+            id=self._acting.command_id,
             kind=kind,
             session=session_id,
             body=msgspec.Raw(pack(body)),
-            token=self._token,
+            trace=self._acting.trace or current(),
+            wake=self._acting.instance if self._acting.command_id else "",
             **fields,
         )
 
@@ -166,9 +238,11 @@ class Requests:
         self, envelope: Envelope, partition: int, timeout: float
     ) -> Reply:
         expires_at = time.monotonic() + timeout
-        outgoing = self._publisher.publish(envelope, partition, expires_at=expires_at)
+        outgoing = self._publisher.publish(
+            envelope, partition, expires_at=expires_at, sign=self._acting.sign
+        )
         identifier = outgoing.envelope.id
-        expected = self._replies.expect(partition, identifier)
+        expected = self._replies.expect(partition, identifier, envelope.wake)
         # A timer on the future: asyncio.timeout() would cost more than the rest.
         timer = asyncio.get_running_loop().call_later(timeout, _expire, expected)
         try:

@@ -66,12 +66,17 @@ class SessionCalls(Calls):
         timeout: float = DEFAULT_TIMEOUT_S,
     ) -> Session:
         """
-        The one session of *user_id* whose id follows from the user's name.
+        The one session of *user_id* whose id follows from the tenant and the user's
+        name.
 
         However many call it at once, all get the same session; those whose
         token may not work with it get Forbidden.
         """
-        chosen = str(uuid.uuid5(USER_SESSIONS, check_name(user_id, "user_id")))
+        check_name(user_id, "user_id")
+        tenant = await self._requests.tenant(timeout)
+        # No name has a slash, so no tenant's user shares an id with another's.
+        whose = f"{tenant}/{user_id}" if tenant else user_id
+        chosen = str(uuid.uuid5(USER_SESSIONS, whose))
         body = {"user_id": user_id, "or_get": True}
 
         return session_in(

@@ -6,8 +6,8 @@ survives SIGKILL of this process, since it is in the file (WAL) and the kernel
 writes it out; with `synchronous="FULL"` loss of power, too, at a hundred times the
 cost. Each step is one transaction, so nothing is ever half-written.
 
-Tokens are never in the file. Commands whose fate cannot be known any more are set
-aside in the table `doubtful`, readable as they are:
+Neither tokens nor grants are in the file. Commands whose fate cannot be known any more
+are set aside in the table `doubtful`, readable as they are:
 `sqlite3 FILE 'SELECT * FROM doubtful'`.
 """
 
@@ -83,7 +83,7 @@ class Row(NamedTuple):
     Attributes:
         attempted_s: unix seconds since when it may have arrived; None if it cannot.
         crc: CRC-32 of the command when it was kept; SQLite does not look after that.
-        command: a packed envelope, without token and epoch.
+        command: a packed envelope, without grant and epoch.
     """
 
     row: int

@@ -9,16 +9,18 @@ import asyncio
 import os
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import CancelledError, Future
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from bus import connection
 from bus.client import DEFAULT_TIMEOUT_S, Mad
 from bus.connection import OnLost, SpoolPath
-from bus.errors import Invalid, Unavailable
+from bus.credential import TokenSource
+from bus.errors import EverbusError, Invalid, Unavailable
+from bus.events import SessionEvent
 from bus.messages import Durability
 from bus.spool import MAX_BYTES as SPOOL_BYTES
 
@@ -185,6 +187,33 @@ class SyncMad:
 
         return self._loop.call(queued)
 
+    def watch(
+        self, session_id: str, *, after: str | None = None
+    ) -> Iterator[SessionEvent]:
+        """
+        Everything that happens in the session, in order, each event once.
+
+        As `bus.client.Mad.watch`, but the loop over it blocks until there is more.
+        """
+        return self._events(self._mad.watch(session_id, after=after))
+
+    def _events(
+        self, watched: AsyncGenerator[SessionEvent, None]
+    ) -> Iterator[SessionEvent]:
+        async def following() -> SessionEvent | None:
+            return await anext(watched, None)
+
+        async def end() -> None:
+            await watched.aclose()
+
+        try:
+            while (event := self._loop.call(following)) is not None:
+                yield event
+        finally:
+            # The connection may be gone already, or it ends in its own thread.
+            with suppress(EverbusError):
+                self._loop.call(end)
+
     create_session = _blocking(Mad.create_session)
     get_or_create_session = _blocking(Mad.get_or_create_session)
     get_session = _blocking(Mad.get_session)
@@ -206,6 +235,7 @@ class SyncMad:
     diff = _blocking(Mad.diff)
     create_checkpoint = _blocking(Mad.create_checkpoint)
     checkpoints = _blocking(Mad.checkpoints)
+    broadcast = _blocking(Mad.broadcast)
     restore_checkpoint = _blocking(Mad.restore_checkpoint)
     outcome = _blocking(Mad.outcome)
     cancel = _blocking(Mad.cancel)
@@ -216,7 +246,7 @@ def connect(
     url: str | None = None,
     *,
     mad: str | None = None,
-    token: str | None = None,
+    token: TokenSource | None = None,
     timeout: float = DEFAULT_TIMEOUT_S,
     lease: bool = True,
     on_lost: OnLost | None = None,

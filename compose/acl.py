@@ -9,13 +9,13 @@ may be read cannot be deleted, and what may be published cannot be read.
 from typing import Literal, get_args
 
 from bus.errors import Invalid
-from bus.keys import CONFIG, GATEWAY, ingress, reply, wake
+from bus.keys import CONFIG, EDGE, GATEWAY, NEWS, ingress, reply, token, wake
 from bus.messages import check_mad
+from gateway.store.names import owner
 
-Role = Literal["manager", "archiver"]
+Role = Literal["manager", "archiver", "edge"]
 ROLES: tuple[Role, ...] = get_args(Role)
 
-EDGE = "edge"
 # Names of the gateway's own processes, and of the user that every server has.
 RESERVED = frozenset({GATEWAY, EDGE, "default"})
 
@@ -25,11 +25,19 @@ _NOTHING = ("resetkeys", "resetchannels", "-@all", "clearselectors")
 _CONNECTING = ("+client|setname", "+ping")
 # Everything that is no danger to the server itself, on the bus's own keys.
 _GATEWAYS = (
-    *("~eb:*", "&eb:*"),
+    "~eb:*",
     *("+@read", "+@write", "+@pubsub", "+@connection", "-@dangerous"),
     *("+evalsha", "+script|load", "+time", "+wait", "+info", "+config|get"),
 )
-_LISTENING = ("&__keyspace@*__:eb:{mads}:lease:*", "&__keyevent@*__:expired")
+# Patterns that are listened to have to be told as they are. Only managers hear the
+# tokens of MADs.
+_CHANNELS: dict[Role, tuple[str, ...]] = {
+    "manager": (
+        *("&eb:*", f"&{token('*')}"),
+        *("&__keyspace@*__:eb:{mads}:lease:*", "&__keyevent@*__:expired"),
+    ),
+    "archiver": (f"&{wake('*', '*')}", f"&{NEWS}"),
+}
 
 
 def check_mad_user(mad: str) -> str:
@@ -56,29 +64,22 @@ def mad_rules(mad: str, *, database: int = 0) -> tuple[str, ...]:
     Raises:
         Invalid: *mad* cannot be a name, or is reserved.
     """
-    check_mad_user(mad)
-    ingresses = _of_any_partition(ingress(0, mad))
-    replies = _of_any_partition(reply(0, mad, "*"))
+    # Its own token channel and no other: a forged event must not be possible.
+    showing = f"(+publish resetchannels &{token(check_mad_user(mad))})"
 
-    return (
-        *_NOTHING,
-        *_CONNECTING,
-        *(("+select",) if database else ()),
-        *("+hmget", f"%R~{CONFIG}"),
-        *("+subscribe", wake_rule(mad)),
-        f"(+xadd %W~{ingresses})",
-        f"(+xread +unlink ~{replies})",
-    )
+    return (*_speaking(mad, database), showing)
 
 
-def role_rules(role: Role) -> tuple[str, ...]:
+def role_rules(role: Role, *, database: int = 0) -> tuple[str, ...]:
     """
     The rules of a gateway process's user: everything on the bus's keys, and nothing
-    that could harm the server or what else lies on it.
+    that could harm the server or what else lies on it. The edge's are those of a MAD:
+    no session's key, and no token to show, since it seals its own grants.
     """
-    listening = _LISTENING if role == "manager" else ()
-
-    return (*_NOTHING, *_GATEWAYS, *listening)
+    if role == "edge":
+        # And whether lanes are served, which its readiness tells of.
+        return (*_speaking(EDGE, database), f"(+exists ~{_of_any_partition(owner(0))})")
+    return (*_NOTHING, *_GATEWAYS, *_CHANNELS[role])
 
 
 def wake_rule(mad: str) -> str:
@@ -86,6 +87,24 @@ def wake_rule(mad: str) -> str:
     The rule by which a MAD hears of its replies; by it the users of MADs are known.
     """
     return f"&{wake(mad, '*')}"
+
+
+def _speaking(name: str, database: int) -> tuple[str, ...]:
+    """
+    What whoever publishes commands as *name* needs, and their replies.
+    """
+    ingresses = _of_any_partition(ingress(0, name))
+    replies = _of_any_partition(reply(0, name, "*"))
+
+    return (
+        *_NOTHING,
+        *_CONNECTING,
+        *(("+select",) if database else ()),
+        *("+hmget", f"%R~{CONFIG}"),
+        *("+subscribe", wake_rule(name)),
+        f"(+xadd %W~{ingresses})",
+        f"(+xread +unlink ~{replies})",
+    )
 
 
 def _of_any_partition(key: str) -> str:

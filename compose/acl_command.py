@@ -39,9 +39,9 @@ def acl(
     if mad is not None:
         users = {mad: mad_rules(mad, database=database)}
     elif role is not None:
-        users = {_user_of(role): role_rules(role)}
+        users = {_user_of(role): role_rules(role, database=database)}
     else:
-        users = {_user_of(one): role_rules(one) for one in ROLES}
+        users = {_user_of(one): role_rules(one, database=database) for one in ROLES}
         users |= asyncio.run(_known(database))
     if output is Output.json:
         print_json(users)

@@ -15,6 +15,7 @@ from compose.dead_command import dead_app
 from compose.demo import demo
 from compose.dev import dev
 from compose.doctor_command import doctor
+from compose.edge_role import edge
 from compose.exits import exit_code_of, told
 from compose.explanations import explain
 from compose.mads_command import mads_app
@@ -23,6 +24,7 @@ from compose.roles import archiver, manager
 from compose.session_command import session_app
 from compose.timeline_command import timeline
 from compose.tokens import token
+from compose.watch_command import watch
 
 # Tracebacks of defects stay plain: rich's would print locals, secrets among them.
 app = typer.Typer(
@@ -36,10 +38,12 @@ app.command()(demo)
 app.command()(dev)
 app.command()(manager)
 app.command()(archiver)
+app.command()(edge)
 app.command()(archive)
 app.command()(doctor)
 app.add_typer(session_app, name="session")
 app.command()(timeline)
+app.command()(watch)
 app.add_typer(mads_app, name="mads")
 app.command()(acl)
 app.add_typer(dead_app, name="dead")

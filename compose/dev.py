@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 # Settings of `everbus dev`'s own environment that its parts get too.
 _PASSED_ON = (
     "EVERBUS_BATCH_COMMANDS",
+    "EVERBUS_EDGE_CONCURRENCY",
+    "EVERBUS_EDGE_RATE",
+    "EVERBUS_EDGE_STREAMS",
+    "EVERBUS_EDGE_TENANT_CONCURRENCY",
+    "EVERBUS_EDGE_TENANT_RATE",
     "EVERBUS_FAIL_POINT",
     "EVERBUS_LANE_TTL_MS",
     "EVERBUS_LEDGER_TTL_S",
@@ -55,7 +60,8 @@ def dev(
     Run the whole stack on this machine until Ctrl-C.
 
     Valkey, SecantusDB (speaks MongoDB) and nanio (speaks S3) as real servers on
-    127.0.0.1, the archiver and the managers. Data stays in the folder.
+    127.0.0.1, the archiver, the managers and the edge, which speaks HTTP. Data stays
+    in the folder.
 
     Example: everbus dev --managers 2, then in another terminal:
     set -a; . .everbus/env; set +a
@@ -68,7 +74,9 @@ def dev(
     talk = Console(stderr=True, highlight=False)
     talk.print(Panel(Text(_WARNING.format(data=data)), style="bold red", width=88))
     extra = passed_on(os.environ)
-    stack = EmbeddedStack(data, managers=managers, extra=extra, say=_line_by(talk))
+    stack = EmbeddedStack(
+        data, managers=managers, edge=True, extra=extra, say=_line_by(talk)
+    )
     raise typer.Exit(128 + asyncio.run(_until_signal(stack, talk)))
 
 
@@ -125,5 +133,8 @@ async def _run(stack: "EmbeddedStack", talk: Console) -> None:
     async with stack:
         Console().print(status(stack))
         talk.print(Text(f"use it: set -a; . {stack.data}/env; set +a"))
+        edge = stack.environment().get("EVERBUS_EDGE_URL")
+        if edge:
+            talk.print(Text(f"HTTP: {edge}/docs"))
         talk.print("Ctrl-C ends it")
         await asyncio.Event().wait()

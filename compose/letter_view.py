@@ -1,5 +1,5 @@
 """
-A dead letter as people see it: the command decoded, without tokens.
+A dead letter as people see it: the command decoded, without its grant.
 """
 
 import json

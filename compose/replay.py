@@ -214,7 +214,7 @@ async def _side_by_side(
 
 def _minted(settings: Settings, secret: str, role: str) -> str:
     # Late: PyJWT takes its time, and other commands do without.
-    from gateway.identity import mint
+    from gateway.identity.tokens import mint
 
     return mint(
         secret,

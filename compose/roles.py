@@ -10,14 +10,16 @@ import json
 import os
 import signal
 import socket
+import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Annotated
 
 import structlog
 import typer
 import uvloop
-from prometheus_client import start_http_server
 
 from archiver.commands import gateway_commands
 from archiver.confirmation import Terms
@@ -29,18 +31,25 @@ from bus.messages import SCHEMA
 from bus.wire import Wire
 from compose.exits import CONFLICT, USAGE, Failed
 from compose.logs import configure_logs
+from compose.probes import drain_checks, lane_checks, probed
 from compose.settings import Settings, load_settings
 from compose.starting import check_server
+from compose.telemetry import send_spans
 from compose.tiers import fields_type, tiers_below, vault_of, warm_tier
 from compose.upkeep import archiver_works
 from gateway.batch import Limits
 from gateway.below import Tiers
 from gateway.delivery import KINDS
+from gateway.edge.health import Health
 from gateway.failpoints import FailPoint, armed, disarmed
+from gateway.granting import Granting
 from gateway.health.indicators import INDICATORS
 from gateway.health.status import Teller, told
 from gateway.health.verdicts import examining
-from gateway.identity import Identity, Key
+from gateway.identity.grants import Grants, derived_key
+from gateway.identity.jwks import PublishedKeys
+from gateway.identity.keys import Key
+from gateway.identity.tokens import Identity
 from gateway.lane import LaneParts
 from gateway.policy import Policy
 from gateway.replica import NameTaken, Replica
@@ -100,16 +109,24 @@ async def run_manager(settings: Settings, stop: asyncio.Event) -> None:
     fail = _fail(settings)
     wire = Wire(settings.redis_url, name="everbus-stats")
     try:
-        async with tiers_below(settings, wire, fail) as tiers:
-            await _serve(settings, tiers, fail, stop)
+        async with (
+            probed("manager", settings, stop) as health,
+            tiers_below(settings, wire, fail) as tiers,
+        ):
+            await _serve(settings, tiers, fail, stop, health)
     finally:
         await wire.close()
 
 
 async def _serve(
-    settings: Settings, tiers: Tiers, fail: FailPoint, stop: asyncio.Event
+    settings: Settings,
+    tiers: Tiers,
+    fail: FailPoint,
+    stop: asyncio.Event,
+    health: Health,
 ) -> None:
     # Before the bus is touched: settings that do not fit are the user's first news.
+    granting = Granting(settings.redis_url, identity_of(settings), grants_of(settings))
     parts = lane_parts(settings, settings.partitions, tiers, fail=fail)
     partitions = await _partitions(settings, checked=True)
     name = settings.replica or f"{socket.gethostname()}-{os.getpid()}"
@@ -118,8 +135,11 @@ async def _serve(
     async with (
         examining(settings.redis_url, name, INDICATORS, outbox_limit=limit) as also,
         told(Teller(settings.redis_url, "manager", name, also=also)),
+        beside(granting.run(), stop),
     ):
         serving = asyncio.ensure_future(replica.run(stop))
+        health.add(*lane_checks(replica, time.monotonic))
+        health.started = True
         log.info("manager.ready", replica=name, partitions=partitions)
         await serving
 
@@ -132,6 +152,11 @@ async def run_archiver(settings: Settings, stop: asyncio.Event) -> None:
         Unavailable: the bus cannot be reached at the start.
         Failed: the settings do not fit together, or do not fit the bus.
     """
+    async with probed("archiver", settings, stop) as health:
+        await _archive(settings, stop, health)
+
+
+async def _archive(settings: Settings, stop: asyncio.Event, health: Health) -> None:
     fail = _fail(settings)
     warm, vault = warm_tier(settings), vault_of(settings, fail)
     if warm is None:
@@ -141,6 +166,8 @@ async def run_archiver(settings: Settings, stop: asyncio.Event) -> None:
     terms = Terms(_hot_ttl_ms(settings), settings.reply_ttl_s * 1000)
     name = f"archiver-{socket.gethostname()}-{os.getpid()}"
     drain = Drain(settings.redis_url, partitions, warm, name, fail=fail, terms=terms)
+    health.add(*drain_checks(drain))
+    health.started = True
     log.info("archiver.ready", partitions=partitions)
     try:
         async with (
@@ -175,7 +202,7 @@ def lane_parts(
     Raises:
         Failed: the settings do not fit together.
     """
-    identity = identity_of(settings)
+    grants = grants_of(settings)
     policy = Policy(KINDS)
     meant = routes_with(fields_type(settings)) if routes is None else routes
     has_tiers = not isinstance(tiers, NoTiers)
@@ -183,7 +210,7 @@ def lane_parts(
     return LaneParts(
         redis_url=settings.redis_url,
         partitions=partitions,
-        settlement=lambda: Settlement(identity, policy, meant, tiers=has_tiers),
+        settlement=lambda: Settlement(grants, policy, meant, tiers=has_tiers),
         tiers=tiers,
         incarnation=uuid.uuid4().hex[:12],
         limits=Limits(
@@ -217,12 +244,60 @@ def identity_of(settings: Settings) -> Identity:
         if settings.jwt_public_key:
             found.append(Key(settings.jwt_algorithm, settings.jwt_public_key))
         return Identity(
-            found, issuer=settings.jwt_issuer, audience=settings.jwt_audience
+            found,
+            issuer=settings.jwt_issuer,
+            audience=settings.jwt_audience,
+            published=PublishedKeys(settings.jwt_jwks) if settings.jwt_jwks else None,
         )
     except ValueError as error:
         raise Failed(
             f"no usable key for tokens: {error}. Set EVERBUS_JWT_SECRET (HS256), "
-            "EVERBUS_JWT_PUBLIC_KEY with EVERBUS_JWT_ALGORITHM, or EVERBUS_JWT_KEYS",
+            "EVERBUS_JWT_PUBLIC_KEY with EVERBUS_JWT_ALGORITHM, EVERBUS_JWT_KEYS or "
+            "EVERBUS_JWT_JWKS",
+            USAGE,
+        ) from error
+
+
+@asynccontextmanager
+async def beside(
+    work: Coroutine[None, None, None], stop: asyncio.Event
+) -> AsyncIterator[None]:
+    """
+    *work* going on for the time of the block; if it breaks, *stop* is set.
+    """
+    task = asyncio.create_task(work)
+    task.add_done_callback(partial(_ended, stop))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def _ended(stop: asyncio.Event, task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("role.broken", exc_info=error)
+        stop.set()
+
+
+def grants_of(settings: Settings) -> Grants:
+    """
+    What seals and opens grants.
+
+    Raises:
+        Failed: there is no key for it, or it is too short.
+    """
+    secret = settings.jwt_secret.get_secret_value()
+    key = settings.grant_key.get_secret_value().encode()
+    previous = settings.grant_key_previous.get_secret_value().encode()
+    if not key and secret:
+        key = derived_key(secret)
+    try:
+        return Grants(key, [previous] if previous else [])
+    except ValueError as error:
+        raise Failed(
+            f"no usable key for grants: {error}. Set EVERBUS_GRANT_KEY to the same in "
+            "all managers and edges: make one by `openssl rand -hex 32`",
             USAGE,
         ) from error
 
@@ -274,8 +349,9 @@ async def _set_up(wire: Wire, settings: Settings) -> None:
         await wire.call("HSETNX", keys.CONFIG, field, value)
     # How often MADs have to tell that they live; the newest manager's word counts.
     await wire.call("HSET", keys.CONFIG, "lease_ms", _lease_ttl_ms(settings))
-    if await wire.call("HSETNX", keys.MADS, keys.GATEWAY, "{}"):
-        await wire.call("PUBLISH", keys.NEWS, "mads")
+    for ours in (keys.GATEWAY, keys.EDGE):
+        if await wire.call("HSETNX", keys.MADS, ours, "{}"):
+            await wire.call("PUBLISH", keys.NEWS, "mads")
 
 
 def _run(role: Role, settings: Settings) -> None:
@@ -283,12 +359,11 @@ def _run(role: Role, settings: Settings) -> None:
     Run one role until SIGTERM or SIGINT, then let it end in order.
     """
     configure_logs(settings.log_format, settings.log_level)
+    send_spans(role.__name__.removeprefix("run_"))
     # What was imported stays; batches are short-lived and hold no cycles, so the
     # collector need not look at them every 700 allocations.
     gc.freeze()
     gc.set_threshold(GC_ALLOCATIONS, 20, 50)
-    if settings.metrics_port:
-        start_http_server(settings.metrics_port, addr="127.0.0.1")
     uvloop.run(_until_signal(role, settings))
 
 

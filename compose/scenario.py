@@ -186,7 +186,7 @@ class Scenario:
             kind="timeline.append",
             session=session.id,
             body=msgspec.Raw(pack({"entry": {"role": "user", "text": "once"}})),
-            token=self._tokens["user"],
+            grant=user.grant,
         )
         fields = (COMMAND_FIELD, pack_envelope(envelope))
         for _ in range(COPIES):

@@ -149,10 +149,13 @@ def nanio_server(data: Path, port: int, access_key: str, secret_key: str) -> Ser
 
 
 def role_server(
-    data: Path, name: str, role: str, settings: Mapping[str, str]
+    data: Path, name: str, role: str, settings: Mapping[str, str], port: int = 0
 ) -> Server:
     """
     A process of ours, `everbus <role>`; ready when it logs `<role>.ready`.
+
+    Args:
+        port: the one that *settings* have it serve on, if any.
     """
 
     async def ready(running: Running) -> bool:
@@ -163,6 +166,7 @@ def role_server(
         data=data,
         argv=(*_ROLE, role),
         env=_environment(PYTHONPATH=_OUR_CODE, **settings),
+        port=port,
         ready=ready,
     )
 

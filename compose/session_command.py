@@ -29,6 +29,7 @@ from compose.history_command import (
     restore,
 )
 from compose.replay_command import Output
+from compose.watch_command import broadcast
 
 _Since = Annotated[
     datetime | None,
@@ -232,3 +233,4 @@ session_app.command()(checkpoints)
 session_app.command()(restore)
 session_app.command()(stats)
 session_app.command()(durable)
+session_app.command()(broadcast)

@@ -37,6 +37,8 @@ FROM_FILE = frozenset(
         "jwt_secret",
         "jwt_keys",
         "jwt_public_key",
+        "grant_key",
+        "grant_key_previous",
         "token",
         "s3_secret_key",
         "redis_url",
@@ -113,6 +115,7 @@ _STORE = _dotted("mongo", "s3", "folder")
 _DOTTED = _dotted()
 _REDIS = _url("redis", "rediss", "unix")
 _HTTP = _url("http", "https")
+_JWKS = _url("https", "http", "file")
 _MONGO = _url("mongodb", "mongodb+srv")
 
 
@@ -124,6 +127,17 @@ class Settings(BaseSettings):
         mad_url: the Redis URL for MADs, `{mad}` in it standing for the name.
         mad: the name under which commands connect to the bus.
         jwt_keys: JSON list of {"kid", "algorithm", "key"}, for key rotation.
+        jwt_jwks: where the issuer publishes its keys: an https or file URL.
+        grant_key: what managers and edges seal grants with, the same in all of them;
+            32 bytes or more. Without one it follows from jwt_secret.
+        grant_key_previous: what grants were sealed with before, while it changes.
+        edge_host: the address that the edge serves on; also its edge_port.
+        edge_rate: requests a second that one principal may make of one edge;
+            edge_tenant_rate: that all of one tenant may.
+        edge_concurrency: how many of a principal's requests an edge works on at
+            once; edge_tenant_concurrency: of a tenant's.
+        edge_streams: live streams that one principal may have open at one edge.
+        edge_drain_s: how long requests under way may take when the edge stops.
         replica: this process's name among the replicas; empty = generated.
         lease_ttl_s: how long after its last heartbeat a MAD counts as alive.
         outbox_max_records: records per partition that MongoDB may lag behind.
@@ -140,7 +154,8 @@ class Settings(BaseSettings):
         replicated_timeout_ms: how long to wait for them.
         redis_unsafe: serve on a Redis that may lose sessions: without AOF, evicting.
         price_hot_gib_month: cost of 1 GiB for a month, for `stats`; also warm, cold.
-        metrics_port: where Prometheus may ask, on loopback; 0 = nowhere.
+        health_host: the address on which manager and archiver tell of themselves; also
+            health_port: /livez, /readyz, /startupz, /health and /metrics; 0 = nowhere.
         log_format: auto is console on a terminal, else json.
         fail_point: where to die in a test, `<point>:<n>`; development only.
     """
@@ -182,6 +197,9 @@ class Settings(BaseSettings):
     jwt_keys: Annotated[SecretStr, AfterValidator(_key_list)] = SecretStr("")
     jwt_issuer: str = "everbus"
     jwt_audience: str = "everbus"
+    jwt_jwks: Annotated[str, _JWKS] = ""
+    grant_key: SecretStr = SecretStr("")
+    grant_key_previous: SecretStr = SecretStr("")
     token: SecretStr = SecretStr("")
     partitions: int = Field(16, ge=1, le=1024)
     replica: str = Field("", pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]{0,63})?$")
@@ -191,7 +209,16 @@ class Settings(BaseSettings):
     ledger_ttl_s: int = Field(600, ge=600)
     reply_ttl_s: int = Field(60, ge=1, le=3600)
     batch_commands: int = Field(256, ge=1, le=1000)
-    metrics_port: int = Field(0, ge=0, le=65_535)
+    health_host: str = "127.0.0.1"
+    health_port: int = Field(0, ge=0, le=65_535)
+    edge_host: str = "127.0.0.1"
+    edge_port: int = Field(8080, ge=0, le=65_535)
+    edge_rate: float = Field(200, gt=0)
+    edge_tenant_rate: float = Field(2000, gt=0)
+    edge_concurrency: int = Field(64, ge=1)
+    edge_tenant_concurrency: int = Field(1024, ge=1)
+    edge_streams: int = Field(1000, ge=1)
+    edge_drain_s: float = Field(10, ge=0, le=300)
     log_format: Annotated[
         Literal["auto", "console", "json"], BeforeValidator(_lowered)
     ] = "auto"

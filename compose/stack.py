@@ -36,6 +36,7 @@ from compose.servers import (
 TOKEN_TTL_S = 30 * 24 * 3600
 
 _SERVERS = ("valkey", "secantus", "nanio")
+_EDGE = "edge"
 _STORES = (
     "EVERBUS_REDIS_URL",
     "EVERBUS_MONGO_URL",
@@ -46,6 +47,8 @@ _STORES = (
 )
 # Only what judges tokens may know the key that makes them.
 _JUDGES = ("EVERBUS_JWT_SECRET", "EVERBUS_JWT_ISSUER", "EVERBUS_JWT_AUDIENCE")
+# A client that follows a session is told to come back, then the others finish.
+_EDGE_DRAIN_S = 3
 
 
 def _silent(_: str) -> None:
@@ -63,6 +66,7 @@ class EmbeddedStack:
         *,
         managers: int = 1,
         archiver: bool = True,
+        edge: bool = False,
         extra: Mapping[str, str] | None = None,
         say: Say = _silent,
     ) -> None:
@@ -72,13 +76,15 @@ class EmbeddedStack:
         Args:
             data: its folder, made if missing; everything it keeps is in there.
             managers: how many replicas, 0 or more.
-            extra: more `EVERBUS_*` settings for the managers and the archiver.
+            edge: whether it is to be reached by HTTP, too.
+            extra: more `EVERBUS_*` settings for the parts that are ours.
             say: is told, line by line, what happens.
         """
         self.data = data
         self.parts: dict[str, Part] = {}
         self._managers = managers
         self._archiver = archiver
+        self._edge = edge
         self._extra = dict(extra or {})
         self._say = say
         self._environment: dict[str, str] = {}
@@ -171,7 +177,8 @@ class EmbeddedStack:
                 ends.push_async_callback(part.stop)
 
     def _prepare(self) -> None:
-        ports = remembered_ports(self.data, _SERVERS)
+        served = (*_SERVERS, _EDGE) if self._edge else _SERVERS
+        ports = remembered_ports(self.data, served)
         secrets = generated_secrets(self.data)
         self._environment = _environment(ports, secrets)
         servers = [
@@ -184,6 +191,7 @@ class EmbeddedStack:
                 secrets["s3_secret_key"],
             ),
             *self._roles(),
+            *self._edges(ports),
         ]
         self.parts = {
             server.name: Part(replace(server, rank=rank), self._say)
@@ -200,13 +208,28 @@ class EmbeddedStack:
 
         return roles
 
-    def _role(self, name: str, role: str, settings: dict[str, str]) -> Server:
+    def _edges(self, ports: Mapping[str, int]) -> list[Server]:
+        if not self._edge:
+            return []
+        port = ports[_EDGE]
+        settings = self._settings((*_STORES, *_JUDGES)) | {
+            "EVERBUS_EDGE_HOST": HOST,
+            "EVERBUS_EDGE_PORT": str(port),
+            "EVERBUS_EDGE_DRAIN_S": str(_EDGE_DRAIN_S),
+        }
+        return [self._role(_EDGE, "edge", settings, port)]
+
+    def _role(
+        self, name: str, role: str, settings: dict[str, str], port: int = 0
+    ) -> Server:
         common = {
             "EVERBUS_DEVELOPMENT": "true",
             "EVERBUS_LOG_FORMAT": "json",
             "EVERBUS_LOG_LEVEL": "info",
         }
-        return role_server(self.data, name, role, common | self._extra | settings)
+        given = common | self._extra | settings
+
+        return role_server(self.data, name, role, given, port)
 
     def _settings(self, names: tuple[str, ...]) -> dict[str, str]:
         return {name: self._environment[name] for name in names}
@@ -216,8 +239,11 @@ def _environment(
     ports: Mapping[str, int], secrets: Mapping[str, str]
 ) -> dict[str, str]:
     redis = f"redis://{HOST}:{ports['valkey']}/0"
+    edge = (
+        {"EVERBUS_EDGE_URL": f"http://{HOST}:{ports[_EDGE]}"} if _EDGE in ports else {}
+    )
 
-    return {
+    return edge | {
         "EVERBUS_REDIS_URL": redis,
         # Direct: there is no replica set to discover.
         "EVERBUS_MONGO_URL": f"mongodb://{HOST}:{ports['secantus']}/?directConnection=true",
@@ -235,7 +261,7 @@ def _environment(
 
 def _admin_token(secret: str) -> str:
     # Late: servers alone need no PyJWT.
-    from gateway.identity import mint
+    from gateway.identity.tokens import mint
 
     return mint(
         secret,

@@ -2,8 +2,8 @@
 Settings → tiers: which stores a process uses, each behind its breaker.
 """
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import msgspec
 from bus.wire import Wire
 from compose.exits import USAGE, Failed
 from compose.settings import Settings
+from gateway.edge.below import Below
 from gateway.failpoints import FailPoint, disarmed
 from gateway.store.breaker import Breaker, GuardedCold, GuardedWarm
 from gateway.store.cold.objects import FolderCold
@@ -23,6 +24,9 @@ from gateway.store.mongo.warm import MongoWarm
 from gateway.store.pricing import Prices
 from gateway.store.reader import NoTiers, Reader
 from gateway.store.tiers import ColdTier, WarmTier
+from gateway.store.unconfirmed import Unconfirmed
+
+WARM_SIDE_S = 1.5
 
 
 def warm_tier(settings: Settings) -> WarmTier | None:
@@ -77,8 +81,12 @@ async def tiers_below(
     What managers read from the tiers below the hot one; closed with the block.
     """
     warm = warm_tier(settings)
+    outbox = outbox_of(settings)
     if warm is None:
-        yield NoTiers()
+        try:
+            yield NoTiers(outbox)
+        finally:
+            await outbox.close()
         return
     vault = vault_of(settings, fail)
     prices = Prices(
@@ -87,14 +95,47 @@ async def tiers_below(
         cold=settings.price_cold_gib_month,
     )
     counts = hot_counts(wire, settings.partitions)
-    reader = Reader(warm, vault, prices, hot_counts=counts, fail=fail)
+    reader = Reader(warm, vault, prices, hot_counts=counts, outbox=outbox, fail=fail)
     try:
         yield reader
     finally:
         await reader.close()
+        await outbox.close()
         warm.close()
         if vault is not None:
             vault.close()
+
+
+@contextmanager
+def warm_side(settings: Settings) -> Iterator[Below | None]:
+    """
+    What an edge reads while the bus is away; None if no MongoDB is configured.
+
+    Calls of a tier have a shorter deadline here: who reads has waited already.
+    """
+    hasty = settings.model_copy(
+        update={"warm_timeout_s": min(settings.warm_timeout_s, WARM_SIDE_S)}
+    )
+    warm = warm_tier(hasty)
+    if warm is None:
+        yield None
+        return
+    vault = vault_of(settings)
+    try:
+        yield Below(warm, vault)
+    finally:
+        warm.close()
+        if vault is not None:
+            vault.close()
+
+
+def outbox_of(settings: Settings) -> Unconfirmed:
+    """
+    The outboxes, for those who watch; connected when somebody does.
+    """
+    return Unconfirmed(
+        lambda: Wire(settings.redis_url, name="everbus-feed"), settings.partitions
+    )
 
 
 def hot_counts(wire: Wire, partitions: int) -> Callable[[], Any]:

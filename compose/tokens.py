@@ -34,6 +34,7 @@ def token(
     ttl: Annotated[str, typer.Option(help="Valid for so long: 90s, 15m, 24h, 7d.")] = (
         "24h"
     ),
+    tenant: Annotated[str, typer.Option(help="Whose sessions they may reach.")] = "",
 ) -> None:
     """
     Print a JWT, signed with EVERBUS_JWT_SECRET.
@@ -47,7 +48,7 @@ def token(
             "set -a; . .everbus/env; set +a",
             USAGE,
         )
-    typer.echo(_minted(settings, name, role, seconds_of(ttl)))
+    typer.echo(_minted(settings, name, role, seconds_of(ttl), tenant))
 
 
 def seconds_of(duration: str) -> int:
@@ -61,9 +62,9 @@ def seconds_of(duration: str) -> int:
     return int(parts[1]) * _SECONDS[parts[2]]
 
 
-def _minted(settings: Settings, name: str, role: Role, ttl_s: int) -> str:
+def _minted(settings: Settings, name: str, role: Role, ttl_s: int, tenant: str) -> str:
     # Late: without the extra `server` there is no PyJWT, and no need of one.
-    from gateway.identity import mint
+    from gateway.identity.tokens import mint
 
     try:
         return mint(
@@ -73,6 +74,7 @@ def _minted(settings: Settings, name: str, role: Role, ttl_s: int) -> str:
             issuer=settings.jwt_issuer,
             audience=settings.jwt_audience,
             ttl_s=ttl_s,
+            tenant=tenant,
             now=time.time(),
         )
     except ValueError as error:

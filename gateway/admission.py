@@ -93,8 +93,8 @@ def _doubtful(loaded: Mapping[str, Loaded]) -> list[str]:
     return [s for s, read in loaded.items() if not isinstance(read, EverbusError)]
 
 
-def _age(session: Session) -> tuple[datetime, int, int]:
-    return session.created_at, session.version, session.last_seq
+def _age(session: Session) -> tuple[datetime, int, int, int]:
+    return session.created_at, session.version, session.last_seq, session.notices
 
 
 def _promoted_from(replication: str) -> str:

@@ -14,15 +14,22 @@ import msgspec
 
 from bus import keys
 from bus.codec import pack
-from bus.messages import Reply, Session
+from bus.messages import Envelope, Reply, Session
 from bus.wire import Argument, Command
-from gateway.delivery import Entry, Work, without_token, without_tokens
+from gateway.delivery import (
+    Entry,
+    Work,
+    fingerprint_of,
+    without_grant,
+    without_tokens,
+)
 from gateway.errors import Disturbed, check_fenced
 from gateway.progress import Progress
 from gateway.store import hot, names
 from gateway.store.letters import MAX_KEPT_BYTES, DeadLetter
 from gateway.store.outbox import HeldReply, Record, carried, pack_records
 from gateway.store.scripts import script
+from gateway.watchers import News, Watchers
 from gateway.whereabouts import Whereabouts
 from handlers.commands import Archived, Event, NewCheckpoint, Outcome
 
@@ -46,14 +53,16 @@ class Change:
     Attributes:
         read: the session as it was when the batch began; None: there was none.
         now: the session after the batch; None: there is none.
+        said: what was appended before the session was deleted.
     """
 
-    __slots__ = ("archived", "checkpoints", "entries", "events", "now", "read")
+    __slots__ = ("archived", "checkpoints", "entries", "events", "now", "read", "said")
 
     def __init__(self, read: Session | None) -> None:
         self.read = read
         self.now = read
         self.entries: list[bytes] = []
+        self.said: list[bytes] = []
         self.events: list[Event] = []
         self.checkpoints: list[NewCheckpoint] = []
         self.archived: Archived | None = None
@@ -65,6 +74,8 @@ class Change:
         self.now = outcome.session
         self.events += outcome.events
         if outcome.session is None:
+            # Kept nowhere, but who watches hears of it before the end.
+            self.said += self.entries
             self.entries.clear()
             self.checkpoints.clear()
         elif outcome.entry is not None:
@@ -85,7 +96,7 @@ class Change:
         fields = hot.field_arguments(self.read, self.now)
         if self.read is not None and self.read.created_at != self.now.created_at:
             # Made again under its old id: nothing of it is durable yet.
-            fields += ("durable_version", 0, "durable_seq", 0)
+            fields += ("durable_version", 0, "durable_seq", 0, "durable_notices", 0)
         tail = self.now.recent_timeline
         fresh = self.entries[-len(tail) :] if tail else []
         keep = len(tail) if self.entries or self._tail_shrank() else -1
@@ -107,6 +118,7 @@ class Change:
             version=self.events[-1].version,
             last_seq=last.last_seq,
             last_active=last.last_active,
+            notices=last.notices,
             state=msgspec.structs.replace(last, recent_timeline=())
             if moved and not deleted
             else None,
@@ -116,6 +128,14 @@ class Change:
             checkpoints=tuple(self.checkpoints),
             archived=self.archived,
         )
+
+    def news(self) -> News:
+        """
+        What those are to hear of it who watch.
+        """
+        entries = [*self.said, *self.entries] if self.said else self.entries
+
+        return News(self.read, self.now, self.events, entries)
 
     def deleted_mark(self) -> str | None:
         """
@@ -138,12 +158,15 @@ class Batch:
         changes: session id → what is done to it.
         kept: `<mad>:<command id>` → the first reply, as the ledger will keep it.
         outcomes: how many commands ended how, by (kind, code).
+        traced: the commands that carry a trace, and how they ended.
         whereabouts: which instances come into sessions and leave them.
         replicating: works that are replied to when Redis's replicas have the batch,
             with their replies; until then their entries stay pending.
     """
 
-    def __init__(self, partition: int, limits: Limits) -> None:
+    def __init__(
+        self, partition: int, limits: Limits, watchers: Watchers | None = None
+    ) -> None:
         self.partition = partition
         self.changes: dict[str, Change] = {}
         self.kept: dict[str, bytes] = {}
@@ -153,12 +176,14 @@ class Batch:
         self._acks: dict[str, list[str]] = {}
         self._trims: dict[str, str] = {}
         self._replies: list[tuple[Work, int, bytes]] = []
-        self._wakes: dict[str, list[bytes | str]] = {}
+        self._wakes: dict[str, list[bytes | str | msgspec.Raw]] = {}
+        self._watchers = watchers
         self._letters: list[tuple[str, bytes]] = []
         self._forget: list[str] = []
         self._held: list[HeldReply] = []
         self.replicating: list[tuple[Work, bytes]] = []
         self.whereabouts = Whereabouts()
+        self.traced: list[tuple[Envelope, str]] = []
 
     def __bool__(self) -> bool:
         return bool(
@@ -191,8 +216,9 @@ class Batch:
         if flags & TO_LEDGER:
             self.kept[work.command] = packed
         self._replies.append((work, flags, packed))
-        if flags & TO_STREAM and work.ordinal is not None:
-            channel = keys.wake(work.entry.mad, work.ordinal.instance)
+        instance = work.instance
+        if flags & TO_STREAM and instance:
+            channel = keys.wake(work.entry.mad, instance)
             self._wakes.setdefault(channel, []).append(carried(envelope.id, packed))
 
     def hold(self, work: Work, packed: bytes) -> None:
@@ -202,10 +228,10 @@ class Batch:
         envelope = work.envelope
         if envelope is None:
             return
-        instance = work.ordinal.instance if work.ordinal else ""
+        instance = work.instance
         self._held.append(
             HeldReply(
-                stream=keys.reply(self.partition, work.entry.mad, envelope.id),
+                stream=_reply_stream(self.partition, work),
                 channel=keys.wake(work.entry.mad, instance) if instance else "",
                 command=envelope.id,
                 packed=packed,
@@ -231,12 +257,13 @@ class Batch:
             message=message,
             at_ms=at_ms,
             attempts=tuple(work.attempts),
-            envelope=None if envelope is None else without_token(envelope),
+            envelope=None if envelope is None else without_grant(envelope),
             packed=without_tokens(work.packed)[:MAX_KEPT_BYTES]
             if envelope is None
             else b"",
             principal=work.principal.name if work.principal else "",
             role=work.principal.role if work.principal else "",
+            tenant=work.principal.tenant if work.principal else "",
         )
         self._letters.append((cause, pack(letter)))
 
@@ -289,6 +316,8 @@ class Batch:
         """
         The commit call, valid while the lane's owner value is *owner*.
         """
+        if self._watchers:
+            self._push(self._watchers)
         records = [r for c in self.changes.values() if (r := c.record()) is not None]
         deleted = self._deleted()
         limits = self._limits
@@ -309,6 +338,11 @@ class Batch:
         ]
         return script("commit", self._keys(deleted), *head, *self._arguments())
 
+    def _push(self, watchers: Watchers) -> None:
+        news = ((session_id, c.news()) for session_id, c in self.changes.items())
+        for channel, told in watchers.pushes(news):
+            self._wakes.setdefault(channel, []).append(told)
+
     def _deleted(self) -> dict[str, str]:
         return {
             session_id: mark
@@ -324,9 +358,8 @@ class Batch:
         every += (names.gone(p, session_id) for session_id in deleted)
         every += (keys.ingress(p, mad) for mad in self._acks)
         for work, _, _ in self._replies:
-            identifier = work.envelope.id if work.envelope else ""
             every += (
-                keys.reply(p, work.entry.mad, identifier),
+                _reply_stream(p, work),
                 names.ledger(p, work.command),
             )
         if self.whereabouts:
@@ -372,6 +405,14 @@ def _fixed_keys(partition: int) -> tuple[str, ...]:
     )
 
 
+def _reply_stream(partition: int, work: Work) -> str:
+    identifier = work.envelope.id if work.envelope else ""
+    # A number is its instance's own; nobody else asks under it.
+    asking = "" if work.ordinal is not None else work.instance
+
+    return keys.reply(partition, work.entry.mad, identifier, asking)
+
+
 def backlog_after(reply: Any) -> int:
     """
     The outbox records that wait for the archiver, from the commit call's reply.
@@ -386,8 +427,15 @@ def backlog_after(reply: Any) -> int:
     return int(backlog)
 
 
-def packed_reply(command_id: str, body: Any) -> bytes:
+def packed_reply(work: Work, body: Any) -> bytes:
     """
     The wire form of an ok reply; *body* is a value of bus.messages or None.
     """
-    return pack(Reply(id=command_id, body=msgspec.Raw(pack(body))))
+    return pack(
+        Reply(
+            id=work.envelope.id if work.envelope else "",
+            body=msgspec.Raw(pack(body)),
+            trace=work.envelope.trace if work.envelope else "",
+            fingerprint=fingerprint_of(work),
+        )
+    )

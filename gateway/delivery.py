@@ -2,6 +2,7 @@
 What a lane was given: stream entries, and the commands in them.
 """
 
+import hashlib
 import re
 from datetime import datetime
 from functools import lru_cache
@@ -9,9 +10,9 @@ from typing import Any
 
 import msgspec
 
-from bus.codec import COMMAND_FIELD, Ordinal, ordinal_of, unpack_envelope
+from bus.codec import COMMAND_FIELD, Ordinal, ordinal_of, pack, unpack_envelope
 from bus.errors import Malformed, Rejection
-from bus.keys import GATEWAY, partition_of
+from bus.keys import EDGE, GATEWAY, partition_of
 from bus.messages import (
     MAX_COMMAND_BYTES,
     Envelope,
@@ -20,13 +21,14 @@ from bus.messages import (
     check_session_id,
 )
 from gateway.fencing import LOST_KIND
-from gateway.identity import Principal
+from gateway.identity.principal import Principal
 from handlers.commands import Attachment, Wanted
 from handlers.routes import HANDLERS
 
 # About commands and instances, not about a session: they have no handler.
 OUTCOME_KIND = "request.outcome"
 CANCEL_KIND = "request.cancel"
+WATCH_KIND = "session.watch"
 LANES_OWN = frozenset({OUTCOME_KIND, CANCEL_KIND, LOST_KIND})
 # Twice what our publisher packs into one entry.
 MAX_ENTRY_COMMANDS = 64
@@ -122,11 +124,22 @@ class Work:
         return f"{self.entry.mad}/{self.entry.id}/{self.index}"
 
     @property
+    def instance(self) -> str:
+        """
+        The instance that waits for its reply; empty if nothing tells.
+        """
+        if self.ordinal is not None:
+            return self.ordinal.instance
+        return self.envelope.wake if self.envelope is not None else ""
+
+    @property
     def mad(self) -> str:
         """
-        The MAD whose command it is.
+        The MAD whose command it is; of the edge's, whoever asked there.
         """
         envelope = self.envelope
+        if self.entry.mad == EDGE and self.principal is not None:
+            return self.principal.name
         if self.entry.mad == GATEWAY and envelope and envelope.on_behalf:
             return envelope.on_behalf.mad
         return self.entry.mad
@@ -230,6 +243,8 @@ def _lane_of(session_id: str, partitions: int) -> int:
 def _check_id(work: Work, envelope: Envelope, lane: int) -> None:
     try:
         check_command_id(envelope.id)
+        if envelope.wake:
+            check_command_id(envelope.wake)
     except Rejection as error:
         raise Malformed(str(error), cause="invalid_id") from error
     ordinal = ordinal_of(envelope.id)
@@ -241,11 +256,25 @@ def _check_id(work: Work, envelope: Envelope, lane: int) -> None:
         work.publisher = f"{work.entry.mad}:{ordinal.instance}"
 
 
-def without_token(envelope: Envelope) -> Envelope:
+def fingerprint_of(work: Work) -> bytes:
     """
-    The envelope as it may be kept: a bearer token must not lie in dead letters.
+    What tells a command of a free id from another one under that id, by anybody;
+    empty where the id is a number, which its publisher never gives twice.
     """
-    return msgspec.structs.replace(envelope, token="")
+    envelope = work.envelope
+    if envelope is None or work.ordinal is not None:
+        return b""
+    who = (work.principal.tenant, work.principal.name) if work.principal else None
+    head = pack((who, envelope.kind, envelope.session, envelope.expected_version))
+
+    return hashlib.blake2b(head + envelope.body, digest_size=8).digest()
+
+
+def without_grant(envelope: Envelope) -> Envelope:
+    """
+    The envelope as it may be kept: who asked is told beside it.
+    """
+    return msgspec.structs.replace(envelope, grant=b"")
 
 
 def without_tokens(packed: bytes) -> bytes:

@@ -19,7 +19,7 @@ import structlog
 
 from bus.errors import EverbusError
 from bus.wire import EXCHANGE_TIMEOUT_S, Command, Wire, WireFailed
-from gateway import metrics
+from gateway import metrics, tracing
 from gateway.admission import Admission
 from gateway.aside import Aside
 from gateway.batch import Batch, Limits, backlog_after
@@ -114,6 +114,7 @@ class Lane:
             self._nudge,
         )
         self._interruption: asyncio.Task[None] | None = None
+        self._judged_ns = 0
 
     def admit(self, mads: frozenset[str]) -> None:
         """
@@ -179,7 +180,8 @@ class Lane:
         await self._open()
         while True:
             works = await self._next_works()
-            batch = Batch(self.number, self._parts.limits)
+            watchers = self._settlement.watchers
+            batch = Batch(self.number, self._parts.limits, watchers)
             self._replication.stage(batch)
             await self._judge_all(works, batch)
             self._stage_trims(batch)
@@ -310,6 +312,8 @@ class Lane:
         # What waits relies on its publisher's record, which may be new.
         self._settlement.known.shrink(progress=not self._parking)
         metrics.count_commit(batch.outcomes, batch.letters, took_s)
+        if batch.traced:
+            tracing.committed(batch.traced, self.number, self._judged_ns)
         for cause in batch.letters:
             log.error("command.buried", lane=self.number, cause=cause)
 
@@ -353,6 +357,7 @@ class Lane:
         """
         if not works:
             return
+        self._judged_ns = time.time_ns()
         await self._lookup.load(works, self._now)
         self._parts.fail("after_load")
         for work in works:

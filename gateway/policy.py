@@ -2,7 +2,9 @@
 Who may do what: a table, and the decision that reads it; deny by default.
 
 Pure and without I/O. It judges before a handler runs and sees no content of a
-session but its owner and its ACL, so no refusal can give any content away.
+session but its tenant, its owner and its ACL, so no refusal can give any content
+away. A session of another tenant is not there: whoever asks for it is answered word
+for word as if there were none.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,9 +13,9 @@ from typing import Literal
 from bus.errors import Forbidden
 from bus.keys import GATEWAY
 from bus.messages import Session
-from gateway.identity import Principal, Role
+from gateway.identity.principal import Principal, Role
 
-# What a principal is to a session; absent: there is no such session.
+# What a principal is to a session; absent: there is no such session in its tenant.
 Relation = Literal["owner", "member", "stranger", "absent"]
 Relations = frozenset[Relation]
 
@@ -77,6 +79,8 @@ RULES: Mapping[str, Mapping[Role, Relations]] = {
     # It says that the cold tier holds the session: nobody else can know.
     "session.archive": _GATEWAYS,
     "session.durable": _WORK,
+    "session.broadcast": _WORK,
+    "session.watch": _WORK,
     "session.at": _WORK,
     "session.diff": _WORK,
     # Of those that the principal may see; `sees_all` says for whom that is any.
@@ -110,13 +114,15 @@ RULES: Mapping[str, Mapping[Role, Relations]] = {
 
 # These may create a session that somebody else will own.
 _FOUNDERS: frozenset[Role] = frozenset({"mad", "admin"})
+# These are about the sessions of all tenants, so whoever belongs to one may not ask.
+HOUSE_WIDE = frozenset({"session.stats"})
 # These may change the ACL of a session that is not their own, and find any.
 _OVERSEERS: frozenset[Role] = frozenset({"operator", "admin"})
 _ASK_OWNER = "ask the session's owner or an admin"
 _REMEDIES = {
     "session.archive": "ask the archiver: it archives by itself what is idle",
     "participant.lost": "ask for participant.remove",
-    "session.stats": "ask an operator or an admin",
+    "session.stats": "ask an operator or an admin who belongs to no tenant",
 }
 _NO_RULES: Mapping[Role, Relations] = {}
 
@@ -151,6 +157,9 @@ class Policy:
         """
         Let the command pass; True if the principal may change the ACL, too.
 
+        It passes for a session of another tenant as for one that is not there: whoever
+        goes on must use what `seen` gives, never *session*.
+
         Args:
             mad: the MAD on whose ingress the command came.
             session: the one it is for, None if there is none.
@@ -160,40 +169,55 @@ class Policy:
             Forbidden: no rule allows it.
         """
         role, name = principal.role, principal.name
-        relation = relation_of(name, session)
-        if relation not in RULES.get(kind, _NO_RULES).get(role, _NONE):
+        relation = relation_of(principal, session)
+        allowed = RULES.get(kind, _NO_RULES).get(role, _NONE)
+        if relation not in allowed or (principal.tenant and kind in HOUSE_WIDE):
             raise _denial(role, kind, _REMEDIES.get(kind, _ASK_OWNER))
         if role == "mad" and name != mad:
             raise _denial(role, kind, "use the token of the MAD that publishes")
         if role == "gateway" and mad != GATEWAY:
             raise _denial(role, kind, _ASK_OWNER)
-        if (
-            session is None
-            and kind == "session.create"
-            and new_owner != name
-            and role not in _FOUNDERS
-        ):
-            raise _denial(role, kind, "name yourself as its user_id")
+        if kind == "session.create" and relation == "absent":
+            _check_founding(principal, session, new_owner)
 
         return relation == "owner" or role in _OVERSEERS
 
+    def seen(self, principal: Principal, session: Session | None) -> Session | None:
+        """
+        *session*, if there is one and *principal* may know that there is.
+        """
+        return None if relation_of(principal, session) == "absent" else session
+
     def sees_all(self, principal: Principal) -> bool:
         """
-        Whether `session.list` shows all sessions, not only the principal's own and
-        those whose ACL names it.
+        Whether `session.list` shows all sessions of the principal's tenant, not only
+        its own and those whose ACL names it.
         """
         return principal.role in _OVERSEERS
 
 
-def relation_of(name: str, session: Session | None) -> Relation:
+def relation_of(principal: Principal, session: Session | None) -> Relation:
     """
-    What the principal called *name* is to *session*.
+    What *principal* is to *session*; only the gateway is of every tenant.
     """
     if session is None:
         return "absent"
-    if name == session.owner_id:
+    if principal.tenant != session.tenant and principal.role != "gateway":
+        return "absent"
+    if principal.name == session.owner_id:
         return "owner"
-    return "member" if name in session.acl else "stranger"
+    return "member" if principal.name in session.acl else "stranger"
+
+
+def _check_founding(
+    principal: Principal, session: Session | None, new_owner: str
+) -> None:
+    role, kind = principal.role, "session.create"
+    if new_owner != principal.name and role not in _FOUNDERS:
+        raise _denial(role, kind, "name yourself as its user_id")
+    if session is not None:
+        # Another tenant's: all that may be told is that this id is not to be had.
+        raise _denial(role, kind, "choose another id")
 
 
 def _denial(role: str, kind: str, remedy: str) -> Forbidden:

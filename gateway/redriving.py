@@ -87,7 +87,7 @@ def _envelope_in(letter: DeadLetter) -> Envelope:
         raise NotRedrivable("its sender wanted it applied in time or not at all")
     if letter.cause == Unauthenticated.code:
         raise NotRedrivable(
-            "its token was refused, so nobody knows who asked; its MAD has to send it "
+            "its grant was refused, so nobody knows who asked; its MAD has to send it "
             "again with a good one"
         )
     return dead
@@ -161,4 +161,5 @@ def _on_behalf(letter: DeadLetter) -> OnBehalf | None:
         mad=letter.mad,
         principal=letter.principal or letter.mad,
         role=letter.role or "mad",
+        tenant=letter.tenant,
     )

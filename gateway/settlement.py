@@ -15,10 +15,8 @@ from typing import Any, cast, get_args
 import msgspec
 import structlog
 
-from bus.codec import pack, unpack
+from bus.codec import unpack
 from bus.errors import (
-    AlreadyExists,
-    Cancelled,
     EverbusError,
     Expired,
     Invalid,
@@ -26,18 +24,29 @@ from bus.errors import (
     Rejection,
     Unavailable,
 )
-from bus.keys import GATEWAY
-from bus.messages import DURABILITIES, CommandOutcome, Envelope, Reply, Session
-from gateway.batch import TO_LEDGER, TO_STREAM, Batch, packed_reply
+from bus.keys import EDGE, GATEWAY
+from bus.messages import DURABILITIES, CommandOutcome, Envelope, Session
+from bus.tracing import trace_id_of
+from gateway.answers import Answers
+from gateway.batch import Batch, packed_reply
 from gateway.clock import Now
-from gateway.delivery import CANCEL_KIND, LANES_OWN, OUTCOME_KIND, Work
+from gateway.delivery import (
+    CANCEL_KIND,
+    LANES_OWN,
+    OUTCOME_KIND,
+    WATCH_KIND,
+    Work,
+)
 from gateway.failures import NOTED
 from gateway.fencing import LOST_KIND, InstanceLost
-from gateway.identity import GATEWAY_PRINCIPAL, Claimed, Identity, Principal, Role
+from gateway.identity.grants import Grants
+from gateway.identity.principal import GATEWAY_PRINCIPAL, Claimed, Principal, Role
 from gateway.knowledge import Knowledge, RequestOutcome
 from gateway.policy import Policy
 from gateway.standing import Standing
 from gateway.store.newborn import check_made
+from gateway.tracing import is_recorded
+from gateway.watchers import Watchers
 from gateway.whereabouts import MOVING
 from handlers.commands import Command, CreateSession, Outcome
 from handlers.routes import HANDLERS, Route
@@ -73,17 +82,18 @@ class Settlement:
         overloaded: whether writes must wait or be refused.
         tiers: whether there is a MongoDB that can hold what is committed.
         standing: which commands count no longer.
+        watchers: who is to be told of what is committed.
     """
 
     def __init__(
         self,
-        identity: Identity,
+        grants: Grants,
         policy: Policy,
         routes: Mapping[str, Route] = HANDLERS,
         *,
         tiers: bool = False,
     ) -> None:
-        self._identity = identity
+        self._grants = grants
         self._policy = policy
         self._routes = routes
         self._bodies: dict[str, type[msgspec.Struct]] = {
@@ -95,7 +105,9 @@ class Settlement:
         self.known = Knowledge()
         self.overloaded = False
         self.tiers = tiers
+        self._answers = Answers(self.known, routes, self._bodies.keys())
         self.standing = Standing(self.known, self._principal)
+        self.watchers = Watchers(self._may_watch)
 
     def holds(self, work: Work) -> bool:
         """
@@ -104,13 +116,13 @@ class Settlement:
         envelope = work.envelope
         if envelope is None or envelope.reply:
             return False
-        return self.overloaded and self._changes(envelope)
+        return self.overloaded and self._answers.changes(envelope)
 
     def writes(self, work: Work) -> bool:
         """
         Whether *work* may change its session.
         """
-        return work.envelope is not None and self._changes(work.envelope)
+        return work.envelope is not None and self._answers.changes(work.envelope)
 
     def judge(self, work: Work, batch: Batch, now: Now) -> Verdict:
         """
@@ -118,11 +130,12 @@ class Settlement:
         """
         envelope = work.envelope
         if work.trouble is not None or envelope is None:
-            return self._malformed(work, batch, now)
+            self._answers.malformed(work, batch, now)
+            return Verdict.SETTLED
         known = self.known.settled_before(work) or (
             batch.kept and work.command in batch.kept
         )
-        if known and self._changes(envelope):
+        if known and self._answers.changes(envelope):
             return self._repeated(work, envelope, batch, now)
         try:
             return self._judged(work, envelope, batch, now)
@@ -130,27 +143,41 @@ class Settlement:
             # Nobody would hear of it: an append must wait, never be lost.
             if not envelope.reply:
                 return Verdict.HELD
-            return self._rejected(work, envelope, error, batch, now)
+            self._answers.rejected(work, envelope, error, batch, now)
+            return Verdict.SETTLED
         except (Rejection, Unavailable) as error:
             # Unavailable is a tier that could not give what is wanted: no defect,
             # and whoever asks can ask again.
-            return self._rejected(work, envelope, error, batch, now)
+            self._answers.rejected(work, envelope, error, batch, now)
+            return Verdict.SETTLED
         except Exception as error:
-            log.exception("command.failed", command=envelope.id, kind=envelope.kind)
+            log.exception(
+                "command.failed",
+                command=envelope.id,
+                kind=envelope.kind,
+                trace=trace_id_of(envelope.trace),
+            )
             NOTED.count("defect")
             work.attempts.append(f"{type(error).__name__}: {error}"[:300])
             return Verdict.FAILED
+
+    def _repeated(
+        self, work: Work, envelope: Envelope, batch: Batch, now: Now
+    ) -> Verdict:
+        try:
+            if work.ordinal is None:
+                # A free id can be known to others: only who used it is answered.
+                work.principal = self._principal(work, envelope)
+            self._answers.repeated(work, envelope, batch, now)
+        except Rejection as error:
+            self._answers.rejected(work, envelope, error, batch, now)
+        return Verdict.SETTLED
 
     def bury(self, work: Work, batch: Batch, now: Now, cause: str) -> None:
         """
         Give *work* up: a dead letter, and a reply to whoever waits.
         """
-        died = work.attempts[-1] if work.attempts else "no attempt was recorded"
-        message = f"given up after {len(work.attempts)} attempts; the last: {died}"
-        batch.bury(work, cause, message, now.ms)
-        if work.envelope is not None:
-            self._refuse(work, work.envelope, EverbusError(message), batch)
-        self._settle(work, batch, now, cause)
+        self._answers.bury(work, batch, now, cause)
 
     def _judged(
         self, work: Work, envelope: Envelope, batch: Batch, now: Now
@@ -170,15 +197,29 @@ class Settlement:
         if not route.sessionless:
             batch.touch(envelope.session, session)
         command = self._command(work, envelope, principal, session, batch)
+        # From here on another tenant's session is not there, for everything.
+        seen = self._policy.seen(principal, session)
         if route.writes:
-            self._check_write(envelope, session, now)
-        outcome = route.handler(session, command, _moment(work, batch, now))
+            self._check_write(envelope, seen, now)
+        outcome = route.handler(seen, command, _moment(work, batch, now))
+        if seen is not session:
+            raise AssertionError(f"{envelope.kind} made something of no session")
+        self._note_who(work, command, batch, now)
         if outcome.wants is not None:
             work.want(outcome.wants, session)
             return Verdict.WANTS
-        if envelope.kind in MOVING:
-            batch.whereabouts.settle(work, command)
         return self._applied(work, envelope, outcome, batch, now)
+
+    def _note_who(self, work: Work, command: Command, batch: Batch, now: Now) -> None:
+        """
+        Note who comes, goes or watches by a command that its handler let pass.
+
+        Before anything is read for it: what happens meanwhile is pushed.
+        """
+        if command.kind in MOVING:
+            batch.whereabouts.settle(work, command)
+        elif command.kind == WATCH_KIND:
+            self.watchers.watch(work, command.body, now.ms / 1000)
 
     def _applied(
         self,
@@ -189,16 +230,18 @@ class Settlement:
         now: Now,
     ) -> Verdict:
         # Pack first: what cannot be packed must fail before it has an effect.
-        packed = packed_reply(envelope.id, outcome.reply) if envelope.reply else b""
+        packed = packed_reply(work, outcome.reply) if envelope.reply else b""
+        if envelope.trace and is_recorded(envelope.trace):
+            outcome = _traced(outcome, envelope.trace)
         if envelope.session in batch.changes:
             batch.changes[envelope.session].apply(outcome)
             self.known.sessions[envelope.session] = outcome.session
         if outcome.when_durable and envelope.reply:
             self._check_tiers()
-            batch.hold(work, packed)
-            self._settle(work, batch, now, "ok")
-            return Verdict.SETTLED
-        return self._answer(work, envelope, packed, batch, now)
+            self._answers.hold(work, packed, batch, now)
+        else:
+            self._answers.answer(work, envelope, packed, batch, now)
+        return Verdict.SETTLED
 
     def _check_write(
         self, envelope: Envelope, session: Session | None, now: Now
@@ -238,7 +281,9 @@ class Settlement:
             self.standing.settle_loss(work, body, batch)
         else:
             told = self.known.outcome(work.entry.mad, body.command_id, batch.kept)
-        return self._answer(work, envelope, packed_reply(envelope.id, told), batch, now)
+        self._answers.answer(work, envelope, packed_reply(work, told), batch, now)
+
+        return Verdict.SETTLED
 
     def forget(self) -> None:
         """
@@ -249,13 +294,22 @@ class Settlement:
 
     def _principal(self, work: Work, envelope: Envelope) -> Principal:
         if work.entry.mad != GATEWAY:
-            return self._identity.principal_of(envelope.token)
+            return self._grants.principal_of(work.entry.mad, envelope)
         behalf = envelope.on_behalf
         if behalf is None:
             return GATEWAY_PRINCIPAL
         if behalf.role not in get_args(Claimed):
             raise Invalid(f"no role {behalf.role[:80]!a}", field="on_behalf")
-        return Principal(behalf.principal, cast(Role, behalf.role), math.inf)
+        role = cast(Role, behalf.role)
+        return Principal(behalf.principal, role, math.inf, behalf.tenant)
+
+    def _may_watch(self, principal: Principal, mad: str, session: Session) -> bool:
+        asking = principal.name if mad == EDGE else mad
+        try:
+            self._policy.allow(principal, WATCH_KIND, asking, session)
+        except Rejection:
+            return False
+        return self._policy.seen(principal, session) is not None
 
     def _command(
         self,
@@ -278,6 +332,7 @@ class Settlement:
             session_id=envelope.session,
             mad=mad,
             principal=principal.name,
+            tenant=principal.tenant,
             body=body,
             expected_version=envelope.expected_version,
             may_share=may_share,
@@ -296,116 +351,12 @@ class Settlement:
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise Invalid(f"body is not msgpack: {error}", field="body") from error
 
-    def _changes(self, envelope: Envelope) -> bool:
-        route = self._routes.get(envelope.kind)
-        return route is not None and route.writes
 
-    def _repeated(
-        self, work: Work, envelope: Envelope, batch: Batch, now: Now
-    ) -> Verdict:
-        first = batch.kept.get(work.command) or self.known.firsts.get(work.command)
-        if envelope.reply and first is not None:
-            self._reply(work, envelope, first, batch, keep=0)
-            return self._replied(work, envelope, batch, now, "repeated")
-        if envelope.reply:
-            late = AlreadyExists(
-                f"command {envelope.id} was settled before; its first reply is no "
-                "longer kept. Read the session to see its state"
-            )
-            batch.reply(work, _refusal(envelope, late), TO_STREAM)
-        self._settle(work, batch, now, "repeated")
+def _traced(outcome: Outcome, trace: str) -> Outcome:
+    replace = msgspec.structs.replace
+    events = tuple(replace(event, trace=trace) for event in outcome.events)
 
-        return Verdict.SETTLED
-
-    def _answer(
-        self, work: Work, envelope: Envelope, packed: bytes, batch: Batch, now: Now
-    ) -> Verdict:
-        keep = TO_LEDGER if self._changes(envelope) else 0
-        if envelope.reply:
-            self._reply(work, envelope, packed, batch, keep)
-        elif keep and work.ordinal is None:
-            # A free id has no number to know it by: the ledger must.
-            batch.reply(work, packed_reply(envelope.id, None), TO_LEDGER)
-
-        return self._replied(work, envelope, batch, now, "ok")
-
-    def _reply(
-        self, work: Work, envelope: Envelope, packed: bytes, batch: Batch, keep: int
-    ) -> None:
-        """
-        Stage the reply for when the command is as durable as it asks for.
-        """
-        durability = self._durability(envelope)
-        if durability == "hot":
-            batch.reply(work, packed, TO_STREAM | keep)
-            return
-        if keep:
-            batch.reply(work, packed, keep)
-        if durability == "warm":
-            batch.hold(work, packed)
-        else:
-            batch.replicate(work, packed)
-
-    def _replied(
-        self, work: Work, envelope: Envelope, batch: Batch, now: Now, code: str
-    ) -> Verdict:
-        self._note(work, batch, now, code)
-        # Until it is replied to, the entry of a replicated command stays pending.
-        if not envelope.reply or self._durability(envelope) != "replicated":
-            batch.release(work)
-        return Verdict.SETTLED
-
-    def _durability(self, envelope: Envelope) -> str:
-        return envelope.durability if self._changes(envelope) else "hot"
-
-    def _rejected(
-        self,
-        work: Work,
-        envelope: Envelope,
-        error: EverbusError,
-        batch: Batch,
-        now: Now,
-    ) -> Verdict:
-        self._refuse(work, envelope, error, batch)
-        if not envelope.reply and not isinstance(error, Cancelled):
-            batch.bury(work, error.code, error.message, now.ms)
-        self._settle(work, batch, now, error.code)
-
-        return Verdict.SETTLED
-
-    def _malformed(self, work: Work, batch: Batch, now: Now) -> Verdict:
-        trouble = work.trouble
-        if trouble is None:
-            raise AssertionError("work is either malformed or an envelope")
-        cause = trouble.details["cause"]
-        batch.bury(work, cause, trouble.message, now.ms)
-        # To an id that is foreign to this lane there is no stream to reply on.
-        ours = work.ordinal or cause not in ("invalid_id", "wrong_partition")
-        if work.envelope is not None and ours:
-            self._refuse(work, work.envelope, trouble, batch)
-        self._settle(work, batch, now, cause)
-
-        return Verdict.SETTLED
-
-    def _refuse(
-        self, work: Work, envelope: Envelope, error: EverbusError, batch: Batch
-    ) -> None:
-        # Kept although nobody waits: request.outcome must be able to tell. A kind
-        # that we do not know may be one that changes something.
-        keep = self._changes(envelope) or envelope.kind not in self._bodies
-        flags = (TO_STREAM if envelope.reply else 0) | (TO_LEDGER if keep else 0)
-        if flags:
-            batch.reply(work, _refusal(envelope, error), flags)
-
-    def _settle(self, work: Work, batch: Batch, now: Now, code: str) -> None:
-        self._note(work, batch, now, code)
-        batch.release(work)
-
-    def _note(self, work: Work, batch: Batch, now: Now, code: str) -> None:
-        progress = self.known.sight(work)
-        kind = work.envelope.kind if work.envelope is not None else ""
-        batch.outcomes[kind if kind in self._routes else "other", code] += 1
-        batch.note(work, progress, now.ms // 1000)
+    return replace(outcome, events=events)
 
 
 def _moment(work: Work, batch: Batch, now: Now) -> datetime:
@@ -424,14 +375,3 @@ def _check_deadline(work: Work, envelope: Envelope, now: Now) -> None:
         raise Expired(
             f"deadline of {deadline} ms after arrival had passed; not applied"
         )
-
-
-def _refusal(envelope: Envelope, error: EverbusError) -> bytes:
-    return pack(
-        Reply(
-            id=envelope.id,
-            code=error.code,
-            message=error.message,
-            details=error.details,
-        )
-    )

@@ -20,7 +20,7 @@ from gateway.fencing import (
     publisher_of,
     raised,
 )
-from gateway.identity import Principal
+from gateway.identity.principal import Principal
 from gateway.knowledge import Knowledge, asked_of
 from gateway.progress import Progress
 
@@ -39,8 +39,8 @@ class Standing:
     ) -> None:
         self._known = known
         self._principal_of = principal_of
-        # `<mad>:<command id>` → the principal who takes it back.
-        self._cancelled: dict[str, str] = {}
+        # `<mad>:<command id>` → tenant and name of who takes it back.
+        self._cancelled: dict[str, tuple[str, str]] = {}
 
     def check(self, work: Work, envelope: Envelope, principal: Principal) -> None:
         """
@@ -50,7 +50,7 @@ class Standing:
             Cancelled: its principal has taken it back.
             Superseded: its instance was declared lost before it came.
         """
-        if self._cancelled and self._cancelled.get(work.command) == principal.name:
+        if self._cancelled and self._cancelled.get(work.command) == _whose(principal):
             raise Cancelled("cancelled by its sender before it was applied")
         known: Progress | None = self._known.progress.get(work.publisher or "")
         if known is None or not known.fences:
@@ -75,7 +75,7 @@ class Standing:
             if envelope is None or envelope.kind != CANCEL_KIND:
                 continue
             with suppress(Rejection):  # it will be refused when it is judged
-                by = self._principal_of(work, envelope).name
+                by = _whose(self._principal_of(work, envelope))
                 self._cancelled[cancelled_by(work)] = by
 
     def cancels(self, work: Work) -> bool:
@@ -85,7 +85,7 @@ class Standing:
         if work.envelope is None or work.command not in self._cancelled:
             return False
         with suppress(Rejection):
-            by = self._principal_of(work, work.envelope).name
+            by = _whose(self._principal_of(work, work.envelope))
             return self._cancelled[work.command] == by
         return False
 
@@ -132,3 +132,7 @@ def cancelled_by(work: Work) -> str:
     `<mad>:<command id>` of the command that the cancellation *work* takes back.
     """
     return f"{work.entry.mad}:{asked_of(work)}"
+
+
+def _whose(principal: Principal) -> tuple[str, str]:
+    return principal.tenant, principal.name

@@ -5,8 +5,6 @@ What the kinds `checkpoint.*` mean: name a state, find it again, bring it back.
 from datetime import datetime
 from typing import Any
 
-import msgspec
-
 from bus.messages import Checkpoint, Session, check_command_id
 from handlers import commands as body
 from handlers.commands import (
@@ -19,7 +17,14 @@ from handlers.commands import (
 from handlers.history import difference, digest, state_of
 from handlers.patches import check_fields, check_label
 from handlers.session import changed, later
-from handlers.steps import check_range, event_of, existing, expected, stepped
+from handlers.steps import (
+    check_range,
+    event_of,
+    existing,
+    expected,
+    noticed,
+    stepped,
+)
 
 MAX_PAGE = 1000
 # Who may see the session and who is there now is not undone by history: a restored
@@ -31,7 +36,8 @@ def create_checkpoint(
     session: Session | None, command: Command, now: datetime
 ) -> Outcome:
     """
-    Keep the present state under a name; moves no version and wakes nobody.
+    Keep the present state under a name; moves no version and wakes nobody, but is
+    noticed by those who watch.
 
     Raises:
         VersionConflict: the session has another version than expected.
@@ -51,8 +57,7 @@ def create_checkpoint(
         state=state,
         sha256=digest(state),
     )
-    # It counts as activity, so that no archiver takes what it has not seen.
-    after = msgspec.structs.replace(there, last_active=made.at)
+    after = noticed(there, now)
 
     return Outcome(
         session=after,

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from bus.events import Position
 from bus.messages import Session, State
 
 
@@ -79,8 +80,8 @@ class ArchiveSession(msgspec.Struct, frozen=True, kw_only=True):
     Only the archiver sends it; refused if anything changed since it looked.
 
     Attributes:
-        version: the version that was archived; with last_seq and moves it tells
-            whether the session is still as it was.
+        version: the version that was archived; with last_seq, notices and moves it
+            tells whether the session is still as it was.
         pointer: the key of the archive's manifest, which names its SHA-256.
         bytes: what the archive takes in the cold tier.
     """
@@ -91,6 +92,7 @@ class ArchiveSession(msgspec.Struct, frozen=True, kw_only=True):
     pointer: str
     bytes: int
     moves: int
+    notices: int = 0
 
 
 class DurableSession(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,6 +104,32 @@ class DurableSession(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     wait: bool = False
+
+
+class BroadcastSession(msgspec.Struct, frozen=True):
+    """
+    Say something to all who watch the session; moves neither version nor timeline.
+
+    Attributes:
+        message: any JSON value of at most 64 KiB.
+    """
+
+    message: Any  # JSON value
+
+
+class WatchSession(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    Read what has happened in a session behind an event.
+
+    Attributes:
+        after: the event's id; "0": everything; None: nothing but where it is now.
+        limit: 1 to 1,000 events.
+        push: tell the instance that asks of what happens from now on, for 15 s.
+    """
+
+    after: str | None = None
+    limit: int = 100
+    push: bool = False
 
 
 class AddParticipant(msgspec.Struct, frozen=True, kw_only=True):
@@ -250,6 +278,8 @@ Body = (
     | ResumeSession
     | ArchiveSession
     | DurableSession
+    | BroadcastSession
+    | WatchSession
     | AddParticipant
     | RemoveParticipant
     | LostParticipant
@@ -293,6 +323,7 @@ class Command(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     Attributes:
         mad: the MAD on whose ingress it came.
         principal: who asked, from the verified token.
+        tenant: that principal's tenant; empty in a house without tenants.
         may_share: whether that principal may change the session's ACL.
         sees_all: whether that principal may find sessions that it has no part in.
         given: what an earlier outcome of the same command wanted, read from the
@@ -306,6 +337,7 @@ class Command(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     mad: str
     principal: str
     body: Any  # the kind's Body; narrowed by the handler it is routed to
+    tenant: str = ""
     expected_version: int | None = None
     may_share: bool = False
     sees_all: bool = False
@@ -323,6 +355,10 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         at: when; None for an append, whose entry tells.
         patch: the merge patch (RFC 7396) from the state before to the one after,
             for every kind that moves the version: together they are the history.
+        notices: the session's notices after it; see `bus.events`.
+        message: what was said, of a broadcast.
+        trace: W3C traceparent of the command, if its spans are recorded; told to the
+            archiver, kept nowhere.
     """
 
     kind: str
@@ -333,6 +369,9 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     seq: int = 0
     at: datetime | None = None
     patch: dict[str, Any] | None = None  # JSON values
+    notices: int = 0
+    message: Any = None  # JSON value
+    trace: str = ""
 
 
 class NewCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -461,6 +500,20 @@ class CheckpointState(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint_id: str
 
 
+class EventsAfter(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    What happened behind *after*, up to *through*, where the session is now; given as
+    an EventPage, done if it reaches *through*.
+
+    Attributes:
+        limit: how many events at most, 1 to 1,000.
+    """
+
+    after: Position
+    through: Position
+    limit: int
+
+
 class FoundSessions(msgspec.Struct, frozen=True, kw_only=True):
     """
     A page of sessions; given as a SessionPage.
@@ -468,10 +521,12 @@ class FoundSessions(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         visible_to: only sessions of which this principal is owner or member;
             empty: all.
+        tenant: only sessions of this tenant; empty: those of none.
     """
 
     query: ListSessions
     visible_to: str
+    tenant: str = ""
 
 
 class Statistics(msgspec.Struct, frozen=True):
@@ -487,6 +542,7 @@ Wanted = (
     | ChangesBetween
     | CheckpointsOf
     | CheckpointState
+    | EventsAfter
     | FoundSessions
     | Statistics
 )

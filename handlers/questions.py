@@ -39,9 +39,15 @@ def session_at(session: Session | None, command: Command, now: datetime) -> Outc
     wanted: body.SessionAt = command.body
     _check_version("version", wanted.version, there)
 
-    return _answered(
+    answer = _answered(
         there, command, StateAt(version=wanted.version, current=there.version)
     )
+    if answer.reply is None or answer.reply.tenant == there.tenant:
+        return answer
+    # History does not tell the tenant, which never changes.
+    then = msgspec.structs.replace(answer.reply, tenant=there.tenant)
+
+    return msgspec.structs.replace(answer, reply=then)
 
 
 def diff_session(session: Session | None, command: Command, now: datetime) -> Outcome:
@@ -87,6 +93,7 @@ def list_sessions(session: Session | None, command: Command, now: datetime) -> O
     found = FoundSessions(
         query=msgspec.structs.replace(wanted, **times),
         visible_to="" if command.sees_all else command.principal,
+        tenant=command.tenant,
     )
     return _answered(None, command, found)
 

@@ -21,6 +21,7 @@ from handlers.checkpoints import (
     restore_checkpoint,
 )
 from handlers.commands import Command, Outcome
+from handlers.live import broadcast_session, watch_session
 from handlers.participants import (
     add_participant,
     lost_participant,
@@ -65,6 +66,8 @@ HANDLERS: Mapping[str, Route] = {
     "session.resume": Route(body.ResumeSession, resume_session),
     "session.archive": Route(body.ArchiveSession, archive_session),
     "session.durable": Route(body.DurableSession, durable_session, writes=False),
+    "session.broadcast": Route(body.BroadcastSession, broadcast_session),
+    "session.watch": Route(body.WatchSession, watch_session, writes=False),
     "session.at": Route(body.SessionAt, session_at, writes=False),
     "session.diff": Route(body.DiffSession, diff_session, writes=False),
     "session.list": Route(

@@ -16,10 +16,10 @@ RECENT_ENTRIES = 20
 HOT_BYTES = 48 * 1024
 # The recent timeline takes at most this much of it, and gives way to the state.
 TAIL_BYTES = 24 * 1024
-# What appending, suspending and resuming can add to the state's size: a longer seq,
-# version, time and state. They are never refused for their size, so they must not
-# push the state over the bound.
-_GROWTH_BYTES = 24
+# What appending, suspending, resuming and broadcasting can add to the state's size: a
+# longer seq, version, count of notices, time and state. They are never refused for
+# their size, so they must not push the state over the bound.
+_GROWTH_BYTES = 32
 
 _encode = msgspec.msgpack.Encoder().encode
 

@@ -36,9 +36,8 @@ def create_session(session: Session | None, command: Command, now: datetime) -> 
     wanted: body.CreateSession = command.body
     check_name(wanted.user_id, "user_id")
     if session is None:
-        created = new_session(
-            command.session_id, wanted.user_id, command.principal, now
-        )
+        begun = new_session(command.session_id, wanted.user_id, command.principal, now)
+        created = msgspec.structs.replace(begun, tenant=command.tenant)
         return stepped(None, created, command, "session.created", state_of(created))
     if wanted.or_get:
         return unchanged(session)
@@ -159,9 +158,10 @@ def archive_session(
     """
     there = existing(session, command)
     wanted: body.ArchiveSession = command.body
-    seen = (wanted.version, wanted.last_seq)
+    seen = (wanted.version, wanted.last_seq, wanted.notices)
+    counts = (there.version, there.last_seq, there.notices)
     idle_since = check_time("idle_since", wanted.idle_since)
-    if seen != (there.version, there.last_seq) or there.last_active >= idle_since:
+    if seen != counts or there.last_active >= idle_since:
         raise _was_active(there)
     event = event_of("session.archived", command, there)
     archived = Archived(

@@ -10,7 +10,7 @@ import msgspec
 from bus.errors import Invalid, NotFound, VersionConflict
 from bus.messages import Session
 from handlers.commands import Command, Event, Outcome
-from handlers.session import moved
+from handlers.session import later, moved
 
 
 def existing(session: Session | None, command: Command) -> Session:
@@ -81,6 +81,17 @@ def resumed(there: Session, command: Command, now: datetime) -> tuple[Session, E
     return after, event_of("session.resumed", command, after, {"state": "active"})
 
 
+def noticed(there: Session, now: datetime) -> Session:
+    """
+    The session after something that moves neither its version nor its timeline.
+
+    It counts as activity, so that no archiver takes what it has not seen.
+    """
+    return msgspec.structs.replace(
+        there, notices=there.notices + 1, last_active=later(there, now)
+    )
+
+
 def event_of(
     kind: str, command: Command, after: Session, patch: dict[str, Any] | None = None
 ) -> Event:
@@ -94,6 +105,7 @@ def event_of(
         principal=command.principal,
         version=after.version,
         seq=after.last_seq,
+        notices=after.notices,
         at=after.last_active,
         patch=patch,
     )

@@ -51,6 +51,7 @@ def append_timeline(
         principal=command.principal,
         version=after.version,
         seq=after.last_seq,
+        notices=after.notices,
     )
     return Outcome(
         session=after,

@@ -2,12 +2,15 @@
 Valid values with one line each, so that a test names only what it is about.
 """
 
+import time
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
 from bus.messages import SCHEMA, Envelope, Session
+from gateway.identity.grants import Grants, derived_key
+from gateway.identity.principal import Principal, Role
 from handlers.commands import Command
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
@@ -19,10 +22,37 @@ def an_envelope(
     """
     An envelope as the SDK would make it; *body* is packed, `{}` by default.
     """
-    known: dict[str, Any] = {"v": SCHEMA, "id": "i1.0.1", "token": "t"}
+    known: dict[str, Any] = {"v": SCHEMA, "id": "i1.0.1", "grant": b"g"}
     packed = msgspec.Raw(msgspec.msgpack.encode({} if body is None else body))
 
     return Envelope(**known | fields, kind=kind, session=session, body=packed)
+
+
+def an_unsent(kind: str, **fields: Any) -> Envelope:
+    """
+    An envelope as a publisher is given it: without an id and without a grant.
+    """
+    return an_envelope(kind, **{"id": "", "grant": b""} | fields)
+
+
+def sealed_grant(
+    secret: str,
+    name: str,
+    role: Role,
+    *,
+    mad: str,
+    instance: str = "",
+    tenant: str = "",
+    ttl_s: float = 600,
+) -> bytes:
+    """
+    A grant as managers that share the JWT secret *secret* give it to an instance.
+
+    For commands under ids that are no numbers, any *instance* will do.
+    """
+    principal = Principal(name, role, time.time() + ttl_s, tenant)
+
+    return Grants(derived_key(secret)).for_instance(principal, mad, instance)
 
 
 def a_session(**fields: Any) -> Session:

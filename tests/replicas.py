@@ -25,15 +25,17 @@ import redis.asyncio
 from archiver.confirmation import Terms, confirmations, entry_of
 from bus import Mad, Unavailable, connect, keys
 from bus.messages import SCHEMA, TimelineEntry
-from compose.roles import lane_parts
+from compose.roles import beside, grants_of, identity_of, lane_parts
 from compose.settings import Settings, load_settings
-from gateway.identity import mint
+from gateway.granting import Granting
+from gateway.identity.tokens import mint
 from gateway.replica import Replica
 from gateway.store import names
 from gateway.store.outbox import VALUE_FIELD, unpack_records
 from gateway.store.reader import NoTiers
 from handlers.commands import Event
 from handlers.routes import HANDLERS
+from tests.builders import sealed_grant
 from tests.servers import inherited
 
 HOUSE = Path(__file__).parent.parent
@@ -63,6 +65,15 @@ def a_token(name: str = "ada", role: str = "admin") -> str:
         ttl_s=3600,
         now=time.time(),
     )
+
+
+def a_grant(
+    name: str = "ada", role: str = "admin", *, mad: str = "fiedler", **fields: Any
+) -> bytes:
+    """
+    What they give for such a token to *mad*, for commands published by hand.
+    """
+    return sealed_grant(SECRET, name, role, mad=mad, **fields)
 
 
 def settings_of(url: str, **settings: Any) -> dict[str, str]:
@@ -225,7 +236,8 @@ async def replica_here(
     url: str, *, routes=HANDLERS, tiers=None, name: str = "here", **settings: Any
 ) -> AsyncIterator[Replica]:
     """
-    A replica in this process, whose handlers and metrics a test can reach.
+    A replica in this process, whose handlers and metrics a test can reach; it gives
+    grants, too.
     """
     chosen: Settings = load_settings(settings_of(url, **settings))
     async with redis.asyncio.from_url(url) as client:
@@ -234,10 +246,12 @@ async def replica_here(
         await client.hsetnx(keys.MADS, keys.GATEWAY, "{}")
     parts = lane_parts(chosen, chosen.partitions, tiers or NoTiers(), routes)
     replica = Replica(name, parts, ttl_ms=chosen.lane_ttl_ms)
+    granting = Granting(url, identity_of(chosen), grants_of(chosen))
     stop = asyncio.Event()
     serving = asyncio.create_task(replica.run(stop))
     try:
-        yield replica
+        async with beside(granting.run(), stop):
+            yield replica
     finally:
         stop.set()
         async with asyncio.timeout(15):

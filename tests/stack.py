@@ -27,6 +27,7 @@ from compose.folder import free_port
 from compose.processes import Server, start
 from compose.servers import BUCKET, nanio_server, secantus_server, valkey_server
 from compose.settings import Settings, load_settings
+from compose.tiers import outbox_of
 from gateway.failpoints import FailPoint, disarmed
 from gateway.store import names
 from gateway.store.pricing import Prices
@@ -174,7 +175,8 @@ class Stack:
         """
         chosen = self.settings(**settings)
         warm, vault = tiers_here(chosen, fail)
-        reader = Reader(warm, vault, Prices(), fail=fail)
+        outbox = outbox_of(chosen)
+        reader = Reader(warm, vault, Prices(), outbox=outbox, fail=fail)
         try:
             async with replica_here(
                 self.bus.url, tiers=reader, **self.chosen(**settings)
@@ -182,6 +184,7 @@ class Stack:
                 yield
         finally:
             await reader.close()
+            await outbox.close()
             warm.close()
             vault.close()
 

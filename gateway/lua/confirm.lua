@@ -13,8 +13,8 @@ KEYS  1 outbox  2 backlog, then S times: session hash, recent list, gone mark; t
 ARGV  1 group  2 reply TTL ms  3, 4 the hash's state field of a dormant session and
       of an archived one  5 S  6 N, then
       S times: the hash's created_at field ('': it was only deleted), version,
-        last_seq, TTL of the hot copy in ms, 1 if it was archived (else 0), the
-        mark of its deletion ('' if it was not deleted);
+        last_seq, notices, TTL of the hot copy in ms, 1 if it was archived (else 0),
+        the mark of its deletion ('' if it was not deleted);
       N times: entry id, how many records it holds, reply count, the replies,
         wake-up count, then channel and message of each
 Returns  the records still unconfirmed
@@ -55,18 +55,21 @@ end
 for _ = 1, tonumber(ARGV[5]) do
   local hash, recent, gone = KEYS[key], KEYS[key + 1], KEYS[key + 2]
   key = key + 3
-  local life, version, seq = take(), take(), take()
+  local life, version, seq, notices = take(), take(), take(), take()
   local ttl, is_archived, mark = take(), take(), take()
   if mark ~= '' and redis.call('GET', gone) == mark then
     redis.call('DEL', gone)
   end
   if life ~= '' then
     local told = redis.call('HMGET', hash, 'created_at', 'version', 'last_seq',
-      'durable_version', 'durable_seq', 'state')
+      'durable_version', 'durable_seq', 'state', 'notices', 'durable_notices')
+    -- Not in copies that are older than notices.
+    local noticed = told[7] or '0'
     if told[1] == life then
       note(hash, 'durable_version', told[4], version, told[2])
       note(hash, 'durable_seq', told[5], seq, told[3])
-      if told[2] == version and told[3] == seq then
+      note(hash, 'durable_notices', told[8], notices, noticed)
+      if told[2] == version and told[3] == seq and noticed == notices then
         release(hash, recent, gone, told[6], ttl, is_archived)
       end
     end

@@ -216,6 +216,8 @@ class GuardedWarm(_Guarded[WarmTier]):
     find = _through(WarmTier.find)
     counts = _through(WarmTier.counts)
     changes = _through(WarmTier.changes)
+    events = _through(WarmTier.events)
+    appended_by = _through(WarmTier.appended_by)
     snapshot = _through(WarmTier.snapshot)
     checkpoints = _through(WarmTier.checkpoints)
     checkpoint = _through(WarmTier.checkpoint)

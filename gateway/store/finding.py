@@ -96,13 +96,14 @@ def checkpoint_place(before: str) -> int:
     )
 
 
-def fits(session: Session, query: ListSessions, visible_to: str) -> bool:
+def fits(session: Session, query: ListSessions, visible_to: str, tenant: str) -> bool:
     """
     Whether *session* is as *query* wants it, but for its words.
     """
     at = session.last_active
     return (
-        query.owner in (None, session.owner_id)
+        session.tenant == tenant
+        and query.owner in (None, session.owner_id)
         and (query.participant is None or query.participant in session.participants)
         and query.state in (None, session.state)
         and (query.tag is None or query.tag in session.tags)

@@ -1,10 +1,11 @@
 """
 The hot tier's form of a session: a Redis hash and a list of recent entries.
 
-`version`, `last_seq` are decimal text, so that a script can compare them; every
-other field is msgpack on its own, so that a commit writes only what changed.
-Three fields are no part of the session: `durable_version` and `durable_seq` (what
-MongoDB holds of it), and `checked` (when it was last compared with MongoDB).
+`version`, `last_seq`, `notices` are decimal text, so that a script can compare them;
+every other field is msgpack on its own, so that a commit writes only what changed.
+Four fields are no part of the session: `durable_version`, `durable_seq` and
+`durable_notices` (what MongoDB holds of it), and `checked` (when it was last compared
+with MongoDB).
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,7 +21,7 @@ from bus.wire import Argument, Command, Wire
 from gateway.store import names
 from gateway.store.scripts import script
 
-_PLAIN = ("version", "last_seq")
+_PLAIN = ("version", "last_seq", "notices")
 _ELSEWHERE = frozenset({"id", "recent_timeline", "full_context", "archival_status"})
 FIELDS = tuple(name for name in Session.__struct_fields__ if name not in _ELSEWHERE)
 _TYPES = {field.name: field.type for field in msgspec.structs.fields(Session)}
@@ -127,6 +128,7 @@ def admit_command(
     fields: list[Argument] = [
         *field_arguments(None, session),
         *("durable_version", session.version, "durable_seq", session.last_seq),
+        *("durable_notices", session.notices),
         *("checked", checked_ms),
     ]
     return script(

@@ -33,10 +33,11 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         entry: id of the stream entry it came in.
         cause: stable word for grouping, for example `unknown_kind`, `poison`.
         attempts: what each failed attempt died of, oldest first.
-        envelope: the command without its token, if it could be decoded.
+        envelope: the command without its grant, if it could be decoded.
         packed: the undecodable bytes as they came, at most 64 KiB of them.
-        principal: who asked, if the token was good; else empty.
+        principal: who asked, if the grant was good; else empty.
         role: that principal's role, else empty.
+        tenant: that principal's tenant.
     """
 
     mad: str
@@ -50,6 +51,7 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     packed: bytes = b""
     principal: str = ""
     role: str = ""
+    tenant: str = ""
 
 
 class LetterId(NamedTuple):

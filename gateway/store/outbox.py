@@ -37,6 +37,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     version: int
     last_seq: int
     last_active: datetime
+    notices: int = 0
     state: Session | None = None
     entries: tuple[msgspec.Raw, ...] = ()
     events: tuple[Event, ...] = ()

@@ -15,15 +15,18 @@ from bus.messages import Session, Stats, TierStats
 from gateway.failpoints import FailPoint, disarmed
 from gateway.store.catchup import CatchUp
 from gateway.store.cold.vault import Vault
+from gateway.store.feed import Below, Feed
 from gateway.store.past import Past
 from gateway.store.pricing import Prices, monthly
 from gateway.store.returning import Loaded, Returning
 from gateway.store.tiers import Held, WarmCounts, WarmTier
 from gateway.store.timeline import NO_VAULT, Timeline
+from gateway.store.unconfirmed import Unconfirmed
 from handlers.commands import (
     ChangesBetween,
     CheckpointsOf,
     CheckpointState,
+    EventsAfter,
     FoundSessions,
     FullContext,
     StateAt,
@@ -49,7 +52,13 @@ def _utc_now() -> datetime:
 class NoTiers:
     """
     Stands for the tiers below where none is configured: nothing is there.
+
+    Args:
+        outbox: where everything that was committed lies, as nobody takes it away.
     """
+
+    def __init__(self, outbox: Unconfirmed | None = None) -> None:
+        self._feed = None if outbox is None else Feed(outbox, None)
 
     async def load_each(
         self, session_ids: Sequence[str], found: Callable[[str, Loaded], None]
@@ -62,11 +71,14 @@ class NoTiers:
 
     async def answer(self, session: Session | None, wanted: Wanted) -> Any:
         """
-        Refuse; what the hot tail has, the handlers know without asking.
+        What happened in a session, as long as the outbox has it; refuse all else:
+        what the hot tail has, the handlers know without asking.
 
         Raises:
-            Unavailable: always, with the remedy.
+            Unavailable: with the remedy.
         """
+        if self._feed and session and isinstance(wanted, EventsAfter):
+            return await self._feed.page(session, wanted, CatchUp(0.0))
         raise Unavailable(
             f"{_asked(wanted)} is below the hot tier, and this manager has no MongoDB; "
             "set EVERBUS_MONGO_URL"
@@ -86,6 +98,8 @@ class Reader:
         vault: None if no cold tier is configured.
         hot_counts: what tells the hot tier's part of the statistics; without it
             they have none.
+        outbox: where what MongoDB does not hold yet is; without it, what happens in
+            sessions is told when MongoDB holds it.
         catch_up_s: how long an answer may wait for the archiver.
         now: the time, for the audit.
         fail: see `gateway.store.returning`.
@@ -98,6 +112,7 @@ class Reader:
         prices: Prices,
         hot_counts: HotCounts | None = None,
         *,
+        outbox: Unconfirmed | None = None,
         catch_up_s: float = CATCH_UP_S,
         now: Callable[[], datetime] = _utc_now,
         fail: FailPoint = disarmed,
@@ -109,6 +124,7 @@ class Reader:
         self._catch_up_s = catch_up_s
         self._timeline = Timeline(warm, vault)
         self._past = Past(warm)
+        self._feed = Feed(outbox, Below(warm, self._timeline))
         self._returning = Returning(warm, vault, self._timeline, now, fail)
 
     async def load(self, session_ids: Sequence[str]) -> dict[str, Loaded]:
@@ -160,7 +176,8 @@ class Reader:
         """
         match wanted:
             case FoundSessions():
-                return await self._warm.find(wanted.query, wanted.visible_to)
+                seen_by = (wanted.visible_to, wanted.tenant)
+                return await self._warm.find(wanted.query, *seen_by)
             case Statistics():
                 return await self._stats()
         if session is None:
@@ -184,6 +201,8 @@ class Reader:
                 return await self._past.at(session, wanted, catch_up)
             case ChangesBetween():
                 return await self._past.between(session, wanted, catch_up)
+            case EventsAfter():
+                return await self._feed.page(session, wanted, catch_up)
             case CheckpointsOf():
                 return await self._warm.checkpoints(
                     session.id, session.created_at, wanted.before, wanted.limit

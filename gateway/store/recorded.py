@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from bus.events import DELETED, UNSEEN
 from bus.messages import Checkpoint, Session
 from gateway.store.outbox import Record
 from gateway.store.tiers import SNAPSHOT_EVERY
@@ -14,10 +15,55 @@ from handlers.commands import Event, NewCheckpoint
 from handlers.history import difference, digest
 from handlers.session import merge
 
+APPENDED = "timeline.appended"
+CREATED = "session.created"
+
 # Incremental checkpoints in a row; the next one is kept as a full one.
 CHAIN = 20
 # What makes a stub; the rest of it is what listing needs.
 COLD_FIELDS = ("context_summary", "work_in_progress", "fields")
+
+
+def own_events(record: Record) -> tuple[Event, ...]:
+    """
+    What happened in the record's own life: one commit may end a session and begin
+    another one under its id.
+    """
+    begun = [n for n, event in enumerate(record.events) if event.kind == CREATED]
+
+    return record.events[begun[-1] :] if begun else record.events
+
+
+def is_notice(event: Event) -> bool:
+    """
+    Whether *event* moved the session's notices, and nothing else. Checkpoints that
+    are older than notices have moved nothing.
+    """
+    if event.patch is not None or event.at is None or event.notices == 0:
+        return False
+    return event.kind not in UNSEEN and event.kind != DELETED
+
+
+def in_order(
+    steps: Iterable[Event], notices: Iterable[Event], before: int
+) -> list[Event]:
+    """
+    Steps of the version and *notices*, in the order in which they happened.
+
+    Args:
+        before: how many notices there were before all of them. A step that tells of
+            fewer is older than notices, or was made by a manager that is.
+    """
+    # A notice stands behind the step that led to its version.
+    events = sorted(
+        (*steps, *notices), key=lambda e: (e.version, e.patch is None, e.notices)
+    )
+    for n, event in enumerate(events):
+        if event.notices < before:
+            events[n] = msgspec.structs.replace(event, notices=before)
+        before = events[n].notices
+
+    return events
 
 
 def is_kept(event: Event) -> bool:
@@ -35,7 +81,7 @@ def is_due(record: Record) -> bool:
     """
     if record.state is None:
         return False
-    steps = [event.version for event in record.events if event.patch is not None]
+    steps = [e.version for e in own_events(record) if e.patch is not None]
     before = min(steps, default=record.version) - 1
 
     return before // SNAPSHOT_EVERY != record.version // SNAPSHOT_EVERY
@@ -48,7 +94,7 @@ def context_patches(records: Iterable[Record], after: int) -> list[Any]:
     return [
         event.patch["full_context"]
         for record in records
-        for event in record.events
+        for event in own_events(record)
         if event.version > after and event.patch and "full_context" in event.patch
     ]
 
@@ -74,20 +120,21 @@ def stub_of(session: Session) -> Session:
     )
 
 
-def entombed(record: Record, version: int, last_seq: int) -> str:
+def entombed(record: Record, version: int, last_seq: int, notices: int) -> str:
     """
-    Why *record* is refused by a stub, which has this version and last seq; empty:
-    it tells nothing newer, so it is a repeat.
+    Why *record* is refused by a stub, which has these counts; empty: it tells
+    nothing newer, so it is a repeat.
 
     Nothing may follow an archived state before the session has returned: the stub
     lacks what would have to be changed.
     """
-    if record.version <= version and record.last_seq <= last_seq:
+    there = (version, last_seq, notices)
+    told = (record.version, record.last_seq, record.notices)
+    if all(new <= old for new, old in zip(told, there, strict=True)):
         return ""
     return (
-        f"session {record.session} is in the cold tier at version {version}, seq "
-        f"{last_seq}; version {record.version}, seq {record.last_seq} cannot follow "
-        "before it has returned"
+        f"session {record.session} is in the cold tier at version, seq, notices "
+        f"{there}; {told} cannot follow before it has returned"
     )
 
 

@@ -215,15 +215,19 @@ def _check_same(stub: Held, manifest: Manifest, session: Session) -> None:
         Corrupted: it is of another session, life or time.
     """
     there = stub.session
-    wanted = (there.id, there.created_at, there.version, there.last_seq)
-    found = (session.id, session.created_at, session.version, session.last_seq)
-    if found != wanted or manifest.last_seq != stub.through:
+    if _counts(session) != _counts(there) or manifest.last_seq != stub.through:
         with alarm(stub.pointer):
             raise corrupted(
                 stub.pointer,
                 f"holds version {session.version} with {manifest.last_seq} entries, "
                 f"not version {there.version} with {stub.through} of {there.id}",
             )
+
+
+def _counts(session: Session) -> tuple[object, ...]:
+    life = (session.id, session.created_at)
+
+    return (*life, session.version, session.last_seq, session.notices)
 
 
 def _audit(stub: Held, now: datetime) -> Record:
@@ -236,6 +240,7 @@ def _audit(stub: Held, now: datetime) -> Record:
         principal="gateway",
         version=session.version,
         seq=session.last_seq,
+        notices=session.notices,
         at=now,
     )
     return Record(
@@ -244,5 +249,6 @@ def _audit(stub: Held, now: datetime) -> Record:
         version=session.version,
         last_seq=session.last_seq,
         last_active=session.last_active,
+        notices=session.notices,
         events=(event,),
     )

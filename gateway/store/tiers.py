@@ -24,7 +24,7 @@ from bus.messages import (
     SessionPage,
 )
 from gateway.store.outbox import Record
-from handlers.commands import ListSessions
+from handlers.commands import Event, ListSessions
 
 SNAPSHOT_EVERY = 256
 
@@ -156,9 +156,10 @@ class WarmTier(Protocol):
         never take are returned with the reason.
 
         Only ever forward: a session gives way to a later life or a higher version
-        (of its timeline: a higher last_seq), entries and events are inserted
-        once. A record with `archived` makes the session a stub if its version,
-        last_seq and moves are the record's, else it is a repeat.
+        (its last_seq, notices and last_active each to a higher one), entries and
+        events are inserted once. A record with `archived` makes the session a stub
+        if its version, last_seq, notices and moves are the record's, else it is a
+        repeat.
         """
         ...
 
@@ -230,8 +231,8 @@ class WarmTier(Protocol):
 
     async def swap(self, before: Held, after: Held) -> bool:
         """
-        Put *after* in the place of *before*, if life, version, last_seq, moves and
-        archival_status still are those of *before*; whether that was done.
+        Put *after* in the place of *before*, if life, version, last_seq, notices,
+        moves and archival_status still are those of *before*; whether that was done.
         """
         ...
 
@@ -248,12 +249,14 @@ class WarmTier(Protocol):
         """
         ...
 
-    async def find(self, query: ListSessions, visible_to: str) -> SessionPage:
+    async def find(
+        self, query: ListSessions, visible_to: str, tenant: str = ""
+    ) -> SessionPage:
         """
         Sessions that fit, latest activity first; see `ListSessions`.
 
         *visible_to*: only those of which this principal is owner or in the ACL;
-        empty: all.
+        empty: all. *tenant*: only those of this tenant; empty: those of none.
         """
         ...
 
@@ -270,6 +273,27 @@ class WarmTier(Protocol):
         The steps to versions *after* + 1 to *through*, ascending.
 
         Callers ask for 1,000 at most.
+        """
+        ...
+
+    async def events(
+        self, session_id: str, life: datetime, after: tuple[int, int], limit: int
+    ) -> Sequence[Event]:
+        """
+        What happened behind a version and so many notices (*after*), in its order:
+        the first *limit* of what is held. Neither appends nor moves between tiers
+        are among it.
+
+        Callers ask for 1,000 at most.
+        """
+        ...
+
+    async def appended_by(
+        self, session_id: str, life: datetime, first: int, last: int
+    ) -> dict[int, tuple[str, str]]:
+        """
+        Seq → command id and principal of the entries *first* to *last*, as far as it
+        knows them: entries that were put back lack them.
         """
         ...
 

@@ -125,6 +125,14 @@ class Timeline:
         """
         return await self._read(session, first, session.last_seq, catch_up, known)
 
+    async def held(self, session: Session, first: int, last: int) -> list[bytes] | None:
+        """
+        The entries *first* to *last*, packed; None if one is in neither tier.
+
+        Raises: as `page`.
+        """
+        return await self._held(session, first, last, None)
+
     async def _read(
         self,
         session: Session,

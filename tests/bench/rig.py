@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from bus.wire import Wire
-from gateway.identity import mint
+from gateway.identity.tokens import mint
 from tests.servers import RealServer, valkey
 
 SECRET = "bench-secret-that-is-long-enough-for-hs256"

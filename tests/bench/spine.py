@@ -41,7 +41,6 @@ class Spine:
 
     def __init__(self, mad: Mad, url: str, server: int, worker: int) -> None:
         self._mad = mad
-        self._token = rig.token(mad.name)
         self._wire = Wire(url)
         self._client = watch_loop.client_for(url)
         self._server = server
@@ -192,7 +191,6 @@ class Spine:
             kind=kind,
             session=session_id,
             body=msgspec.Raw(body),
-            token=self._token,
         )
         partition = keys.partition_of(session_id, rig.PARTITIONS)
         while True:

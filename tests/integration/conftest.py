@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -21,13 +22,14 @@ import gateway.store.cold.sealing
 from bus import Mad, connect, keys
 from bus.codec import pack_envelope, unpack_reply
 from bus.messages import Envelope, Reply, TimelineEntry
-from compose.roles import run_manager
+from compose.roles import beside, grants_of, identity_of, run_manager
 from compose.settings import load_settings
-from gateway.identity import mint
+from gateway.granting import Granting
+from gateway.identity.tokens import mint
 from gateway.store import names
 from gateway.store.letters import DeadLetter, letter_of
 from gateway.store.outbox import Record, unpack_records
-from tests.builders import an_envelope
+from tests.builders import an_envelope, sealed_grant
 from tests.replicas import a_client
 from tests.servers import DEBIAN_REDIS, RealServer, debian_redis, valkey
 from tests.stack import CHUNK_ENTRIES, Stack, a_stack
@@ -72,6 +74,33 @@ def a_token(name: str, role: str = "mad", *, ttl_s: float = 600) -> str:
         ttl_s=ttl_s,
         now=time.time(),
     )
+
+
+def a_grant(name: str, role: str = "mad", *, mad: str = "", **fields: Any) -> bytes:
+    """
+    What those managers give for such a token, for commands published by hand: on the
+    ingress of *mad*, which is that of the MAD *name* if none is given.
+    """
+    return sealed_grant(SECRET, name, role, mad=mad or name, **fields)  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def only_grants(url: str) -> AsyncIterator[None]:
+    """
+    Managers that answer to tokens and to nothing else: their lanes stand still.
+    """
+    settings = load_settings({"EVERBUS_JWT_SECRET": SECRET})
+    granting = Granting(url, identity_of(settings), grants_of(settings))
+    async with (
+        beside(granting.run(), asyncio.Event()),
+        redis.asyncio.from_url(url) as client,
+    ):
+
+        async def listening() -> bool:
+            return await client.pubsub_numpat() > 0
+
+        await until(listening, "somebody answers to tokens")
+        yield
 
 
 @asynccontextmanager

@@ -3,23 +3,30 @@ The users that `everbus acl` describes: what they can do on a real server, and n
 """
 
 import asyncio
+import time
+from functools import partial
 
 import pytest
 import pytest_asyncio
 from redis.exceptions import ResponseError
 
 from bus import connect, keys
+from bus.connection import joined
 from bus.errors import Forbidden
+from bus.requests import Acting
 from bus.wire import Wire, error_word
 from compose.acl import mad_rules, role_rules
 from compose.bus_url import url_for_user
 from compose.mad_users import set_user
 from compose.roles import run_archiver
 from compose.settings import load_settings
+from gateway.identity.grants import Grants, derived_key
+from gateway.identity.principal import Principal
 from gateway.store import leases, names
 from tests.integration.conftest import (
     ON_EACH_SERVER,
     PARTITIONS,
+    SECRET,
     a_replica,
     a_token,
     until,
@@ -40,6 +47,7 @@ OWN = {
     "xadd": (keys.ingress(0, MAD), "*", "c", "x"),
     "xread": ("STREAMS", OWN_REPLY, "0"),
     "unlink": (OWN_REPLY,),
+    "publish": (keys.token(MAD), "x"),
 }
 # The same commands on what is not its own.
 FOREIGN = [
@@ -66,6 +74,15 @@ FOREIGN = [
     ("UNLINK", keys.CONFIG),
     ("UNLINK", OWN_REPLY, keys.reply(0, "other", "i.0.1")),
     ("UNLINK", leases.lease("fiedler:i")),
+    ("PUBLISH", OWN_CHANNEL, "x"),
+    ("PUBLISH", keys.wake("other", "i"), "x"),
+    ("PUBLISH", keys.token("other"), "x"),
+    ("PUBLISH", keys.token("fiedler2"), "x"),
+    ("PUBLISH", keys.token("*"), "x"),
+    ("PUBLISH", keys.NEWS, "x"),
+    ("PUBLISH", "__keyevent@0__:expired", "x"),
+    ("PUBLISH", "__keyspace@0__:eb:{mads}:lease:fiedler:i", "expired"),
+    ("SUBSCRIBE", keys.token(MAD)),
 ]
 # The server asks nobody's leave for these.
 ALWAYS = {"auth", "hello", "quit", "reset"}
@@ -175,9 +192,8 @@ async def test_a_mad_may_do_it_to_nothing_else(own_url, admin, command):
 @pytest.mark.parametrize(
     "command",
     [
-        ("PUBLISH", OWN_CHANNEL, "x"),
-        ("PUBLISH", "__keyevent@0__:expired", "x"),
         ("PSUBSCRIBE", OWN_CHANNEL),
+        ("SPUBLISH", keys.token(MAD), "x"),
         ("EVAL", "return 1", "0"),
         ("FUNCTION", "LIST"),
         ("SCAN", "0"),
@@ -245,6 +261,75 @@ async def test_everything_works_under_these_users(bus, admin, own_url):
     assert (seq, len(page.entries), len(many)) == (2, 2, 50)
     assert await refused(admin, MAD) <= {"hsetnx", "client|setinfo"}
     assert await refused(admin, "everbus-manager") == set()
+
+
+async def test_an_edge_works_under_its_own_user(bus, admin):
+    """
+    Requests for somebody else, signed one by one; it needs neither key nor token.
+    """
+    await bus.register(keys.EDGE)
+    await set_user(admin, "everbus-edge", PASSWORD, role_rules("edge"))
+    url = url_for_user(bus.url, "everbus-edge", PASSWORD)
+    grants = Grants(derived_key(SECRET))
+    ada = Principal("ada", "user", time.time() + 60)
+    sign = partial(grants.for_command, ada)
+    async with a_replica(bus.url, "one"):
+        await bus.until_served()
+        async with joined(url, keys.EDGE, None, 5, lease=False) as edge:
+            acting = edge.acting(Acting(sign))
+            session = await acting.create_session("ada")
+            seq = await acting.append_and_wait(session.id, {"n": 1})
+
+    assert (session.owner_id, seq) == ("ada", 1)
+    assert await refused(admin, "everbus-edge") <= {"hsetnx", "client|setinfo"}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("HGETALL", names.session(0, "s1")),
+        ("HMGET", names.session(0, "s1"), "version"),
+        ("XADD", keys.ingress(0, keys.GATEWAY), "*", "c", "x"),
+        ("XADD", keys.ingress(0, MAD), "*", "c", "x"),
+        ("XREAD", "STREAMS", keys.reply(0, MAD, "i.0.1"), "0"),
+        ("SUBSCRIBE", keys.wake(MAD, "i")),
+        ("SUBSCRIBE", keys.token(MAD)),
+        ("PSUBSCRIBE", keys.token("*")),
+        ("PUBLISH", keys.token(keys.EDGE), "x"),
+        ("PUBLISH", keys.wake(keys.EDGE, "i"), "x"),
+        ("EVAL", "return 1", "0"),
+    ],
+    ids=lambda command: " ".join(command),
+)
+async def test_an_edge_may_not(bus, admin, command):
+    await set_user(admin, "everbus-edge", PASSWORD, role_rules("edge"))
+    url = url_for_user(bus.url, "everbus-edge", PASSWORD)
+
+    assert await word_of(url, *command) == "NOPERM"
+
+
+@pytest.mark.parametrize("channel", [keys.token(MAD), keys.token("*")])
+async def test_an_archiver_hears_no_tokens(bus, admin, channel):
+    await set_user(admin, "everbus-archiver", PASSWORD, role_rules("archiver"))
+    url = url_for_user(bus.url, "everbus-archiver", PASSWORD)
+
+    for verb in ("SUBSCRIBE", "PSUBSCRIBE"):
+        assert await word_of(url, verb, channel) == "NOPERM"
+
+
+async def test_a_mad_that_may_not_show_its_token_is_told_the_remedy(bus, admin):
+    """
+    As users are that were made before there were grants.
+    """
+    await bus.register(MAD)
+    before = [rule for rule in mad_rules(MAD) if "publish" not in rule]
+    await set_user(admin, MAD, PASSWORD, before)
+    async with a_replica(bus.url, "one"):
+        with pytest.raises(Forbidden, match=r"bus/README\.md"):
+            async with connect(
+                url_for_user(bus.url, MAD, PASSWORD), mad=MAD, token=a_token(MAD)
+            ):
+                pass
 
 
 async def test_an_archiver_works_under_its_own_user(bus, admin):

@@ -12,7 +12,7 @@ from bus.keys import ingress
 from bus.messages import MAX_COMMAND_BYTES
 from gateway.delivery import MAX_ENTRY_COMMANDS
 from tests.builders import an_envelope
-from tests.integration.conftest import ON_EACH_SERVER, PARTITIONS
+from tests.integration.conftest import ON_EACH_SERVER, PARTITIONS, a_grant, a_token
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -31,10 +31,10 @@ class Hostile:
     A MAD that writes whatever it wants to its own ingress of one lane.
     """
 
-    def __init__(self, bus, token, session):
+    def __init__(self, bus, session):
         self.bus = bus
         self.name = f"hostile{next(counter)}"
-        self.token = token(self.name, "admin")
+        self.grant = a_grant(self.name, "admin")
         self.session = session
 
     def envelope(self, kind="timeline.append", **fields):
@@ -45,7 +45,7 @@ class Hostile:
             "session": self.session,
             "body": {"entry": "hi"},
             "id": f"free-{next(counter)}",
-            "token": self.token,
+            "grant": self.grant,
         }
         return an_envelope(kind, **known | fields)
 
@@ -81,8 +81,8 @@ def shared(bus):
     return bus.a_session_id(LANE)
 
 
-async def a_hostile(bus, token_for, session):
-    hostile = Hostile(bus, token_for, session)
+async def a_hostile(bus, session):
+    hostile = Hostile(bus, session)
     await bus.register(hostile.name)
     made = hostile.envelope("session.create", body={"user_id": "ada"}, reply=True)
     await hostile.send(made)
@@ -230,11 +230,11 @@ TOLD = [
 
 
 @pytest.mark.parametrize("case", MALFORMED)
-async def test_what_is_no_command_becomes_a_dead_letter(bus, token_for, shared, case):
+async def test_what_is_no_command_becomes_a_dead_letter(bus, shared, case):
     """
     S13: told with its cause, and the lane goes on with nothing left pending.
     """
-    hostile = await a_hostile(bus, token_for, shared)
+    hostile = await a_hostile(bus, shared)
     made, cause = MALFORMED[case]
 
     await hostile.send(made(hostile))
@@ -245,8 +245,8 @@ async def test_what_is_no_command_becomes_a_dead_letter(bus, token_for, shared, 
     assert await bus.state(shared) == (1, 1), "it had an effect"
 
 
-async def test_an_entry_without_a_command_becomes_a_dead_letter(bus, token_for, shared):
-    hostile = await a_hostile(bus, token_for, shared)
+async def test_an_entry_without_a_command_becomes_a_dead_letter(bus, shared):
+    hostile = await a_hostile(bus, shared)
 
     await hostile.send(hostile.envelope(), field="x")
 
@@ -256,13 +256,11 @@ async def test_an_entry_without_a_command_becomes_a_dead_letter(bus, token_for, 
 
 
 @pytest.mark.parametrize("case", INVALID)
-async def test_a_body_that_cannot_be_is_refused_naming_its_field(
-    bus, token_for, shared, case
-):
+async def test_a_body_that_cannot_be_is_refused_naming_its_field(bus, shared, case):
     """
     S13: in a reply if one is wanted, else in a dead letter; no effect either way.
     """
-    hostile = await a_hostile(bus, token_for, shared)
+    hostile = await a_hostile(bus, shared)
     kind, body, field = INVALID[case]
     asked = hostile.envelope(kind, body=body, reply=True)
 
@@ -278,8 +276,8 @@ async def test_a_body_that_cannot_be_is_refused_naming_its_field(
 
 
 @pytest.mark.parametrize("case", TOLD)
-async def test_who_waits_is_told_that_it_was_no_command(bus, token_for, shared, case):
-    hostile = await a_hostile(bus, token_for, shared)
+async def test_who_waits_is_told_that_it_was_no_command(bus, shared, case):
+    hostile = await a_hostile(bus, shared)
     made, cause = MALFORMED[case]
     asked = msgspec.structs.replace(made(hostile), reply=True)
 
@@ -289,11 +287,11 @@ async def test_who_waits_is_told_that_it_was_no_command(bus, token_for, shared, 
     assert (reply.code, reply.details["cause"]) == ("invalid", cause)
 
 
-async def test_an_entry_of_too_many_commands_is_one_dead_letter(bus, token_for, shared):
+async def test_an_entry_of_too_many_commands_is_one_dead_letter(bus, shared):
     """
     Our publishers never write such an entry; taking it would stall its lane.
     """
-    hostile = await a_hostile(bus, token_for, shared)
+    hostile = await a_hostile(bus, shared)
 
     await hostile.send(*(hostile.envelope() for _ in range(MAX_ENTRY_COMMANDS + 1)))
 
@@ -304,11 +302,11 @@ async def test_an_entry_of_too_many_commands_is_one_dead_letter(bus, token_for, 
 
 
 @ON_EACH_SERVER
-async def test_the_good_commands_of_an_entry_are_applied(bus, token_for, shared):
+async def test_the_good_commands_of_an_entry_are_applied(bus, shared):
     """
     A bad one between them is buried alone; their order is kept.
     """
-    hostile = await a_hostile(bus, token_for, shared)
+    hostile = await a_hostile(bus, shared)
     first = hostile.envelope(body={"entry": "first"})
     second = hostile.envelope(body={"entry": "second"})
 
@@ -321,15 +319,14 @@ async def test_the_good_commands_of_an_entry_are_applied(bus, token_for, shared)
     assert causes == ["undecodable", "undecodable", "unknown_kind"]
 
 
-async def test_a_command_gone_astray_does_not_count_in_the_lane_it_came_to(
-    bus, token_for, shared
-):
+async def test_a_command_gone_astray_does_not_count_in_the_lane_it_came_to(bus, shared):
     """
     Its number is another lane's, and must not make numbers here count as settled.
     """
-    hostile = await a_hostile(bus, token_for, shared)
-    astray = hostile.envelope(id=f"i.{(LANE + 1) % PARTITIONS}.9")
-    first = hostile.envelope(id=f"i.{LANE}.1", reply=True)
+    hostile = await a_hostile(bus, shared)
+    grant = a_grant(hostile.name, "admin", instance="i")
+    astray = hostile.envelope(id=f"i.{(LANE + 1) % PARTITIONS}.9", grant=grant)
+    first = hostile.envelope(id=f"i.{LANE}.1", grant=grant, reply=True)
 
     await hostile.send(astray, first)
 
@@ -340,11 +337,11 @@ async def test_a_command_gone_astray_does_not_count_in_the_lane_it_came_to(
 
 
 @pytest.mark.parametrize("case", TOLD)
-async def test_what_was_buried_is_never_told_as_applied(bus, token_for, shared, case):
+async def test_what_was_buried_is_never_told_as_applied(bus, shared, case):
     """
     G6: also of a counted command to which nobody wanted a reply.
     """
-    hostile = await a_hostile(bus, token_for, shared)
+    hostile = await a_hostile(bus, shared)
     made, _ = MALFORMED[case]
     buried = msgspec.structs.replace(made(hostile), id=f"i.{LANE}.1")
     await hostile.send(buried)
@@ -364,14 +361,17 @@ async def test_what_was_buried_is_never_told_as_applied(bus, token_for, shared, 
     "case", ["cut short", "a newer schema", "a deadline that is text"]
 )
 async def test_no_token_lies_in_the_dead_letter_of_an_undecodable_command(
-    bus, token_for, shared, case
+    bus, shared, case
 ):
     """
-    S4: the bytes are kept as they came, but for bearer tokens.
+    S4: the bytes are kept as they came, but for bearer tokens, which an SDK of
+    before there were grants puts there.
     """
-    hostile = await a_hostile(bus, token_for, shared)
+    hostile = await a_hostile(bus, shared)
+    good, hostile.grant = hostile.grant, a_token(hostile.name).encode()
     made, _ = MALFORMED[case]
     sent = made(hostile)
+    hostile.grant = good
     assert b"eyJ" in sent
 
     await hostile.send(sent)

@@ -13,9 +13,9 @@ from bus.codec import command_id, unpack
 from bus.messages import CommandOutcome, OnBehalf
 from handlers.routes import HANDLERS, append_timeline
 from tests.builders import an_envelope
-from tests.integration.conftest import a_replica, a_token
+from tests.integration.conftest import a_grant, a_replica
+from tests.replicas import a_grant as an_admins_grant
 from tests.replicas import a_mad, replica_here
-from tests.replicas import a_token as an_admins_token
 from tests.servers import valkey
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -32,10 +32,13 @@ class Sender:
         self._instance = uuid_utils.uuid7().hex
         self._n = 0
 
+    def grant(self, name, role):
+        return a_grant(name, role, mad=self.mad, instance=self._instance)
+
     def command(self, kind, body=None, *, reply=True, session=None, **fields):
         self._n += 1
         identifier = command_id(self._instance, self.partition, self._n)
-        given = {"id": identifier, "token": a_token(self.mad)}
+        given = {"id": identifier, "grant": self.grant(self.mad, "mad")}
         return an_envelope(
             kind,
             session=self.session if session is None else session,
@@ -121,16 +124,16 @@ class TestACancellation:
         Users share the ingress of the MAD that serves them.
         """
         hers = sender.append("hers")
-        cancel = sender.cancel(hers, token=a_token("bob", "user"))
+        cancel = sender.cancel(hers, grant=sender.grant("bob", "user"))
 
         await sender.publish(hers, cancel)
 
         assert (await sender.outcome(cancel)).state == "applied"
         assert [e.entry for e in await bus.entries(sender.session)] == ["hers"]
 
-    async def test_without_a_good_token_does_nothing(self, sender, bus):
+    async def test_without_a_good_grant_does_nothing(self, sender, bus):
         hers = sender.append("hers")
-        cancel = sender.cancel(hers, token="")
+        cancel = sender.cancel(hers, grant=b"")
 
         await sender.publish(hers, cancel)
 
@@ -208,7 +211,8 @@ async def test_a_cancellation_by_another_principal_moves_nothing_that_waits(tmp_
         second = mad.append(session, "second")
         await tried.wait()
 
-        mad._requests._token = an_admins_token("bob")
+        credential = mad._requests._publisher._credential
+        credential.grant = an_admins_grant("bob", instance=mad.instance)
         told = await mad.cancel(second)
         await mad.append_and_wait(session, "third")
         page = await mad.timeline(session)
@@ -268,7 +272,7 @@ class TestOnBehalf:
             session=sender.session,
             body={"entry": entry},
             id=f"redriven-{uuid_utils.uuid7().hex}",
-            token="",
+            grant=b"",
             reply=True,
             on_behalf=behalf,
         )
@@ -309,7 +313,7 @@ class TestOnBehalf:
             session=again.session,
             body={"entry": "no"},
             id=f"redriven-{uuid_utils.uuid7().hex}",
-            token="",
+            grant=b"",
             on_behalf=again.on_behalf,
         )
         await bus.publish(keys.GATEWAY, sender.partition, unheard)

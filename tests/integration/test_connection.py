@@ -12,7 +12,6 @@ import redis.asyncio
 
 from bus import (
     Forbidden,
-    Invalid,
     ReplyTimeout,
     Unauthenticated,
     Unavailable,
@@ -26,6 +25,7 @@ from tests.integration.conftest import (
     MadFactory,
     a_replica,
     a_token,
+    only_grants,
     until,
 )
 from tests.servers import valkey
@@ -55,7 +55,7 @@ async def test_a_wrong_password_is_told_at_once(bus: Bus):
     await bus.client.acl_setuser("locked", enabled=True, passwords=["+right"])
 
     with pytest.raises(Unauthenticated, match="refuses the credentials"):
-        async with connect(_as(bus.url, "locked", "wrong"), mad="locked", token=""):
+        async with connect(_as(bus.url, "locked", "wrong"), mad="locked", token="t"):
             pass
 
 
@@ -68,7 +68,10 @@ async def test_a_mad_without_its_rights_is_told_by_every_call(bus: Bus):
         "mute",
         enabled=True,
         passwords=["+secret"],
-        commands=["+client|setname", "+hmget", "+xread", "+subscribe", "+ping"],
+        commands=[
+            *("+client|setname", "+hmget", "+xread", "+subscribe", "+publish"),
+            "+ping",
+        ],
         keys=["*"],
         channels=["*"],
     )
@@ -142,7 +145,7 @@ async def test_managers_older_than_the_sdk_are_told_apart(bus: Bus):
     await bus.client.hset(keys.CONFIG, "schema", 0)
     try:
         with pytest.raises(Unavailable, match="upgrade the managers first"):
-            async with connect(bus.url, mad="modern", token=""):
+            async with connect(bus.url, mad="modern", token="t"):
                 pass
     finally:
         await bus.client.hset(keys.CONFIG, "schema", 1)
@@ -213,7 +216,8 @@ async def test_a_request_that_nobody_answers_leaves_nothing_behind(unserved: Bus
     Cancelled or out of time: a MAD that runs for months must not gather them.
     """
     await unserved.client.hset(keys.CONFIG, "partitions", PARTITIONS)
-    async with connect(unserved.url, mad="lonely", token="t") as mad:
+    given = {"mad": "lonely", "token": a_token("lonely")}
+    async with only_grants(unserved.url), connect(unserved.url, **given) as mad:
         asking = asyncio.create_task(mad.get_session("s1"))
         await asyncio.sleep(0)
         asking.cancel()
@@ -265,8 +269,12 @@ async def test_a_newcomer_writes_nothing_to_a_bus_that_is_not_its_own(tmp_path: 
     """
     file = tmp_path / "spool.db"
     async with valkey(tmp_path, aof=False) as server:
-        given = {"url": server.url, "mad": "rover", "token": "t", "spool": file}
-        async with redis.asyncio.from_url(server.url) as client:
+        token = a_token("rover")
+        given = {"url": server.url, "mad": "rover", "token": token, "spool": file}
+        async with (
+            only_grants(server.url),
+            redis.asyncio.from_url(server.url) as client,
+        ):
             await client.hset(keys.CONFIG, "partitions", 4)
             async with connect(**given):
                 pass
@@ -288,12 +296,14 @@ async def test_a_newcomer_writes_nothing_to_a_bus_that_is_not_its_own(tmp_path: 
                 assert await client.hexists(keys.MADS, "rover")
 
 
-async def test_without_a_token_there_is_no_spool(bus: Bus, tmp_path: Path):
+@pytest.mark.parametrize("spooled", [False, True])
+async def test_without_a_token_nobody_connects(bus: Bus, tmp_path: Path, spooled: bool):
     """
-    It keeps none, so nobody could send what lies in it.
+    Nobody could send what lies in the spool, since no token and no grant does.
     """
-    with pytest.raises(Invalid, match="token"):
-        async with connect(bus.url, mad="rover", token="", spool=tmp_path / "s.db"):
+    spool = tmp_path / "s.db" if spooled else None
+    with pytest.raises(Unauthenticated, match="no token"):
+        async with connect(bus.url, mad="rover", token="", spool=spool):
             pass
 
 

@@ -17,7 +17,7 @@ from gateway.store.letters import LetterId, one, redrive
 from gateway.store.scripts import load_scripts
 from tests.builders import an_envelope
 from tests.commandline import CommandLine, own_logs
-from tests.integration.conftest import PARTITIONS, a_token, until
+from tests.integration.conftest import PARTITIONS, a_grant, a_token, until
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -46,7 +46,7 @@ def bury(bus):
 
     async def buried(kind, session, body=None, *, mad="fiedler", **fields):
         partition = bus.partition(session)
-        known = {"id": f"free-{session}-{next(made)}", "token": a_token(mad)}
+        known = {"id": f"free-{session}-{next(made)}", "grant": a_grant(mad)}
         envelope = an_envelope(kind, session=session, body=body, **known | fields)
         before = await bus.client.xlen(names.dead(partition))
         await bus.register(mad)
@@ -77,7 +77,7 @@ async def an_orphan(bus, bury, count=1, partition=0):
 async def create(bus, session, mad="fiedler"):
     await bus.register(mad)
     reply = await bus.ask(
-        mad, "session.create", session, body={"user_id": "ada"}, token=a_token(mad)
+        mad, "session.create", session, body={"user_id": "ada"}, grant=a_grant(mad)
     )
     assert reply.code == "ok"
 
@@ -134,7 +134,7 @@ async def test_filters_and_cursor_lead_through_all_letters(bus, everbus, bury):
 
 
 @served
-async def test_show_tells_all_but_the_token(bus, everbus, bury):
+async def test_show_tells_all_but_the_grant(bus, everbus, bury):
     session = bus.a_session_id(0)
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     letter_id = await bury(
@@ -152,7 +152,7 @@ async def test_show_tells_all_but_the_token(bus, everbus, bury):
     )
     assert (shown["trace"], shown["stream"]) == (trace, keys.ingress(0, "fiedler"))
     assert shown["redrivable"]
-    assert "eyJ" not in ended.said + table.said
+    assert "grant" not in ended.said + table.said
     assert '{"patch":{"tags":["sea"]}}' in table.said
 
 
@@ -212,7 +212,7 @@ async def test_a_redriven_command_is_applied_as_its_senders(bus, everbus, bury):
 @served
 async def test_redriving_gives_nobody_rights_that_it_had_not(bus, everbus, bury):
     """
-    A command that claims to be an admin's is judged as what its token said.
+    A command that claims to be an admin's is judged as what its grant said.
     """
     session = bus.a_session_id(0)
     await create(bus, session, mad="owner")
@@ -389,7 +389,7 @@ async def test_a_killed_redrive_has_lost_and_doubled_nothing(bus, everbus, bury)
 async def test_ctrl_c_tells_how_far_it_came(bus, everbus, bury):
     session, _ = await an_orphan(bus, bury, 6)
     await create(bus, session)
-    process = await everbus.start("dead", "redrive", "--all", "--rate", "10")
+    process = await everbus.start("dead", "redrive", "--all", "--rate", "2")
 
     async def under_way():
         return await bus.client.xlen(names.dead(0)) < 6

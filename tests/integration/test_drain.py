@@ -121,7 +121,9 @@ async def document_in(held, session):
     if found is None or "deleted_at" in found:
         return None
     assert found["archival_status"] == "ACTIVE"
-    return {name: found[name] for name in SHOWN}
+    # Fields that documents lack as long as there is nothing to tell.
+    absent = {"tenant": "", "notices": 0}
+    return {name: (absent | found)[name] for name in SHOWN}
 
 
 async def timeline_in(held, session):

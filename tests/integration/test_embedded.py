@@ -12,11 +12,13 @@ import time
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 import redis.asyncio
 
 from compose import parts, servers
+from compose.dev import status
 from compose.folder import StackError
 from compose.parts import Part
 from compose.pings import mongo_answers, redis_answers, s3_answers
@@ -145,6 +147,32 @@ async def test_secrets_are_for_this_user_only_and_stay_the_same(tmp_path):
         "env": 0o600,
         "secrets.json": 0o600,
     }
+
+
+async def test_an_edge_is_reached_by_the_url_in_the_environment(tmp_path):
+    """
+    On a port of its own, which is remembered like those of the servers.
+    """
+    data = tmp_path / "s"
+    async with EmbeddedStack(data, managers=1, archiver=False, edge=True) as stack:
+        told = stack.environment()
+        headers = {"Authorization": f"Bearer {told['EVERBUS_TOKEN']}"}
+        async with httpx.AsyncClient(
+            base_url=told["EVERBUS_EDGE_URL"], headers=headers
+        ) as client:
+            made = await client.post("/sessions", json={"user_id": "ada"})
+            ready = await client.get("/readyz")
+        port = stack.parts["edge"].server.port
+        shown = status(stack)
+
+    assert made.status_code == 201
+    assert ready.status_code == 200
+    assert told["EVERBUS_EDGE_URL"] == f"http://127.0.0.1:{port}"
+    assert f"EVERBUS_EDGE_URL=http://127.0.0.1:{port}\n" in (data / "env").read_text()
+    assert json.loads((data / "ports.json").read_text())["edge"] == port
+    assert ("edge", str(port)) in zip(
+        shown.columns[0].cells, shown.columns[2].cells, strict=True
+    )
 
 
 async def test_a_part_that_is_killed_comes_back_with_its_data(tmp_path):

@@ -20,7 +20,7 @@ from bus.codec import COMMAND_FIELD, pack, unpack, unpack_envelope
 from bus.heart import BEAT, Heart
 from bus.lease import Lease
 from bus.messages import Reply
-from tests.integration.conftest import a_replica, a_token, until
+from tests.integration.conftest import a_replica, a_token, only_grants, until
 from tests.servers import inherited, valkey
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -98,7 +98,7 @@ async def server(tmp_path_factory):
 @pytest_asyncio.fixture(loop_scope="module")
 async def managers(server):
     made = Managers(server)
-    async with made.client:
+    async with made.client, only_grants(server.url):
         await made.set_up()
         yield made
 
@@ -106,7 +106,7 @@ async def managers(server):
 @pytest.fixture
 def ada(managers):
     def connected(**options):
-        return connect(managers.url, mad="ada", token="t", **options)
+        return connect(managers.url, mad="ada", token=a_token("ada"), **options)
 
     return connected
 
@@ -126,7 +126,7 @@ async def test_an_instance_joins_beats_each_third_of_the_ttl_and_leaves(managers
     [(_, fields), *_] = await managers.client.xrange(BEATS)
     envelope = unpack_envelope(fields[COMMAND_FIELD])
     assert unpack(envelope.body, dict) == {"instance": instance, "epoch": 1}
-    assert (envelope.token, envelope.reply, envelope.epoch) == ("", False, 0)
+    assert (envelope.grant, envelope.reply, envelope.epoch) == (b"", False, 0)
     assert mad.losses == 0
 
 
@@ -301,14 +301,14 @@ async def test_a_user_without_the_right_is_told_in_the_log_and_goes_on(managers)
     """
     What it asks is answered; it only cannot be missed.
     """
-    rights = ("+client|setname", "+hmget", "+xread", "+subscribe", "+ping")
+    rights = ("+client|setname", "+hmget", "+xread", "+subscribe", "+publish")
     await managers.client.execute_command(
-        *("ACL", "SETUSER", "mute", "on", ">secret", "~*", "&*"), *rights
+        *("ACL", "SETUSER", "mute", "on", ">secret", "~*", "&*"), *rights, "+ping"
     )
     url = managers.url.replace("redis://", "redis://mute:secret@")
 
     with capture_logs() as logs:
-        async with connect(url, mad="ada", token="t") as mad:
+        async with connect(url, mad="ada", token=a_token("ada")) as mad:
             assert mad.losses == 0
 
     [line] = [line for line in logs if line["event"] == "heartbeats.refused"]
@@ -348,7 +348,7 @@ SCRIPT = """
 import os, sys, time
 from bus.sync import connect
 
-connecting = connect({url!r}, mad="ada", token="t")
+connecting = connect({url!r}, mad="ada", token={token!r})
 mad = connecting.__enter__()
 child = os.fork()
 if child == 0:
@@ -366,7 +366,7 @@ async def test_neither_a_fork_nor_an_exit_waits_for_the_heart(managers):
     The child ends with its own code, the parent's connection lives on, and at last
     the parent ends while its bus is deaf.
     """
-    script = SCRIPT.format(url=managers.url, ttl_s=TTL_S)
+    script = SCRIPT.format(url=managers.url, token=a_token("ada"), ttl_s=TTL_S)
     process = await a_process(script)
     lines, beats = [], []
     try:

@@ -17,8 +17,8 @@ from tests.builders import an_envelope
 from tests.integration.conftest import (
     PARTITIONS,
     Bus,
+    a_grant,
     a_replica,
-    a_token,
     until,
 )
 
@@ -41,7 +41,8 @@ class Instance:
         partition = self._bus.partition(session)
         self._counts[partition] += 1
         identifier = command_id(self.name, partition, self._counts[partition])
-        given = {"id": identifier, "token": a_token(self.mad), "epoch": self.epoch}
+        grant = a_grant(self.mad, instance=self.name)
+        given = {"id": identifier, "grant": grant, "epoch": self.epoch}
         return an_envelope(
             kind, session=session, body=body, reply=reply, **given | fields
         )
@@ -76,7 +77,7 @@ class Instance:
                 session="",
                 body=body,
                 id=f"lost-{self.name}-{epoch}-{partition}",
-                token="",
+                grant=b"",
             )
             for _ in range(times):
                 await self._bus.publish(keys.GATEWAY, partition, told)
@@ -89,8 +90,8 @@ async def a_session(bus, owner, *, mad="ada"):
     await bus.register(mad)
     session = str(uuid_utils.uuid7())
     body = {"user_id": owner}
-    token = a_token(mad)
-    reply = await bus.ask(mad, "session.create", session, body=body, token=token)
+    grant = a_grant(mad)
+    reply = await bus.ask(mad, "session.create", session, body=body, grant=grant)
     assert reply.code == "ok"
     return session
 
@@ -99,7 +100,7 @@ async def participants(bus, session):
     """
     Who takes part, and the version.
     """
-    read = await bus.ask("ada", "session.get", session, token=a_token("ada"))
+    read = await bus.ask("ada", "session.get", session, grant=a_grant("ada"))
     told = unpack(read.body, dict)
     return list(told["participants"]), told["version"]
 
@@ -131,7 +132,7 @@ class TestTheSessions:
             await bus.ask(
                 *("ada", "participant.add", session),
                 body={"mad": "cy"},
-                token=a_token("ada"),
+                grant=a_grant("ada"),
             )
             await bo_in(bus, bo, session)
             await cy.join(session)
@@ -219,7 +220,7 @@ class TestTheSessions:
         assert len(await attached(bus, session)) == 2
 
         body = {"mad": "bo"} if how == "participant.remove" else {}
-        reply = await bus.ask("ada", how, session, body=body, token=a_token("ada"))
+        reply = await bus.ask("ada", how, session, body=body, grant=a_grant("ada"))
 
         assert reply.code == "ok"
         assert await attached(bus, session) == []
@@ -252,8 +253,8 @@ class TestTheSessions:
 
         for kind in ("instance.lost", "participant.lost"):
             for role in ("mad", "admin"):
-                token = a_token("cy", role)
-                reply = await bus.ask("cy", kind, session, body=lost, token=token)
+                grant = a_grant("cy", role)
+                reply = await bus.ask("cy", kind, session, body=lost, grant=grant)
                 assert reply.code == "forbidden"
 
         assert "bo" in (await participants(bus, session))[0]
@@ -326,6 +327,6 @@ async def bo_in(bus, instance, session):
     Let *instance* into the session, by ada, and have it join.
     """
     body = {"mad": instance.mad}
-    token = a_token("ada")
-    await bus.ask("ada", "participant.add", session, body=body, token=token)
+    grant = a_grant("ada")
+    await bus.ask("ada", "participant.add", session, body=body, grant=grant)
     await instance.join(session)

@@ -94,7 +94,7 @@ async def test_a_defect_is_tried_five_times_then_buried_and_told(server, client)
     assert letter.cause == "poison"
     assert letter.attempts == ("ZeroDivisionError: a defect of ours",) * 5
     assert letter.envelope.kind == "session.update"
-    assert letter.envelope.token == ""
+    assert letter.envelope.grant == b""
     assert "given up after 5 attempts" in told.value.message
     assert after.version == 1
 
@@ -274,7 +274,7 @@ async def test_a_lane_stops_reading_before_its_waiting_commands_fill_its_memory(
             if n % 5_000 == 0:
                 await mad.flush()
         lane = replica.lanes[0]
-        await until(lambda: len(lane._parking) >= MAX_WAITING and not lane._queue)
+        await until(lambda: len(lane._parking) >= MAX_WAITING and not lane._queue, 30)
         waiting = len(lane._parking)
         [group] = await groups(client, keys.ingress(0, "fiedler"))
 

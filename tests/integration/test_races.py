@@ -11,7 +11,7 @@ import pytest_asyncio
 
 from bus import VersionConflict
 from tests.builders import an_envelope
-from tests.integration.conftest import ON_EACH_SERVER, in_order
+from tests.integration.conftest import ON_EACH_SERVER, a_grant, in_order
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -98,7 +98,7 @@ async def test_each_version_has_exactly_one_winner_among_fifty_mads(team, bus):
     assert await bus.versions(begun.id) == list(range(1, race.last + 1))
 
 
-async def test_of_updates_that_meet_in_one_batch_one_wins(team, bus, token_for):
+async def test_of_updates_that_meet_in_one_batch_one_wins(team, bus):
     """
     G4 where no version on the server can tell them apart: one entry, one commit.
     """
@@ -110,7 +110,7 @@ async def test_of_updates_that_meet_in_one_batch_one_wins(team, bus, token_for):
             session=begun.id,
             body={"patch": {"context_summary": {"winner": n}}},
             id=f"meet-{n}",
-            token=token_for(MADS[0]),
+            grant=a_grant(MADS[0]),
             reply=True,
             expected_version=begun.version,
         )

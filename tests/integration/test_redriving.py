@@ -82,7 +82,7 @@ async def test_while_nobody_serves_what_was_redriven_waits_on_the_ingress(
             [buried] = await letters(client, 1)
 
     assert (ended.code, waiting) == (0, 0)
-    # Its token was never looked at, so it is judged as the MAD's own: no member.
+    # Its grant was never looked at, so it is judged as the MAD's own: no member.
     assert buried[b"cause"] == b"forbidden"
 
 

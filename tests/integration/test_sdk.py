@@ -12,13 +12,14 @@ import pytest
 import bus as sdk
 from bus import keys
 from bus.backlog import MAX_WAITING, MAX_WAITING_BYTES
-from bus.codec import command_id, pack
+from bus.codec import command_id, pack, unpack
 from gateway.store import names
 from handlers.session import HOT_BYTES
 from tests.builders import an_envelope
 from tests.integration.conftest import (
     ON_EACH_SERVER,
     PARTITIONS,
+    a_grant,
     a_replica,
     in_order,
     until,
@@ -95,6 +96,13 @@ async def test_a_conflict_tells_the_current_version(mad):
             )
 
 
+def has_grant(mad, grant):
+    """
+    Let what *mad* asks carry *grant*, whatever the managers gave it.
+    """
+    mad._requests._publisher._credential.grant = grant
+
+
 # Each call of the SDK on a session, as `(mad, session id)`.
 CALLS = {
     "get": lambda m, s: m.get_session(s),
@@ -111,20 +119,14 @@ CALLS = {
 
 @served
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-async def test_every_call_is_refused_with_the_code_of_its_cause(
-    mad, bus, token_for, call
-):
-    old = token_for("ada", ttl_s=-60)
+async def test_every_call_is_refused_with_the_code_of_its_cause(mad, bus, call):
     async with AsyncExitStack() as stack:
         ada, eve, forger, late = [
-            await stack.enter_async_context(one)
-            for one in (
-                mad("ada"),
-                mad("eve"),
-                mad("ada", token="eyJ.no.token"),
-                mad("ada", token=old),
-            )
+            await stack.enter_async_context(mad(name))
+            for name in ("ada", "eve", "ada", "ada")
         ]
+        has_grant(forger, b"no grant of ours")
+        has_grant(late, a_grant("ada", instance=late.instance, ttl_s=-60))
         session = await ada.create_session("ada")
 
         for one, there, code in (
@@ -335,9 +337,11 @@ async def test_appends_are_refused_at_the_bound_and_none_is_lost(mad, bus, kib):
 
 
 async def test_a_thousand_requests_wait_on_a_handful_of_connections(unserved, mad):
-    async with a_replica(unserved.url, "first"):
-        await unserved.until_served()
-    async with mad("busy", url=unserved.url) as busy:
+    async with AsyncExitStack() as stack:
+        async with a_replica(unserved.url, "first"):
+            await unserved.until_served()
+            connecting = mad("busy", url=unserved.url)
+            busy = await stack.enter_async_context(connecting)
         session = unserved.a_session_id(0)
         made = asyncio.create_task(busy.create_session("busy", session_id=session))
         asked = [
@@ -361,17 +365,15 @@ async def test_a_thousand_requests_wait_on_a_handful_of_connections(unserved, ma
 @served
 @ON_EACH_SERVER
 @pytest.mark.parametrize("counted", [False, True], ids=["free id", "counted id"])
-async def test_a_command_sent_twice_has_one_effect_and_one_reply(
-    bus, token_for, counted
-):
+async def test_a_command_sent_twice_has_one_effect_and_one_reply(bus, counted):
     """
     G2: the first reply, twice, on the request's own stream and on no other.
     """
     await bus.register("raw")
     session = bus.a_session_id(2)
-    token = token_for("raw")
+    grant = a_grant("raw", instance=f"i{session}")
     made = await bus.ask(
-        "raw", "session.create", session, body={"user_id": "raw"}, token=token
+        "raw", "session.create", session, body={"user_id": "raw"}, grant=grant
     )
     chosen = command_id(f"i{session}", 2, 1) if counted else f"free-{session}"
     command = an_envelope(
@@ -379,7 +381,7 @@ async def test_a_command_sent_twice_has_one_effect_and_one_reply(
         session=session,
         body={"entry": "once"},
         id=chosen,
-        token=token,
+        grant=grant,
         reply=True,
     )
 
@@ -416,9 +418,11 @@ async def test_a_timeout_carries_the_id_to_ask_with(unserved, mad):
     """
     G6: what came too late was not applied, and its outcome says so.
     """
-    async with a_replica(unserved.url, "first"):
-        await unserved.until_served()
-    async with mad("late", url=unserved.url) as late:
+    async with AsyncExitStack() as stack:
+        async with a_replica(unserved.url, "first"):
+            await unserved.until_served()
+            connecting = mad("late", url=unserved.url)
+            late = await stack.enter_async_context(connecting)
         with pytest.raises(sdk.ReplyTimeout, match="outcome") as refused:
             await late.create_session("late", timeout=0.2)
         async with a_replica(unserved.url, "second"):
@@ -469,17 +473,21 @@ async def test_no_bus_at_all_is_unavailable(unserved, mad):
 
 
 @served
-async def test_no_token_lies_in_any_dead_letter(mad, bus, token_for):
+async def test_neither_token_nor_grant_lies_in_any_dead_letter(mad, bus, token_for):
     """
-    S4: neither of a command that was refused, nor of one that was none.
+    S4: neither of a command that was refused, nor of one that was none, be it of an
+    SDK of before there were grants.
     """
-    old = token_for("dead", ttl_s=-60)
-    async with mad("dead") as dead, mad("dead", token=old) as late:
+    token = token_for("dead")
+    async with mad("dead") as dead, mad("dead") as late:
+        good, old = dead.grant, a_grant("dead", instance=late.instance, ttl_s=-60)
+        has_grant(late, old)
         dead.append(bus.a_session_id(0), "nowhere")
         late.append(bus.a_session_id(1), "too late")
         await asyncio.gather(dead.flush(), late.flush())
-    unknown = an_envelope("no.such", session=bus.a_session_id(3), token=old)
-    await bus.publish("dead", 3, pack(unknown), pack(unknown)[:-2])
+    unknown = an_envelope("no.such", session=bus.a_session_id(3))
+    bearing = pack(unpack(pack(unknown), dict) | {"token": token})
+    await bus.publish("dead", 3, bearing, bearing[:-2])
     await bus.until_settled("dead")
 
     letters = await bus.letters("dead")
@@ -495,4 +503,5 @@ async def test_no_token_lies_in_any_dead_letter(mad, bus, token_for):
         "undecodable",
         "wrong_partition",
     ]
-    assert b"eyJ" not in pack(kept)
+    assert b"eyJ" in bearing
+    assert not any(one in pack(kept) for one in (b"eyJ", good, old))

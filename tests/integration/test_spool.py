@@ -19,16 +19,18 @@ from bus.codec import command_id
 from bus.lease import Lease
 from bus.publisher import Publisher
 from bus.spool import Spool
-from tests.builders import an_envelope
+from tests.builders import an_envelope, an_unsent
 from tests.integration.conftest import (
     PARTITIONS,
     Bus,
+    a_grant,
     a_replica,
     a_token,
     in_order,
     until,
 )
 from tests.proxy import Proxy
+from tests.unit.paper_bus import PaperCredential
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -251,24 +253,20 @@ async def test_the_loss_of_a_dead_process_does_not_refuse_what_it_left(
     dead, heir = [uuid_utils.uuid7().hex for _ in range(2)]
 
     def publisher(instance, spool):
-        parts = {"spool": spool, "token": a_token("heir"), "lease": Lease(instance)}
+        credential = PaperCredential(a_grant("heir", instance=instance))
+        parts = {"spool": spool, "credential": credential, "lease": Lease(instance)}
         return Publisher(lasting.url, "heir", instance, PARTITIONS, **parts)
 
     def an_append(n):
-        return an_envelope(
-            "timeline.append",
-            session=session,
-            body={"entry": n},
-            token=a_token("heir"),
-        )
+        return an_unsent("timeline.append", session=session, body={"entry": n})
 
     with_dead = Spool.open(tmp_path / "dead", "heir")
     before = publisher(dead, with_dead)
     # One got through, the answer did not; two were never sent.
     for n in range(3):
         before.publish(an_append(n), partition)
-    first = an_append(0)
-    fields = {"id": command_id(dead, partition, 1), "epoch": 1, "token": first.token}
+    grant = a_grant("heir", instance=dead)
+    fields = {"id": command_id(dead, partition, 1), "epoch": 1, "grant": grant}
     await lasting.publish(
         "heir",
         partition,
@@ -279,7 +277,7 @@ async def test_the_loss_of_a_dead_process_does_not_refuse_what_it_left(
     for end in ("", "-wal"):
         shutil.copy(f"{tmp_path}/dead{end}", f"{tmp_path}/heir{end}")
     body = {"mad": "heir", "instance": dead, "epoch": 1, "left": False}
-    lost = an_envelope("instance.lost", session="", body=body, id="lost", token="")
+    lost = an_envelope("instance.lost", session="", body=body, id="lost", grant=b"")
     await lasting.publish(keys.GATEWAY, partition, lost)
     await lasting.until_settled(keys.GATEWAY)
 

@@ -51,6 +51,15 @@ def durable(*, wait: bool = False, **fields: Any) -> Command:
     return a_command("session.durable", body.DurableSession(wait=wait), **fields)
 
 
+def broadcast(message: Any, **fields: Any) -> Command:
+    return a_command("session.broadcast", body.BroadcastSession(message), **fields)
+
+
+def watch(after: str | None = None, *, given: Any = None, **wanted: Any) -> Command:
+    asked = body.WatchSession(after=after, **wanted)
+    return a_command("session.watch", asked, given=given)
+
+
 def archive(session: Session | None = None, **wanted: Any) -> Command:
     """
     The archiver's command for *session* as it is, but for *wanted*.
@@ -59,6 +68,7 @@ def archive(session: Session | None = None, **wanted: Any) -> Command:
     known: dict[str, Any] = {
         "version": seen.version,
         "last_seq": seen.last_seq,
+        "notices": seen.notices,
         "idle_since": seen.last_active + timedelta(days=365),
         "pointer": "s1/manifest",
         "bytes": 1_000,

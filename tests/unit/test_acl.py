@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bus import keys
 from bus.errors import Invalid
-from compose.acl import RESERVED, mad_rules, role_rules
+from compose.acl import RESERVED, ROLES, mad_rules, role_rules
 from compose.bus_url import database_of, url_for_user
 from compose.mad_users import User, is_mads
 
@@ -42,7 +42,7 @@ def test_no_name_of_a_mad_widens_its_rules(name):
         f"eb:{{*}}:in:{name}",
         f"eb:{{*}}:reply:{name}:*",
     ]
-    assert patterns(rules, "&") == [f"eb:wake:{name}:*"]
+    assert patterns(rules, "&") == [f"eb:wake:{name}:*", f"eb:token:{name}"]
 
 
 @given(NAMES, NAMES, st.one_of(st.integers(0, 1023).map(str), st.just("mads")))
@@ -54,6 +54,7 @@ def test_no_pattern_of_a_mad_fits_a_key_of_another(name, other, lane):
         keys.ingress(lane, other),
         keys.reply(0, other, f"{name}.0.1"),
         keys.wake(other, name),
+        keys.token(other),
         f"eb:{{0}}:session:{name}",
         f"eb:{{0}}:ledger:{name}:x",
         f"eb:{{mads}}:lease:{name}:i",
@@ -78,7 +79,7 @@ def test_reserved_names_have_no_rules_of_a_mad(name):
 
 
 def test_rules_begin_with_nothing():
-    for rules in (mad_rules("ada"), role_rules("manager"), role_rules("archiver")):
+    for rules in (mad_rules("ada"), *map(role_rules, ROLES)):
         assert rules[:4] == ("resetkeys", "resetchannels", "-@all", "clearselectors")
 
 
@@ -88,6 +89,24 @@ def test_gateway_processes_may_not_touch_the_server_or_other_keys():
         assert rules.index("-@dangerous") > rules.index("+@write")
         assert "+@all" not in rules
         assert not [rule for rule in rules if "acl" in rule or "config|set" in rule]
+
+
+def test_tokens_are_heard_by_managers_only():
+    for role in ROLES:
+        channels = patterns(role_rules(role), "&")
+        hears = any(fnmatchcase(keys.token("ada"), channel) for channel in channels)
+        assert hears is (role == "manager")
+
+
+def test_the_edge_may_do_what_a_mad_may_but_show_a_token():
+    theirs = [rule.replace("ada", "edge") for rule in mad_rules("ada", database=1)]
+    edges = role_rules("edge", database=1)
+
+    assert [rule for rule in theirs if rule not in edges] == [
+        "(+publish resetchannels &eb:token:edge)"
+    ]
+    # Whether lanes are served, which its readiness tells of.
+    assert set(edges) - set(theirs) == {"(+exists ~eb:{*}:owner)"}
 
 
 def test_a_users_channels_tell_whose_it_is():

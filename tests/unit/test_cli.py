@@ -14,7 +14,7 @@ from compose import cli, exits
 from compose.dev import passed_on
 from compose.folder import StackError
 from compose.tokens import seconds_of
-from gateway.identity import Identity, Key
+from gateway.identity.tokens import Identity, Key
 
 SECRET = "0123456789abcdef" * 4
 

@@ -44,7 +44,7 @@ def test_an_envelope_survives_the_wire():
         body={"patch": {"work_in_progress": {"n": [1, 2.5, None, "ü"]}}},
         expected_version=7,
         deadline_ms=1500,
-        token="a.b.c",
+        grant=b"a grant",
         reply=True,
         trace="00-1-2-01",
     )

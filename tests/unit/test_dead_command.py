@@ -41,7 +41,7 @@ EDGE_ID = "18446744073709551615-18446744073709551615"
 
 def a_letter(kind="timeline.append", body=None, letter=None, **fields):
     envelope = an_envelope(
-        kind, session=SESSION, body=body or {"entry": 1}, token="", **fields
+        kind, session=SESSION, body=body or {"entry": 1}, grant=b"", **fields
     )
     known = {
         "mad": "fiedler",
@@ -101,7 +101,7 @@ def test_a_redriven_command_is_the_dead_one_without_what_is_over():
     assert (envelope.session, envelope.expected_version) == (SESSION, 3)
     assert bytes(unpack_envelope(pack(envelope)).body) == pack({"entry": 1})
     assert envelope.trace == "00-a"
-    assert (envelope.deadline_ms, envelope.reply, envelope.token) == (None, False, "")
+    assert (envelope.deadline_ms, envelope.reply, envelope.grant) == (None, False, b"")
     assert envelope.epoch == 0
     assert envelope.on_behalf == OnBehalf(mad="fiedler", principal="ada", role="user")
     assert envelope.id == f"redriven-{HOME}-7-0" == check_command_id(envelope.id)
@@ -111,7 +111,7 @@ def test_the_longest_id_of_a_redriven_command_is_an_id():
     check_command_id(f"redriven-{LetterId(1023, EDGE_ID)}")
 
 
-def test_who_asked_is_the_mad_where_its_token_was_never_judged():
+def test_who_asked_is_the_mad_where_its_grant_was_never_judged():
     buried = a_letter(letter={"principal": "", "role": "", "cause": "poison"})
 
     assert redriven(buried, PARTITIONS).on_behalf == OnBehalf(

@@ -14,7 +14,7 @@ from compose.settings import load_settings
 from compose.settings_checks import check_settings
 from gateway.health.readings import _at
 from gateway.health.verdicts import Finding
-from gateway.identity import mint
+from gateway.identity.tokens import mint
 
 SECRET = "a secret of the tests, 32 bytes or more"
 

@@ -58,10 +58,12 @@ def test_every_kind_is_served_by_one_explicit_table():
     assert reads == {
         *("session.get", "session.durable", "session.at", "session.diff"),
         *("session.list", "session.stats", "timeline.read", "checkpoint.list"),
+        "session.watch",
     }
     assert set(HANDLERS) - reads == {
         *("session.create", "session.update", "session.delete"),
         *("session.suspend", "session.resume", "session.archive"),
+        "session.broadcast",
         *("participant.add", "participant.remove", "participant.lost"),
         "timeline.append",
         *("checkpoint.create", "checkpoint.restore"),

@@ -247,7 +247,8 @@ def test_a_checkpoint_keeps_the_state_and_moves_no_version():
         author="fiedler",
         sha256=made.sha256,
     )
-    assert outcome.session == msgspec.structs.replace(there, last_active=LATER)
+    noticed = msgspec.structs.replace(there, notices=1, last_active=LATER)
+    assert outcome.session == noticed
     event = the_event(outcome)
     assert (event.kind, event.version, event.seq) == ("checkpoint.created", 7, 4)
     assert (event.at, event.patch) == (LATER, None)

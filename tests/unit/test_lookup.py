@@ -2,40 +2,27 @@
 What a lane learns before it judges, and in which order it learns it.
 """
 
-import time
-
 from bus.codec import pack_envelope
 from gateway.batch import Batch, Limits
 from gateway.clock import Now
 from gateway.delivery import KINDS, Work, works_of
-from gateway.identity import Identity, Key, mint
+from gateway.identity.grants import Grants, derived_key
 from gateway.policy import Policy
 from gateway.settlement import Settlement, Verdict
-from tests.builders import a_session, an_envelope
+from tests.builders import a_session, an_envelope, sealed_grant
 
 SECRET = "a-secret-of-at-least-thirty-two-bytes"
 NOW = Now.at(1_790_000_000_000)
 
 
 def a_settlement() -> Settlement:
-    key = Key("HS256", SECRET)
-    identity = Identity([key], issuer="everbus", audience="everbus")
-
-    return Settlement(identity, Policy(KINDS))
+    return Settlement(Grants(derived_key(SECRET)), Policy(KINDS))
 
 
 def a_work(n: int, session: str) -> Work:
-    token = mint(
-        SECRET,
-        name="fiedler",
-        role="admin",
-        issuer="everbus",
-        audience="everbus",
-        ttl_s=3600,
-        now=time.time(),
-    )
+    grant = sealed_grant(SECRET, "fiedler", "admin", mad="fiedler", instance="i1")
     envelope = an_envelope(
-        "session.get", session=session, id=f"i1.0.{n}", token=token, reply=True
+        "session.get", session=session, id=f"i1.0.{n}", grant=grant, reply=True
     )
     fields = [b"c", pack_envelope(envelope)]
     [work] = works_of("fiedler", f"{1_790_000_000_000 + n}-0", fields, 0, 1)

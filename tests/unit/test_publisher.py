@@ -9,12 +9,18 @@ from redis.exceptions import ResponseError
 
 from bus.backlog import ENTRY_COMMANDS, HORIZON_S
 from bus.breaker import FIRST_BACKOFF_S, MAX_BACKOFF_S, OPEN_AFTER_S, Breaker
-from bus.errors import Forbidden, Overloaded, TooLarge, Unavailable
+from bus.errors import (
+    Forbidden,
+    Overloaded,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+)
 from bus.lease import Lease
 from bus.messages import MAX_COMMAND_BYTES
-from bus.outgoing import SURELY_FITS_BYTES
-from tests.builders import an_envelope
-from tests.unit.paper_bus import PaperBus, on_paper, running
+from bus.outgoing import GRANT_BYTES, SURELY_FITS_BYTES
+from tests.builders import an_unsent
+from tests.unit.paper_bus import PaperBus, PaperCredential, on_paper, running
 
 
 @pytest.fixture
@@ -28,11 +34,11 @@ def breaker(clock):
 
 
 def an_append(n, session="s1", **fields):
-    return an_envelope("timeline.append", session=session, body={"entry": n}, **fields)
+    return an_unsent("timeline.append", session=session, body={"entry": n}, **fields)
 
 
 def a_request():
-    return an_envelope("session.get", reply=True)
+    return an_unsent("session.get", reply=True)
 
 
 async def all_arrived(publisher, paper):
@@ -99,23 +105,101 @@ class TestEpochs:
         assert await publisher._write() is None
         assert lease.asked == 1
 
-    def test_no_epoch_makes_a_command_too_large(self, paper, clock):
+    def test_no_epoch_and_no_grant_makes_a_command_too_large(self, paper, clock):
         """
-        What was accepted can always be written, also when its epoch needs more room.
+        What was accepted can always be written, also when these need more room.
         """
         publisher = on_paper(paper, lease=Lease("i", clock=clock))
         sizes = []
         for room in range(80):
-            filler = "x" * (MAX_COMMAND_BYTES - 150 + room)
+            filler = "x" * (MAX_COMMAND_BYTES - GRANT_BYTES - 150 + room)
             try:
                 outgoing = publisher.publish(an_append(filler), 0)
             except TooLarge:
                 break
             sizes.append(outgoing.size)
-            assert len(outgoing.packed(0.0, 2**31 - 1)) <= MAX_COMMAND_BYTES
+            grant = bytes(GRANT_BYTES)
+            assert len(outgoing.packed(0.0, 2**31 - 1, grant)) <= MAX_COMMAND_BYTES
 
         assert sizes[-1] > SURELY_FITS_BYTES - 16
         assert len(sizes) < 80
+
+
+class TestGrants:
+    async def test_what_was_published_before_the_first_is_written_under_it(self, paper):
+        publisher = on_paper(paper, credential=PaperCredential(b"first"))
+        publisher.publish(an_append(1), 0)
+
+        await all_arrived(publisher, paper)
+        assert [one.grant for one in paper.arrived] == [b"first"]
+
+    async def test_what_waited_is_written_under_the_latest(self, paper):
+        credential = PaperCredential(b"first")
+        publisher = on_paper(paper, credential=credential)
+        publisher.publish(an_append(1), 0)
+        paper.faults = [None, "unheard"]
+        assert await publisher._write() is not None
+        credential.fresh = b"second"
+
+        await all_arrived(publisher, paper)
+        assert [one.grant for one in paper.arrived] == [b"first", b"second"]
+        assert paper.said["s1"] == [1]
+
+    async def test_nothing_is_packed_twice_while_it_stays_the_same(self, paper):
+        credential = PaperCredential(b"g")
+        await credential.current()
+        publisher = on_paper(paper, credential=credential)
+
+        outgoing = publisher.publish(an_append(1), 0)
+        packed = outgoing._packed
+
+        assert outgoing.packed(0.0, 0, b"g") is packed
+
+    async def test_without_one_everything_waits(self, paper):
+        credential = PaperCredential(b"g")
+        credential.error = Unavailable("no manager answered")
+        publisher = on_paper(paper, credential=credential)
+        outgoing = publisher.publish(a_request(), 0)
+
+        assert await publisher._write() is credential.error
+        assert (paper.arrived, outgoing.attempted) == ([], False)
+        credential.error = None
+        assert await all_arrived(publisher, paper) == [("i.0.1", 0)]
+
+    async def test_a_mad_whose_token_is_refused_is_turned_away_for_good(self, paper):
+        credential = PaperCredential(b"g")
+        credential.error = Unauthenticated("the token is not valid here")
+        publisher = on_paper(paper, credential=credential)
+        publisher.publish(an_append(1), 0)
+
+        async with running(publisher):
+            with pytest.raises(Unauthenticated):
+                await publisher.flush()
+            with pytest.raises(Unauthenticated, match="not valid here"):
+                publisher.publish(an_append(2), 0)
+        assert paper.arrived == []
+
+    async def test_what_is_signed_keeps_its_own(self, paper):
+        """
+        It is for that command alone; under another one it would be refused.
+        """
+        publisher = on_paper(paper, credential=PaperCredential(b"of the instance"))
+        publisher.publish(an_append(1), 0, sign=lambda e: f"for {e.id}".encode())
+        publisher.publish(an_append(2), 0)
+
+        await all_arrived(publisher, paper)
+        grants = [one.grant for one in paper.arrived]
+        assert grants == [b"for i.0.1", b"of the instance"]
+
+
+class TestFreeIds:
+    async def test_one_is_kept_and_takes_no_number(self, paper):
+        publisher = on_paper(paper)
+        for id_ in ("", "order-7", ""):
+            publisher.publish(an_append(1, id=id_), 0)
+
+        await publisher._write()
+        assert [one.id for one in paper.arrived] == ["i.0.1", "order-7", "i.0.2"]
 
 
 class TestFlush:

@@ -16,16 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bus.backlog import HORIZON_S
-from bus.errors import Invalid, Overloaded
+from bus.errors import Overloaded, Unauthenticated
 from bus.keys import partition_of
 from bus.lease import Lease
 from bus.outgoing import AFTERLIFE
 from bus.spool import Spool
-from tests.builders import an_envelope
-from tests.unit.paper_bus import Killed, PaperBus, on_paper, running
+from tests.builders import an_unsent
+from tests.unit.paper_bus import Killed, PaperBus, PaperCredential, on_paper, running
 
 SESSIONS = [f"s{n}" for n in range(3)]
-TOKEN = "of-tests"
+GRANT = b"a grant of these tests"
 
 
 class Life:
@@ -47,7 +47,10 @@ class Life:
         self.lives += 1
         self.spool = Spool.open(self.path, "m")
         self.publisher = on_paper(
-            self.paper, f"i{self.lives}", spool=self.spool, token=TOKEN
+            self.paper,
+            f"i{self.lives}",
+            spool=self.spool,
+            credential=PaperCredential(GRANT),
         )
 
     def die(self):
@@ -64,12 +67,12 @@ class Life:
 
     def append(self, session):
         n = sum(map(len, self.owed.values()))
-        envelope = an_envelope("timeline.append", session=session, body={"entry": n})
+        envelope = an_unsent("timeline.append", session=session, body={"entry": n})
         self.publisher.publish(envelope, partition_of(session, 4))
         self.owed[session].append(n)
 
     def ask(self):
-        envelope = an_envelope("session.get", session=SESSIONS[0], reply=True)
+        envelope = an_unsent("session.get", session=SESSIONS[0], reply=True)
         with suppress(Overloaded):
             self.publisher.publish(envelope, partition_of(SESSIONS[0], 4))
 
@@ -183,38 +186,50 @@ class TestDisk:
         assert life.publisher.waiting == 1
 
     async def test_an_update_without_reply_is_kept(self, life):
-        update = an_envelope("session.update", session="s0", body={"patch": {}})
+        update = an_unsent("session.update", session="s0", body={"patch": {}})
         life.publisher.publish(update, partition_of("s0", 4))
         life.die()
         await life.flush()
 
         assert [one.kind for one in life.paper.arrived] == ["session.update"]
 
-    async def test_no_token_is_in_the_file(self, life, tmp_path):
-        envelope = an_envelope("timeline.append", token="ey-of-a-secret")
-        life.publisher.publish(envelope, 0)
+    async def test_no_grant_is_in_the_file(self, life, tmp_path):
+        life.publisher._credential.grant = GRANT
+        outgoing = life.publisher.publish(an_unsent("timeline.append"), 0)
+        assert outgoing.envelope.grant == GRANT
         life.spool.close()
 
         for file in tmp_path.iterdir():
-            assert b"ey-of-a-secret" not in file.read_bytes()
+            assert GRANT not in file.read_bytes()
         life.spool = Spool.open(life.path, "m")
         assert life.spool.count == 1
 
-    async def test_without_a_token_of_its_own_nothing_is_sent_from_it(self, life):
-        with pytest.raises(Invalid, match="token="):
-            on_paper(life.paper, spool=life.spool)
+    async def test_without_a_grant_nothing_is_sent_from_it(self, life):
+        """
+        Whoever is refused for good leaves on disk what a later process can send.
+        """
+        life.publisher._credential.error = Unauthenticated("for a test")
+        life.append("s0")
+        async with running(life.publisher):
+            with pytest.raises(Unauthenticated):
+                await life.publisher.flush()
+        assert (life.paper.arrived, life.spool.count) == ([], 1)
+
+        life.die()
+        await life.flush()
+        assert life.paper.said["s0"] == life.owed["s0"]
 
     async def test_a_full_spool_refuses_appends_and_no_number_is_missing(
         self, paper, tmp_path
     ):
         spool = Spool.open(tmp_path / "m", "m", max_bytes=500)
-        publisher = on_paper(paper, spool=spool, token=TOKEN)
-        append = an_envelope("timeline.append", body={"entry": "x"})
+        publisher = on_paper(paper, spool=spool, credential=PaperCredential(GRANT))
+        append = an_unsent("timeline.append", body={"entry": "x"})
         with pytest.raises(Overloaded, match=r"the spool .* is full"):  # noqa: PT012
             while True:
                 publisher.publish(append, 0)
         # What is not kept on disk needs no room there.
-        publisher.publish(an_envelope("session.get", reply=True), 0)
+        publisher.publish(an_unsent("session.get", reply=True), 0)
         kept = spool.count
         async with running(publisher):
             await publisher.flush()
@@ -251,10 +266,10 @@ class TestRest:
             1,
         )
         with pytest.raises(Overloaded, match="rest in the spool"):
-            life.publisher.publish(an_envelope("session.get", reply=True), 0)
+            life.publisher.publish(an_unsent("session.get", reply=True), 0)
 
         await life.flush()
-        life.publisher.publish(an_envelope("session.get", reply=True), 0)
+        life.publisher.publish(an_unsent("session.get", reply=True), 0)
 
     async def test_those_that_come_meanwhile_rest_behind_them(self, life, small):
         for _ in range(5):
@@ -276,10 +291,10 @@ class TestAfterlife:
         await life.flush()
 
         partition = partition_of("s0", 4)
-        assert [(one.id, one.token) for one in life.paper.arrived] == [
-            (f"i1.{partition}.1", TOKEN),
-            (f"i1.{partition}.2", TOKEN),
-            (f"i2.{partition}.1", "t"),
+        assert [(one.id, one.grant) for one in life.paper.arrived] == [
+            (f"i1.{partition}.1", GRANT),
+            (f"i1.{partition}.2", GRANT),
+            (f"i2.{partition}.1", GRANT),
         ]
 
     async def test_its_loss_does_not_refuse_them(self, life):
@@ -291,7 +306,11 @@ class TestAfterlife:
         lease = Lease("i3")
         assert lease.lost(6)
         life.publisher = on_paper(
-            life.paper, "i3", spool=life.spool, token=TOKEN, lease=lease
+            life.paper,
+            "i3",
+            spool=life.spool,
+            credential=PaperCredential(GRANT),
+            lease=lease,
         )
         life.append("s0")
         await life.flush()
@@ -304,7 +323,11 @@ class TestAfterlife:
         lease = Lease("i3")
         assert lease.lost(6)
         life.publisher = on_paper(
-            life.paper, "i3", spool=life.spool, token=TOKEN, lease=lease
+            life.paper,
+            "i3",
+            spool=life.spool,
+            credential=PaperCredential(GRANT),
+            lease=lease,
         )
         for _ in range(9):
             life.append("s0")

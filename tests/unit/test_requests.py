@@ -61,11 +61,11 @@ class FakeBus:
     def __init__(self):
         self.published = []
 
-    def publish(self, envelope, partition, *, expires_at=None):
+    def publish(self, envelope, partition, *, expires_at=None, sign=None):
         self.published.append((envelope, partition))
         return SimpleNamespace(envelope=envelope, attempted=True)
 
-    def expect(self, partition, identifier):
+    def expect(self, partition, identifier, wake):
         [*_, (envelope, _)] = self.published
         reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         body = BODIES.get(envelope.kind, a_session())
@@ -83,7 +83,7 @@ def bus():
 
 @pytest.fixture
 def mad(bus):
-    return Mad("fiedler", Requests("token", bus, bus, PARTITIONS))
+    return Mad("fiedler", Requests(bus, bus, PARTITIONS))
 
 
 WRITES = {

@@ -33,7 +33,7 @@ def test_the_given_environment_is_the_only_source(monkeypatch, tmp_path):
 
 
 def test_an_empty_variable_counts_as_not_set():
-    assert load_settings({"EVERBUS_METRICS_PORT": ""}).metrics_port == 0
+    assert load_settings({"EVERBUS_HEALTH_PORT": ""}).health_port == 0
 
 
 def test_other_programs_variables_are_none_of_ours():

@@ -7,32 +7,39 @@ import inspect
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime
 
 import pytest
 
 from bus import connection, sync
 from bus.client import Mad
-from bus.errors import Invalid, Unavailable, VersionConflict
+from bus.errors import Invalid, NotFound, Unavailable, VersionConflict
+from bus.events import SessionEvent
 from bus.messages import CommandOutcome, Session, TimelinePage
 
 ENTRY = {"role": "user", "text": "hi"}
 
 
 PROPERTIES = {"waiting", "losses"}
+# For those who are asyncio programs of ours: the edge, the demo.
+ONLY_ASYNC = {"acting", "grant"}
 
 
 def public(kind):
-    return {name for name in dir(kind) if not name.startswith("_")}
+    return {name for name in dir(kind) if not name.startswith("_")} - ONLY_ASYNC
 
 
 @pytest.mark.parametrize("name", sorted(public(Mad) - PROPERTIES))
 def test_every_call_has_the_same_signature(name):
     asynchronous, blocking = getattr(Mad, name), getattr(sync.SyncMad, name)
+    wanted = inspect.signature(asynchronous)
+    if name == "watch":
+        wanted = wanted.replace(return_annotation=Iterator[SessionEvent])
 
-    assert inspect.signature(blocking) == inspect.signature(asynchronous)
+    assert inspect.signature(blocking) == wanted
     assert not inspect.iscoroutinefunction(blocking)
     assert blocking.__doc__
 
@@ -72,6 +79,20 @@ class FakeMad:
         assert asyncio.get_running_loop() is self.loop
         self.asked.append((session_id, patch, expected_version, durability))
         return "i.0.9"
+
+    def watch(self, session_id, *, after=None):
+        self.asked.append(("watch", session_id, after))
+        return self._watched()
+
+    async def _watched(self):
+        assert asyncio.get_running_loop() is self.loop
+        try:
+            yield 1
+            yield 2
+            await asyncio.sleep(0)
+            raise NotFound("deleted")
+        finally:
+            self.watch_ended = True
 
     async def update_session(
         self, session_id, patch, *, expected_version=None, timeout=1
@@ -123,6 +144,7 @@ CALLS = {
     "create_checkpoint": (("s",), {"name": "n", "kind": "incremental"}),
     "checkpoints": (("s",), {"before": "i.0.1", "limit": 7}),
     "restore_checkpoint": (("s", "i.0.1"), {"expected_version": 3}),
+    "broadcast": (("s", ENTRY), {"durability": "warm"}),
     "outcome": (("i.0.1",), {}),
     "cancel": (("i.0.1",), {}),
 }
@@ -138,6 +160,7 @@ RESULTS = {
 
 def test_every_call_is_tried_here():
     tried = {*CALLS, *PROPERTIES, "append", "flush", "update_later", "update_session"}
+    tried |= {"watch"}
 
     assert tried == public(Mad)
 
@@ -203,6 +226,28 @@ def test_an_update_for_later_is_handed_on_with_its_id_back(made):
 
     assert told == "i.0.9"
     assert made[0].asked == [("s", patch, 4, "warm")]
+
+
+def test_a_watch_is_a_loop_that_blocks(made):
+    seen = []
+    with sync.connect() as mad:
+        watch = mad.watch("s", after="0")
+        with pytest.raises(NotFound):
+            seen.extend(watch)
+        for event in mad.watch("s"):
+            seen.append(event)
+            break
+
+    assert seen[-1:] == [1]
+    assert made[0].asked == [("watch", "s", "0"), ("watch", "s", None)]
+
+
+def test_a_watch_that_is_left_early_is_ended(made):
+    with sync.connect() as mad, closing(mad.watch("s")) as watch:
+        assert [next(watch), next(watch)] == [1, 2]
+        made[0].watch_ended = False
+        watch.close()
+        assert made[0].watch_ended
 
 
 def test_appends_of_one_thread_keep_their_order(made):

@@ -86,6 +86,7 @@ async def is_empty(tier: WarmTier, story: Story) -> None:
     name, life = story.session.id, story.life
     same(await seqs(tier, story), [], "entries")
     same(await steps(tier, story), [], "changes")
+    same(await tier.events(name, life, (0, 0), 1000), [], "events")
     same(await tier.snapshot(name, life, 2 * SNAPSHOT_EVERY), None, "snapshot")
     page = await tier.checkpoints(name, life, None, 10)
     same(page.checkpoints, (), "checkpoints")

@@ -101,7 +101,7 @@ class Story:
         """
         Keep its present state.
         """
-        event = self._event("checkpoint.created", None)
+        event = self._noticed("checkpoint.created")
         state = state_of(self.session)
         new = NewCheckpoint(
             id=event.command_id,
@@ -115,6 +115,17 @@ class Story:
             sha256=digest(state),
         )
         return msgspec.structs.replace(self._record(event), checkpoints=(new,))
+
+    def broadcast(self, *messages: Any) -> Record:
+        """
+        Say something to those who watch.
+        """
+        return self._record(
+            *(
+                msgspec.structs.replace(self._noticed("session.broadcast"), message=one)
+                for one in messages
+            )
+        )
 
     def archive(self, pointer: str, size: int = 1000) -> Record:
         """
@@ -147,6 +158,11 @@ class Story:
 
         return difference(before, state_of(self.session))
 
+    def _noticed(self, kind: str) -> Event:
+        self._set(notices=self.session.notices + 1, last_active=self._later())
+
+        return self._event(kind, None)
+
     def _event(self, kind: str, patch: dict[str, Any] | None) -> Event:
         self._commands += 1
         return Event(
@@ -156,6 +172,7 @@ class Story:
             principal="ada",
             version=self.session.version,
             seq=self.session.last_seq,
+            notices=self.session.notices,
             at=self.session.last_active,
             patch=patch,
         )
@@ -168,6 +185,7 @@ class Story:
             version=session.version,
             last_seq=session.last_seq,
             last_active=session.last_active,
+            notices=session.notices,
             state=session if whole else None,
             events=events,
         )

@@ -12,7 +12,12 @@ called before each, `close` after it.
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
-from gateway.store.contracts import warm_archives, warm_finding, warm_history
+from gateway.store.contracts import (
+    warm_archives,
+    warm_events,
+    warm_finding,
+    warm_history,
+)
 from gateway.store.contracts.claims import (
     Check,
     a_rich_story,
@@ -142,6 +147,7 @@ CHECKS: tuple[Check, ...] = (
     a_later_life_has_nothing_of_an_earlier_one,
     removing_forgets_lives_up_to_one,
     *warm_history.CHECKS,
+    *warm_events.CHECKS,
     *warm_archives.CHECKS,
     *warm_finding.CHECKS,
 )

@@ -77,6 +77,37 @@ async def sessions_are_found_by_what_they_are(tier: WarmTier) -> None:
     same(page.sessions, (ada.session,), "a found session")
 
 
+async def tenants_are_found_apart(tier: WarmTier) -> None:
+    """
+    Each asker finds the sessions of its tenant only, by whichever filter; that is so
+    for those in the cold tier as well.
+    """
+    filters = {"fields": {"model": "tides"}, "tags": ("sea",), "acl": (MAD,)}
+    parts = {"participants": {MAD: {}}, **filters}
+    houses = ("", "acme", "globex")
+    stories = {
+        tenant: Story(f"{tenant}-1", BEGIN, "ada", tenant=tenant, **parts)
+        for tenant in houses
+    }
+    await tier.write([story.create() for story in stories.values()])
+    await tier.write([stories["acme"].suspend(), stories["acme"].archive("p")])
+
+    for tenant in (*houses, "ACME", "acme-1"):
+        wanted = [f"{tenant}-1"] if tenant in houses else []
+        for query in (
+            ListSessions(),
+            ListSessions(owner="ada"),
+            ListSessions(tag="sea", participant=MAD),
+            ListSessions(text="ada"),
+            ListSessions(active_since=BEGIN),
+        ):
+            for visible_to in ("", "ada", MAD):
+                page = await tier.find(query, visible_to, tenant)
+                told = f"{query} for {visible_to!r} of {tenant!r}"
+                same([s.id for s in page.sessions], wanted, told)
+                same({s.tenant for s in page.sessions} <= {tenant}, True, told)
+
+
 async def found_sessions_are_paged(tier: WarmTier) -> None:
     """
     Pages of any size show every session once, also many of the same instant.
@@ -115,6 +146,7 @@ async def sessions_are_counted(tier: WarmTier) -> None:
 CHECKS: tuple[Check, ...] = (
     the_longest_idle_come_first,
     sessions_are_found_by_what_they_are,
+    tenants_are_found_apart,
     found_sessions_are_paged,
     sessions_are_counted,
 )

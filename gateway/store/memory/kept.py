@@ -2,7 +2,6 @@
 What a warm tier in memory holds, and what records do to it.
 """
 
-from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
@@ -11,16 +10,19 @@ import msgspec
 from bus.messages import Checkpoint, Session, SessionChange, TimelineEntry
 from gateway.store.outbox import Record
 from gateway.store.recorded import (
+    APPENDED,
     context_patches,
     entombed,
     is_due,
+    is_notice,
     linked,
+    own_events,
     stub_of,
     with_context,
 )
 from gateway.store.tiers import Held
 from gateway.store.words import words_of
-from handlers.commands import Archived, NewCheckpoint
+from handlers.commands import Archived, Event, NewCheckpoint
 from handlers.session import merge
 
 State = dict[str, Any]  # JSON values
@@ -32,13 +34,17 @@ class Life(msgspec.Struct):
 
     Attributes:
         entries: seq → packed TimelineEntry.
-        changes: version → the step to it.
+        audits: seq → by which command and principal it was appended.
+        steps: version → the event that led to it.
+        notices: how many there were after it → the event.
         snapshots: version → state.
         checkpoints: in order, with how many links lead to a full one.
     """
 
     entries: dict[int, bytes] = msgspec.field(default_factory=dict)
-    changes: dict[int, SessionChange] = msgspec.field(default_factory=dict)
+    audits: dict[int, tuple[str, str]] = msgspec.field(default_factory=dict)
+    steps: dict[int, Event] = msgspec.field(default_factory=dict)
+    notices: dict[int, Event] = msgspec.field(default_factory=dict)
     snapshots: dict[int, Session] = msgspec.field(default_factory=dict)
     checkpoints: list[tuple[Checkpoint, State, int]] = msgspec.field(
         default_factory=list
@@ -81,7 +87,8 @@ class Kept:
             return ""
         if held is not None and held.archival_status == "S3":
             session = held.session
-            if reason := entombed(record, session.version, session.last_seq):
+            counts = (session.version, session.last_seq, session.notices)
+            if reason := entombed(record, *counts):
                 return reason
         self._insert(record, held.through if held else 0)
         self._forward(record, held)
@@ -129,12 +136,14 @@ class Kept:
         Insert what is not there; entries up to *through* are in the cold tier.
         """
         life = self.living(record.session, record.created_at)
+        audits = {e.seq: e for e in own_events(record) if e.kind == APPENDED}
         for packed in record.entries:
             entry = msgspec.msgpack.decode(packed, type=TimelineEntry)
-            if entry.seq > through:
-                life.entries.setdefault(entry.seq, bytes(packed))
-        for change in _changes(record):
-            life.changes.setdefault(change.version, change)
+            if entry.seq > through and entry.seq not in life.entries:
+                life.entries[entry.seq] = bytes(packed)
+                if event := audits.get(entry.seq):
+                    life.audits[entry.seq] = (event.command_id, event.principal)
+        _tell(life, record)
         if record.state is not None and is_due(record):
             life.snapshots.setdefault(record.version, plain(record.state))
         for new in record.checkpoints:
@@ -158,6 +167,7 @@ class Kept:
             session,
             last_seq=max(known.last_seq, record.last_seq),
             last_active=max(known.last_active, record.last_active),
+            notices=max(known.notices, record.notices),
         )
         self.held[record.session] = msgspec.structs.replace(
             held or Held(session=session), session=session, full_context=context
@@ -171,8 +181,9 @@ class Kept:
         if held is None or held.archival_status != "ACTIVE":
             return
         session = held.session
-        seen = (session.version, session.last_seq, held.moves)
-        if seen != (record.version, record.last_seq, archived.moves):
+        seen = (session.version, session.last_seq, session.notices, held.moves)
+        told = (record.version, record.last_seq, record.notices, archived.moves)
+        if seen != told:
             return
         self.held[record.session] = Held(
             session=stub_of(session),
@@ -194,19 +205,35 @@ def plain(session: Session) -> Session:
     )
 
 
-def _changes(record: Record) -> Iterable[SessionChange]:
-    for event in record.events:
+def change_of(step: Event) -> SessionChange:
+    """
+    The step of a session's version that *step* tells of.
+    """
+    if step.at is None or step.patch is None:
+        raise AssertionError(f"{step.kind} is no step of a version")
+    return SessionChange(
+        version=step.version,
+        seq=step.seq,
+        kind=step.kind,
+        at=step.at,
+        mad=step.mad,
+        principal=step.principal,
+        command_id=step.command_id,
+        patch=step.patch,
+    )
+
+
+def _tell(life: Life, record: Record) -> None:
+    """
+    Keep the record's steps and notices, unless they are there.
+    """
+    for event in own_events(record):
         if event.patch is not None:
-            yield SessionChange(
-                version=event.version,
-                seq=event.seq,
-                kind=event.kind,
-                at=event.at or record.last_active,
-                mad=event.mad,
-                principal=event.principal,
-                command_id=event.command_id,
-                patch=event.patch,
-            )
+            at = event.at or record.last_active
+            step = msgspec.structs.replace(event, at=at)
+            life.steps.setdefault(event.version, step)
+        elif is_notice(event):
+            life.notices.setdefault(event.notices, event)
 
 
 def _keep(life: Life, new: NewCheckpoint) -> None:

@@ -30,11 +30,12 @@ from gateway.store.finding import (
     place_in,
     place_of,
 )
-from gateway.store.memory.kept import Kept, plain
+from gateway.store.memory.kept import Kept, change_of, plain
 from gateway.store.outbox import Record
+from gateway.store.recorded import in_order
 from gateway.store.tiers import Held, Refused, WarmCounts
 from gateway.store.words import words_of
-from handlers.commands import ListSessions
+from handlers.commands import Event, ListSessions
 
 State = dict[str, Any]  # JSON values
 
@@ -117,6 +118,7 @@ class MemoryWarm:
         doomed = sorted(seq for seq in kept if seq <= through)[:limit]
         for seq in doomed:
             del kept[seq]
+            self._kept.life(session_id, life).audits.pop(seq, None)
 
         return len(doomed)
 
@@ -189,7 +191,9 @@ class MemoryWarm:
         """
         self._kept.removals.discard(pointer)
 
-    async def find(self, query: ListSessions, visible_to: str) -> SessionPage:
+    async def find(
+        self, query: ListSessions, visible_to: str, tenant: str = ""
+    ) -> SessionPage:
         """
         Sessions that fit, latest activity first; see `ListSessions`.
         """
@@ -198,7 +202,8 @@ class MemoryWarm:
         found = [
             held.session
             for name, held in self._kept.held.items()
-            if words <= self._kept.words[name] and fits(held.session, query, visible_to)
+            if words <= self._kept.words[name]
+            if fits(held.session, query, visible_to, tenant)
             if behind is None or place_of(held.session) < behind
         ]
         found.sort(key=place_of, reverse=True)
@@ -232,9 +237,32 @@ class MemoryWarm:
         """
         The steps to versions *after* + 1 to *through*, ascending.
         """
-        kept = self._kept.life(session_id, life).changes
+        kept = self._kept.life(session_id, life).steps
 
-        return [kept[version] for version in sorted(kept) if after < version <= through]
+        return [change_of(kept[v]) for v in sorted(kept) if after < v <= through]
+
+    async def events(
+        self, session_id: str, life: datetime, after: tuple[int, int], limit: int
+    ) -> Sequence[Event]:
+        """
+        What happened behind a version and so many notices, appends left out.
+        """
+        version, notices = after
+        kept = self._kept.life(session_id, life)
+        steps = [event for v, event in kept.steps.items() if v > version]
+        found = [event for n, event in kept.notices.items() if n > notices]
+
+        return in_order(steps, found, notices)[:limit]
+
+    async def appended_by(
+        self, session_id: str, life: datetime, first: int, last: int
+    ) -> dict[int, tuple[str, str]]:
+        """
+        By which command and principal the entries *first* to *last* were appended.
+        """
+        audits = self._kept.life(session_id, life).audits
+
+        return {seq: told for seq, told in audits.items() if first <= seq <= last}
 
     async def snapshot(
         self, session_id: str, life: datetime, version: int
@@ -283,9 +311,9 @@ def _summary(held: Held) -> Held:
 
 def _moves(held: Held) -> tuple[object, ...]:
     session = held.session
-    place = (session.created_at, session.version, session.last_seq)
+    counts = (session.version, session.last_seq, session.notices)
 
-    return (*place, held.moves, held.archival_status)
+    return (session.created_at, *counts, held.moves, held.archival_status)
 
 
 def _entry(packed: bytes) -> TimelineEntry:

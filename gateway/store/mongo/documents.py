@@ -6,6 +6,7 @@ How the warm tier's values look as documents of MongoDB, and back.
 | `sessions` | session, also a deleted one for TOMBSTONE_DAYS | `_id` |
 | `timeline` | timeline entry | session, life, seq |
 | `events` | change of a session's state | session, life, version, kind, command |
+| `notices` | broadcast or checkpoint made, for who watches | session, life, notices |
 | `snapshots` | state that is kept for rebuilding versions | session, life, version |
 | `checkpoints` | checkpoint | session, life, id |
 | `removals` | archive of a deleted session | `_id` |
@@ -18,17 +19,18 @@ from typing import Any
 import msgspec
 
 from bus.codec import pack
-from bus.messages import Checkpoint, Session, SessionChange, TimelineEntry
+from bus.messages import Checkpoint, Session, TimelineEntry
 from gateway.store.mongo.operations import Document
 from gateway.store.outbox import Record
-from gateway.store.recorded import COLD_FIELDS
+from gateway.store.recorded import APPENDED, COLD_FIELDS, own_events
 from gateway.store.tiers import Held
 from gateway.store.words import words_of
-from handlers.commands import Archived, Event
+from handlers.commands import Archived
 
 SESSIONS = "sessions"
 TIMELINE = "timeline"
 EVENTS = "events"
+NOTICES = "notices"
 SNAPSHOTS = "snapshots"
 CHECKPOINTS = "checkpoints"
 REMOVALS = "removals"
@@ -39,6 +41,9 @@ TOMBSTONE_DAYS = 30
 
 ENTRY_KEY = ("session", "life", "seq")
 EVENT_KEY = ("session", "life", "version", "kind", "command")
+# Apart from the events: any number of notices may come at one version, and nobody
+# who reads versions is to read them all.
+NOTICE_KEY = ("session", "life", "notices")
 SNAPSHOT_KEY = ("session", "life", "version")
 CHECKPOINT_KEY = ("session", "life", "id")
 CHECKPOINT_PLACE = ("session", "life", "n")
@@ -65,6 +70,11 @@ def state_document(session: Session) -> Document:
     document["participant_names"] = list(session.participants)
     document["readers"] = list(dict.fromkeys((session.owner_id, *session.acl)))
     document["words"] = words_of(session)
+    # Absent unless there is one, as in documents that are older than tenants.
+    if not session.tenant:
+        del document["tenant"]
+    if not session.notices:
+        del document["notices"]
 
     return document
 
@@ -172,7 +182,7 @@ def entry_documents(record: Record, after: int) -> Iterator[Document]:
     """
     The documents of the record's entries behind seq *after*, with their audit.
     """
-    audit = {e.seq: e for e in record.events if e.kind == "timeline.appended"}
+    audit = {e.seq: e for e in own_events(record) if e.kind == APPENDED}
     for packed in record.entries:
         document = entry_document(record.session, record.created_at, packed)
         if document["seq"] <= after:
@@ -206,41 +216,6 @@ def packed_entry(document: Document) -> bytes:
         TimelineEntry(
             document["seq"], document["at"], document["author"], document["entry"]
         )
-    )
-
-
-def event_document(record: Record, event: Event) -> Document:
-    """
-    The document of one change of state: who, what, when, from where to where.
-    """
-    return {
-        "session": record.session,
-        "life": record.created_at,
-        "version": event.version,
-        "version_from": event.version - (event.patch is not None),
-        "seq": event.seq,
-        "kind": event.kind,
-        "mad": event.mad,
-        "principal": event.principal,
-        "command": event.command_id,
-        "at": event.at or record.last_active,
-        "patch": event.patch,
-    }
-
-
-def change_of(document: Document) -> SessionChange:
-    """
-    The step of a session's version that an event's document tells of.
-    """
-    return SessionChange(
-        version=document["version"],
-        seq=document["seq"],
-        kind=document["kind"],
-        at=document["at"],
-        mad=document["mad"],
-        principal=document["principal"],
-        command_id=document["command"],
-        patch=document["patch"],
     )
 
 

@@ -37,6 +37,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     ended: bool = False
     version: int = 0
     last_seq: int = 0
+    notices: int = 0
     last_active: datetime | None = None
     moves: int = 0
     pointer: str = ""
@@ -47,8 +48,9 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
 
 HEAD_FIELDS = dict.fromkeys(
     (
-        *("created_at", "deleted_at", "version", "last_seq", "last_active", "moves"),
-        *("s3_pointer", "through", "archival_status", "unpurged"),
+        *("created_at", "deleted_at", "version", "last_seq", "notices"),
+        *("last_active", "moves", "s3_pointer", "through", "archival_status"),
+        "unpurged",
     ),
     1,
 )
@@ -61,13 +63,15 @@ class End(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         life: the last of them.
         last_seq: about how many timeline entries there are to delete.
-        version: about how many events.
+        version: about how many changes of state.
+        notices: about how many notices.
     """
 
     session: str
     life: datetime
     last_seq: int = 0
     version: int = 0
+    notices: int = 0
 
 
 def head_of(document: Document) -> Head:
@@ -80,6 +84,8 @@ def head_of(document: Document) -> Head:
         life=document["created_at"],
         version=document["version"],
         last_seq=document["last_seq"],
+        # Absent in documents that are older than notices.
+        notices=document.get("notices", 0),
         last_active=document["last_active"],
         moves=document["moves"],
         pointer=document.get("s3_pointer", ""),
@@ -133,7 +139,8 @@ def _steps(end: End, field: str) -> Iterator[tuple[Document, int]]:
     """
     What to delete, and about how many documents that are, each step a bounded part.
     """
-    count = end.last_seq if field == "seq" else end.version
+    counts = {"seq": end.last_seq, "version": end.version, "notices": end.notices}
+    count = counts[field]
     for last in range(DELETED_AT_ONCE, count, DELETED_AT_ONCE):
         bound = {field: up_to(last)}
         yield {"session": end.session, "life": end.life, **bound}, DELETED_AT_ONCE

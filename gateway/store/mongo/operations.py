@@ -114,6 +114,14 @@ def up_to(last: int) -> Document:
     return {"$lt": last + 1}
 
 
+def counted(count: int) -> int | None:
+    """
+    A count, for a field that documents lack as long as it is 0: those that are older
+    than the field do as well, and null finds what is not there.
+    """
+    return count or None
+
+
 def not_later(at: datetime) -> Document:
     """
     Up to *at*, likewise; MongoDB keeps times in milliseconds.

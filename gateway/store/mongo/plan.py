@@ -15,16 +15,23 @@ import msgspec
 from bus.messages import Session
 from gateway.store.mongo.documents import (
     entry_documents,
-    event_document,
     new_document,
     snapshot_document,
     state_document,
     stubbed,
 )
 from gateway.store.mongo.ends import End, Head, is_past
-from gateway.store.mongo.operations import Operation, Replace, Update
+from gateway.store.mongo.events import event_document, notice_document
+from gateway.store.mongo.operations import Operation, Replace, Update, counted
 from gateway.store.outbox import Record
-from gateway.store.recorded import context_patches, entombed, is_due, is_kept
+from gateway.store.recorded import (
+    context_patches,
+    entombed,
+    is_due,
+    is_kept,
+    is_notice,
+    own_events,
+)
 from handlers.commands import Archived, NewCheckpoint
 
 
@@ -79,6 +86,7 @@ class Plan(msgspec.Struct, frozen=True):
     ends: list[End] = msgspec.field(default_factory=list)
     entries: list[Piece] = msgspec.field(default_factory=list)
     events: list[Piece] = msgspec.field(default_factory=list)
+    notices: list[Piece] = msgspec.field(default_factory=list)
     snapshots: list[Piece] = msgspec.field(default_factory=list)
     checkpoints: list[tuple[int, Record, NewCheckpoint]] = msgspec.field(
         default_factory=list
@@ -127,15 +135,12 @@ def state_piece(live: Live, context: dict[str, Any] | None) -> Piece | None:
 
     *context* is the full context afterwards, None if it stays.
     """
-    last_seq = max(record.last_seq for _, record in live.records)
-    last_active = max(record.last_active for _, record in live.records)
+    forward = _forward(live)
     place, state = _newest_state(live)
     if live.head is None:
         if state is None:
             return None
-        session = msgspec.structs.replace(
-            state, last_seq=last_seq, last_active=last_active
-        )
+        session = msgspec.structs.replace(state, **forward)
         older = {"_id": live.session, "created_at": {"$lt": live.life}}
         return Piece(place, Replace(older, new_document(session, context or {})))
     seen = {
@@ -144,10 +149,8 @@ def state_piece(live: Live, context: dict[str, Any] | None) -> Piece | None:
         "version": live.version,
         "archival_status": "ACTIVE",
     }
-    forward = {"last_seq": last_seq, "last_active": last_active}
     if state is None:
-        head = live.head
-        if last_seq <= head.last_seq and last_active <= (head.last_active or live.life):
+        if not _is_ahead(forward, live.head):
             return None
         return Piece(live.records[-1][0], Update(seen, {"$max": forward}))
     fields = state_document(state)
@@ -156,6 +159,29 @@ def state_piece(live: Live, context: dict[str, Any] | None) -> Piece | None:
         fields["full_context"] = context
 
     return Piece(place, Update(seen, {"$set": fields, "$max": forward}))
+
+
+def _forward(live: Live) -> dict[str, Any]:
+    """
+    What of the document only grows, as the records tell it.
+    """
+    forward: dict[str, Any] = {
+        "last_seq": max(record.last_seq for _, record in live.records),
+        "last_active": max(record.last_active for _, record in live.records),
+    }
+    # Absent unless there are some, see `counted`.
+    if notices := max(record.notices for _, record in live.records):
+        forward["notices"] = notices
+
+    return forward
+
+
+def _is_ahead(forward: dict[str, Any], head: Head) -> bool:
+    return bool(
+        forward["last_seq"] > head.last_seq
+        or forward.get("notices", 0) > head.notices
+        or forward["last_active"] > (head.last_active or head.life)
+    )
 
 
 def _newest_state(live: Live) -> tuple[int, Session | None]:
@@ -182,6 +208,7 @@ def _plan_session(
                 life=max(over),
                 last_seq=max(record.last_seq for record in records),
                 version=max(record.version for record in records),
+                notices=max(record.notices for record in records),
             )
         )
     if life in over:
@@ -203,10 +230,7 @@ def _plan_life(plan: Plan, live: Live) -> None:
     after = live.head.through if live.head else 0
     for place, record in live.records:
         plan.entries.extend(Piece(place, d) for d in entry_documents(record, after))
-        plan.events.extend(
-            Piece(place, event_document(record, event))
-            for event in filter(is_kept, record.events)
-        )
+        _plan_events(plan, place, record)
         if is_due(record) and record.state is not None:
             plan.snapshots.append(Piece(place, snapshot_document(record.state)))
         plan.checkpoints.extend((place, record, new) for new in record.checkpoints)
@@ -216,10 +240,18 @@ def _plan_life(plan: Plan, live: Live) -> None:
         plan.lives.append(live)
 
 
+def _plan_events(plan: Plan, place: int, record: Record) -> None:
+    for event in own_events(record):
+        if is_notice(event):
+            plan.notices.append(Piece(place, notice_document(record, event)))
+        elif is_kept(event):
+            plan.events.append(Piece(place, event_document(record, event)))
+
+
 def _without_refused(plan: Plan, live: Live, head: Head) -> Live:
     kept = []
     for place, record in live.records:
-        if reason := entombed(record, head.version, head.last_seq):
+        if reason := entombed(record, head.version, head.last_seq, head.notices):
             plan.refused[place] = reason
         else:
             kept.append((place, record))
@@ -232,6 +264,7 @@ def _stub_operation(record: Record, archived: Archived) -> Operation:
         "created_at": record.created_at,
         "version": record.version,
         "last_seq": record.last_seq,
+        "notices": counted(record.notices),
         "moves": archived.moves,
         "archival_status": "ACTIVE",
     }

@@ -28,7 +28,9 @@ class Search:
     def __init__(self, mongo: Mongo) -> None:
         self._mongo = mongo
 
-    async def find(self, query: ListSessions, visible_to: str) -> SessionPage:
+    async def find(
+        self, query: ListSessions, visible_to: str, tenant: str
+    ) -> SessionPage:
         """
         Sessions that fit, latest activity first.
 
@@ -37,7 +39,7 @@ class Search:
         """
         wanted = query.limit + 1
         found: list[Document] = []
-        for where in _conditions(query, visible_to):
+        for where in _conditions(query, visible_to, tenant):
             limit = wanted - len(found)
             found += await self._mongo.find(
                 SESSIONS, where, SUMMARY, sort=_NEWEST, limit=limit
@@ -53,11 +55,13 @@ class Search:
             sessions, cursor_of(place_of(sessions[-1])) if more else None
         )
 
-    async def explain(self, query: ListSessions, visible_to: str) -> Document:
+    async def explain(
+        self, query: ListSessions, visible_to: str, tenant: str
+    ) -> Document:
         """
         The winning plan of the (last) question that `find` asks.
         """
-        where = _conditions(query, visible_to)[-1]
+        where = _conditions(query, visible_to, tenant)[-1]
         told = await self._mongo.explain(
             SESSIONS, where, sort=_NEWEST, limit=query.limit + 1
         )
@@ -132,12 +136,13 @@ def _spans(before: datetime, after: tuple[datetime, str] | None) -> list[Documen
     return [*(same if at < before else ()), rest]
 
 
-def _conditions(query: ListSessions, visible_to: str) -> list[Document]:
+def _conditions(query: ListSessions, visible_to: str, tenant: str) -> list[Document]:
     """
     What `find` asks, in order: on later pages first the rest of the sessions that
     were last active with the one before.
     """
-    fits = _fits(query, visible_to)
+    # Documents of no tenant have no such field: null finds what is not there.
+    fits = {"tenant": tenant or None, **_fits(query, visible_to)}
     bounds: Document = {}
     if query.active_since is not None:
         bounds |= not_earlier(query.active_since)

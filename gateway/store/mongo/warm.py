@@ -19,14 +19,12 @@ from bus.messages import (
 from gateway.store.mongo.checkpoints import Checkpoints
 from gateway.store.mongo.documents import (
     ENTRY_KEY,
-    EVENTS,
     REMOVALS,
     SESSIONS,
     SNAPSHOTS,
     SUMMARY,
     TIMELINE,
     WITH_CONTEXT,
-    change_of,
     entry_document,
     held_of,
     packed_entry,
@@ -35,13 +33,19 @@ from gateway.store.mongo.documents import (
 )
 from gateway.store.mongo.driver import Driver, Mongo
 from gateway.store.mongo.ends import End, is_past
+from gateway.store.mongo.events import Events
 from gateway.store.mongo.indexes import make_indexes
-from gateway.store.mongo.operations import Document, Insert, Update, up_to
+from gateway.store.mongo.operations import (
+    Document,
+    Insert,
+    Update,
+    counted,
+)
 from gateway.store.mongo.search import Search
 from gateway.store.mongo.writes import IDS_AT_ONCE, Writes
 from gateway.store.outbox import Record
 from gateway.store.tiers import Held, Refused, WarmCounts
-from handlers.commands import ListSessions
+from handlers.commands import Event, ListSessions
 
 CALL_TIMEOUT_MS = 10_000
 
@@ -65,6 +69,7 @@ class MongoWarm:
     ) -> None:
         self._mongo = Mongo(url, database, driver, timeout_ms)
         self._checkpoints = Checkpoints(self._mongo)
+        self._events = Events(self._mongo)
         self._writes = Writes(self._mongo, self._checkpoints)
         self._search = Search(self._mongo)
 
@@ -163,6 +168,7 @@ class MongoWarm:
                 life=life,
                 last_seq=head.last_seq if head else 0,
                 version=head.version if head else 0,
+                notices=head.notices if head else 0,
             )
         )
 
@@ -195,6 +201,7 @@ class MongoWarm:
             "created_at": session.created_at,
             "version": session.version,
             "last_seq": session.last_seq,
+            "notices": counted(session.notices),
             "moves": before.moves,
             "archival_status": before.archival_status,
         }
@@ -216,17 +223,21 @@ class MongoWarm:
         """
         await self._mongo.delete(REMOVALS, {"_id": pointer})
 
-    async def find(self, query: ListSessions, visible_to: str) -> SessionPage:
+    async def find(
+        self, query: ListSessions, visible_to: str, tenant: str = ""
+    ) -> SessionPage:
         """
         Sessions that fit, latest activity first; see `ListSessions`.
         """
-        return await self._search.find(query, visible_to)
+        return await self._search.find(query, visible_to, tenant)
 
-    async def explain(self, query: ListSessions, visible_to: str) -> Document:
+    async def explain(
+        self, query: ListSessions, visible_to: str, tenant: str = ""
+    ) -> Document:
         """
         The plan by which MongoDB finds what `find` asks for.
         """
-        return await self._search.explain(query, visible_to)
+        return await self._search.explain(query, visible_to, tenant)
 
     async def counts(self) -> WarmCounts:
         """
@@ -240,10 +251,29 @@ class MongoWarm:
         """
         The steps to versions *after* + 1 to *through*, ascending.
         """
-        where = _of(session_id, life, version={"$gt": after, **up_to(through)})
-        found = await self._mongo.find(EVENTS, where, sort=[("version", 1)])
+        return await self._events.changes(session_id, life, after, through)
 
-        return [change_of(d) for d in found if d["patch"] is not None]
+    async def events(
+        self, session_id: str, life: datetime, after: tuple[int, int], limit: int
+    ) -> Sequence[Event]:
+        """
+        What happened behind a version and so many notices, appends left out.
+        """
+        return await self._events.behind(session_id, life, after, limit)
+
+    async def appended_by(
+        self, session_id: str, life: datetime, first: int, last: int
+    ) -> dict[int, tuple[str, str]]:
+        """
+        By which command and principal the entries *first* to *last* were appended.
+        """
+        where = _of(session_id, life, seq={"$gte": first, "$lte": last})
+        fields = {"seq": 1, "command": 1, "principal": 1}
+        found = await self._mongo.find(TIMELINE, where, fields)
+
+        return {
+            d["seq"]: (d["command"], d["principal"]) for d in found if "command" in d
+        }
 
     async def snapshot(
         self, session_id: str, life: datetime, version: int

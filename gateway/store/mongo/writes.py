@@ -16,6 +16,8 @@ from gateway.store.mongo.documents import (
     ENTRY_KEY,
     EVENT_KEY,
     EVENTS,
+    NOTICE_KEY,
+    NOTICES,
     REMOVALS,
     SESSIONS,
     SNAPSHOT_KEY,
@@ -142,6 +144,7 @@ class Writes:
         refused = dict(plan.refused)
         refused |= await self._insert(TIMELINE, plan.entries, ENTRY_KEY)
         refused |= await self._insert(EVENTS, plan.events, EVENT_KEY)
+        refused |= await self._insert(NOTICES, plan.notices, NOTICE_KEY)
         refused |= await self._insert(SNAPSHOTS, plan.snapshots, SNAPSHOT_KEY)
         refused |= await self._keep(plan)
         apart = await self._states(plan.lives, refused)
@@ -266,7 +269,11 @@ class Writes:
         Remove everything of ended lives but the tombstones, in bounded steps.
         """
         over = list(ends)
-        for collection, field in ((TIMELINE, "seq"), (EVENTS, "version")):
+        for collection, field in (
+            (TIMELINE, "seq"),
+            (EVENTS, "version"),
+            (NOTICES, "notices"),
+        ):
             for part in bounded(over, field):
                 await self._mongo.bulk(collection, part)
         for collection in (SNAPSHOTS, CHECKPOINTS):

@@ -1,0 +1,30 @@
+"""
+Counts over HTTP, for operators and admins.
+"""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Response
+
+from gateway.edge import openapi
+from gateway.edge.errands import Reading, found
+from gateway.edge.reception import Reception
+
+router = APIRouter(route_class=Reception, tags=["operation"])
+
+
+@router.get(
+    "/stats",
+    response_model=None,
+    responses=openapi.read("Stats"),
+    summary="Count the sessions",
+)
+async def stats(reading: Annotated[Reading, Depends()]) -> Response:
+    """
+    How many sessions there are, and what each tier holds and costs.
+    """
+    answer = await reading.ask(
+        "session.stats", "", lambda mad, timeout: mad.stats(timeout=timeout)
+    )
+
+    return found(answer)

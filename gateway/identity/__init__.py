@@ -1,0 +1,3 @@
+"""
+Who asks: tokens, the keys that they are verified with, and grants.
+"""
