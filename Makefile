@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest
 # Tests mostly wait; a file's tests share a server, so they stay together.
-JOBS ?= 3
+JOBS ?= 2
 CODE := bus handlers gateway archiver compose tests
 
 .PHONY: demo test lint format bench chaos clean

@@ -24,7 +24,7 @@ from bus.connection import joined
 from bus.errors import Unavailable
 from compose.exits import CONFLICT, Failed
 from compose.logs import configure_logs
-from compose.roles import beside, grants_of, identity_of
+from compose.roles import beside, calm_collector, grants_of, identity_of
 from compose.settings import Settings, load_settings
 from compose.telemetry import send_spans
 from compose.tiers import warm_side
@@ -62,6 +62,7 @@ def edge() -> None:
     configure_logs(settings.log_format, settings.log_level)
     send_spans("edge")
     _open_more_files()
+    calm_collector()
     uvloop.run(_until_signal(settings))
 
 

@@ -360,11 +360,19 @@ def _run(role: Role, settings: Settings) -> None:
     """
     configure_logs(settings.log_format, settings.log_level)
     send_spans(role.__name__.removeprefix("run_"))
-    # What was imported stays; batches are short-lived and hold no cycles, so the
-    # collector need not look at them every 700 allocations.
+    calm_collector()
+    uvloop.run(_until_signal(role, settings))
+
+
+def calm_collector() -> None:
+    """
+    Have Python look for cycles seldom.
+
+    What was imported stays; batches and requests are short-lived and hold few cycles,
+    so the collector need not look at them every 700 allocations.
+    """
     gc.freeze()
     gc.set_threshold(GC_ALLOCATIONS, 20, 50)
-    uvloop.run(_until_signal(role, settings))
 
 
 async def _until_signal(role: Role, settings: Settings) -> None:

@@ -4,7 +4,7 @@ A session's past over HTTP: checkpoints, versions, and what changed between them
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Query, Response
 
 from gateway.edge import openapi
 from gateway.edge.bodies import (
@@ -18,9 +18,9 @@ from gateway.edge.bodies import (
 )
 from gateway.edge.conditional import tag_of
 from gateway.edge.errands import (
-    Conditional,
-    Reading,
-    Writing,
+    AConditionalWrite,
+    ARead,
+    AWrite,
     found,
     next_page,
     told,
@@ -40,7 +40,7 @@ router = APIRouter(route_class=Reception, tags=["history"])
 )
 async def create_checkpoint(
     session_id: SessionId,
-    writing: Annotated[Writing, Depends()],
+    writing: AWrite,
     body: NewCheckpoint | None = None,
 ) -> Response:
     """
@@ -65,7 +65,7 @@ async def create_checkpoint(
 async def list_checkpoints(
     session_id: SessionId,
     bounds: Annotated[CheckpointBounds, Query()],
-    reading: Annotated[Reading, Depends()],
+    reading: ARead,
 ) -> Response:
     """
     The session's checkpoints, newest first.
@@ -92,7 +92,7 @@ async def list_checkpoints(
 async def restore_checkpoint(
     session_id: SessionId,
     checkpoint_id: CheckpointId,
-    writing: Annotated[Conditional, Depends()],
+    writing: AConditionalWrite,
     body: Condition | None = None,
 ) -> Response:
     """
@@ -118,7 +118,7 @@ async def restore_checkpoint(
 async def session_at(
     session_id: SessionId,
     version: Version,
-    reading: Annotated[Reading, Depends()],
+    reading: ARead,
 ) -> Response:
     """
     The session's state as it was at a version, without its timeline.
@@ -141,7 +141,7 @@ async def session_at(
 async def diff(
     session_id: SessionId,
     between: Annotated[Between, Query()],
-    reading: Annotated[Reading, Depends()],
+    reading: ARead,
 ) -> Response:
     """
     What changed between two versions, and who changed it.

@@ -8,7 +8,7 @@ else: deadline, durability, repetition, and the shape of an answer.
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any, NotRequired, TypedDict, TypeVar
 
-from fastapi import Header, Request, Response
+from fastapi import Depends, Header, Request, Response
 from msgspec.json import encode
 
 from bus.client import Mad
@@ -44,7 +44,7 @@ class Reading:
     A read, as one request asks for it.
     """
 
-    def __init__(self, request: Request, how: Annotated[ReadHeaders, Header()]) -> None:
+    def __init__(self, request: Request, how: ReadHeaders) -> None:
         self.request = request
         self._caller = caller_in(request)
         self._timeout_s = how.everbus_timeout
@@ -78,9 +78,7 @@ class Writing:
     A write, as one request asks for it.
     """
 
-    def __init__(
-        self, request: Request, how: Annotated[WriteHeaders, Header()]
-    ) -> None:
+    def __init__(self, request: Request, how: WriteHeaders) -> None:
         self.request = request
         self.key = how.idempotency_key
         self._if_match: str | None = None
@@ -146,9 +144,7 @@ class Conditional(Writing):
     A write that may depend on the session's version.
     """
 
-    def __init__(
-        self, request: Request, how: Annotated[ConditionalHeaders, Header()]
-    ) -> None:
+    def __init__(self, request: Request, how: ConditionalHeaders) -> None:
         super().__init__(request, how)
         self._if_match = how.if_match
 
@@ -160,6 +156,27 @@ class Conditional(Writing):
             Invalid: both are given and differ.
         """
         return expected_version(self._if_match, stated)
+
+
+async def _reading(request: Request, how: Annotated[ReadHeaders, Header()]) -> Reading:
+    return Reading(request, how)
+
+
+async def _writing(request: Request, how: Annotated[WriteHeaders, Header()]) -> Writing:
+    return Writing(request, how)
+
+
+async def _conditional(
+    request: Request, how: Annotated[ConditionalHeaders, Header()]
+) -> Conditional:
+    return Conditional(request, how)
+
+
+# What routes take. The classes themselves FastAPI would call in a thread, which cost
+# as much as all the rest of a request.
+ARead = Annotated[Reading, Depends(_reading)]
+AWrite = Annotated[Writing, Depends(_writing)]
+AConditionalWrite = Annotated[Conditional, Depends(_conditional)]
 
 
 def told(value: Any, status: int = 200, **headers: str) -> Told:  # a message's value

@@ -5,7 +5,7 @@ Sessions over HTTP: begin, find, read, change, end.
 from typing import Annotated, Any
 
 import uuid_utils
-from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi import APIRouter, Header, Query, Response
 
 from bus.messages import Session
 from gateway.edge import openapi
@@ -23,9 +23,9 @@ from gateway.edge.bodies import (
 )
 from gateway.edge.conditional import is_known, tag_of
 from gateway.edge.errands import (
-    Conditional,
-    Reading,
-    Writing,
+    AConditionalWrite,
+    ARead,
+    AWrite,
     found,
     next_page,
     sources,
@@ -50,9 +50,7 @@ IfNoneMatch = Annotated[
     responses=openapi.write(201, "Session", 409, headers=("ETag", "Location")),
     summary="Begin a session",
 )
-async def create_session(
-    body: NewSession, writing: Annotated[Writing, Depends()]
-) -> Response:
+async def create_session(body: NewSession, writing: AWrite) -> Response:
     """
     Begin a session owned by `user_id`, at version 1.
     """
@@ -78,7 +76,7 @@ async def create_session(
 )
 async def list_sessions(
     filters: Annotated[SessionFilters, Query()],
-    reading: Annotated[Reading, Depends()],
+    reading: ARead,
 ) -> Response:
     """
     Sessions that you may see, latest activity first; summaries, as MongoDB has them.
@@ -104,7 +102,7 @@ async def list_sessions(
 async def get_session(
     session_id: SessionId,
     query: Annotated[SessionQuery, Query()],
-    reading: Annotated[Reading, Depends()],
+    reading: ARead,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
     """
@@ -132,7 +130,7 @@ async def get_session(
     summary="Change a session",
 )
 async def update_session(
-    session_id: SessionId, body: Patch, writing: Annotated[Conditional, Depends()]
+    session_id: SessionId, body: Patch, writing: AConditionalWrite
 ) -> Response:
     """
     Merge a patch into the state; the version rises by one.
@@ -158,7 +156,7 @@ async def update_session(
 async def delete_session(
     session_id: SessionId,
     query: Annotated[DeleteQuery, Query()],
-    writing: Annotated[Conditional, Depends()],
+    writing: AConditionalWrite,
 ) -> Response:
     """
     End the session for good.
@@ -182,7 +180,7 @@ async def delete_session(
 )
 async def suspend_session(
     session_id: SessionId,
-    writing: Annotated[Conditional, Depends()],
+    writing: AConditionalWrite,
     body: Condition | None = None,
 ) -> Response:
     """
@@ -207,7 +205,7 @@ async def suspend_session(
 )
 async def resume_session(
     session_id: SessionId,
-    writing: Annotated[Conditional, Depends()],
+    writing: AConditionalWrite,
     body: Condition | None = None,
 ) -> Response:
     """
@@ -233,7 +231,7 @@ async def resume_session(
 async def broadcast(
     session_id: SessionId,
     body: NewMessage,
-    writing: Annotated[Writing, Depends()],
+    writing: AWrite,
 ) -> Response:
     """
     Tell a message to all who watch the session; it is kept as an event.
@@ -253,7 +251,7 @@ async def broadcast(
 async def add_participant(
     session_id: SessionId,
     body: NewParticipant,
-    writing: Annotated[Writing, Depends()],
+    writing: AWrite,
 ) -> Response:
     """
     Let a MAD take part, and into the ACL; twice is the same as once.
@@ -275,7 +273,7 @@ async def add_participant(
 async def remove_participant(
     session_id: SessionId,
     mad: MadName,
-    writing: Annotated[Writing, Depends()],
+    writing: AWrite,
 ) -> Response:
     """
     End the part of a MAD; its place in the ACL stays.

@@ -2,12 +2,10 @@
 Counts over HTTP, for operators and admins.
 """
 
-from typing import Annotated
-
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Response
 
 from gateway.edge import openapi
-from gateway.edge.errands import Reading, found
+from gateway.edge.errands import ARead, found
 from gateway.edge.reception import Reception
 
 router = APIRouter(route_class=Reception, tags=["operation"])
@@ -19,7 +17,7 @@ router = APIRouter(route_class=Reception, tags=["operation"])
     responses=openapi.read("Stats"),
     summary="Count the sessions",
 )
-async def stats(reading: Annotated[Reading, Depends()]) -> Response:
+async def stats(reading: ARead) -> Response:
     """
     How many sessions there are, and what each tier holds and costs.
     """

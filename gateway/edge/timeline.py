@@ -4,11 +4,11 @@ Timelines over HTTP: append an entry, read pages.
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Query, Response
 
 from gateway.edge import openapi
 from gateway.edge.bodies import NewEntry, SessionId, TimelineBounds
-from gateway.edge.errands import Reading, Writing, found, next_page, told
+from gateway.edge.errands import ARead, AWrite, found, next_page, told
 from gateway.edge.reception import Reception
 
 router = APIRouter(route_class=Reception, tags=["timeline"])
@@ -21,9 +21,7 @@ router = APIRouter(route_class=Reception, tags=["timeline"])
     responses=openapi.write(201, "Appended", 404),
     summary="Append an entry",
 )
-async def append(
-    session_id: SessionId, body: NewEntry, writing: Annotated[Writing, Depends()]
-) -> Response:
+async def append(session_id: SessionId, body: NewEntry, writing: AWrite) -> Response:
     """
     Append an entry; you are its author. It neither needs nor moves a version.
     """
@@ -42,7 +40,7 @@ async def append(
 async def read_timeline(
     session_id: SessionId,
     bounds: Annotated[TimelineBounds, Query()],
-    reading: Annotated[Reading, Depends()],
+    reading: ARead,
 ) -> Response:
     """
     Entries within all bounds, oldest or newest first.

@@ -86,6 +86,10 @@ class Http:
             f"Content-Length: {len(told)}\r\n\r\n"
         )
         reader, writer = await self._free.get()
+        if reader.at_eof():
+            # The edge closes what nobody has used for some seconds.
+            writer.close()
+            reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
         writer.write(head.encode() + told)
         status, _, fields = (await reader.readuntil(b"\r\n\r\n")).partition(b"\r\n")
         size = next(

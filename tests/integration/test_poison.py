@@ -263,7 +263,13 @@ async def test_a_lane_stops_reading_before_its_waiting_commands_fill_its_memory(
     """
     count, limit = 15_000, 80
     async with (
-        replica_here(server.url, partitions=1, outbox_max_records=limit) as replica,
+        replica_here(
+            server.url,
+            partitions=1,
+            outbox_max_records=limit,
+            # It shares its loop with whoever appends without a pause.
+            lane_ttl_ms=30_000,
+        ) as replica,
         a_mad(server.url) as mad,
     ):
         session = (await mad.create_session("ada")).id

@@ -255,7 +255,8 @@ async def test_a_black_hole_is_noticed_by_the_deadline_of_an_exchange(bus):
     """
     G1, G2, G7: nobody is told, yet every call succeeds once, all at the same time.
     """
-    limit_s = EXCHANGE_TIMEOUT_S + AFTER_HEAL_S
+    # All of them at once take their time where other tests run beside them.
+    limit_s = EXCHANGE_TIMEOUT_S + 2 * AFTER_HEAL_S
 
     async def suffer(name, direction):
         async with a_scene(bus, name, f"hole_{direction}") as scene:

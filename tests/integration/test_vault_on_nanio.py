@@ -317,7 +317,8 @@ async def answering(*answers: bytes) -> AsyncIterator[S3Cold]:
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
-        there = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+        # It says so, or the next request might be sent on what is about to close.
+        there = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
         if not head.startswith(b"HEAD"):
             there = left.pop(0) if len(left) > 1 else left[0]
         writer.write(there)
