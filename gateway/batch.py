@@ -31,7 +31,7 @@ from gateway.store.outbox import HeldReply, Record, carried, pack_records
 from gateway.store.scripts import script
 from gateway.watchers import News, Watchers
 from gateway.whereabouts import Whereabouts
-from handlers.commands import Archived, Event, NewCheckpoint, Outcome
+from handlers.outcomes import Archived, Event, NewCheckpoint, Outcome
 
 TO_STREAM, TO_LEDGER = 1, 2
 

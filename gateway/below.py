@@ -15,7 +15,7 @@ from bus.errors import EverbusError, Unavailable
 from bus.messages import Session
 from gateway import metrics
 from gateway.delivery import Work
-from handlers.commands import Wanted
+from handlers.wanted import Wanted
 
 log = structlog.get_logger()
 

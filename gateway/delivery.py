@@ -22,8 +22,9 @@ from bus.messages import (
 )
 from gateway.fencing import LOST_KIND
 from gateway.identity.principal import Principal
-from handlers.commands import Attachment, Wanted
+from handlers.commands import Attachment
 from handlers.routes import HANDLERS
+from handlers.wanted import Wanted
 
 # About commands and instances, not about a session: they have no handler.
 OUTCOME_KIND = "request.outcome"

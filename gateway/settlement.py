@@ -48,7 +48,8 @@ from gateway.store.newborn import check_made
 from gateway.tracing import is_recorded
 from gateway.watchers import Watchers
 from gateway.whereabouts import MOVING
-from handlers.commands import Command, CreateSession, Outcome
+from handlers.commands import Command, CreateSession
+from handlers.outcomes import Outcome
 from handlers.routes import HANDLERS, Route
 
 log = structlog.get_logger()

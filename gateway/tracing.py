@@ -13,7 +13,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, TraceFl
 
 from bus.messages import Envelope
 from bus.tracing import parsed
-from handlers.commands import Event
+from handlers.outcomes import Event
 
 _tracer = trace.get_tracer("everbus")
 

@@ -20,8 +20,9 @@ from bus.events import DELETED, UNSEEN, SessionEvent, life_of
 from bus.messages import Session
 from gateway.delivery import Work
 from gateway.identity.principal import Principal
-from handlers.commands import Event, WatchSession
+from handlers.commands import WatchSession
 from handlers.live import told
+from handlers.outcomes import Event
 
 WATCHED_S = 15.0
 # Instances that watch one session; each is told by a message of its own.

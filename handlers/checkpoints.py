@@ -7,14 +7,9 @@ from typing import Any
 
 from bus.messages import Checkpoint, Session, check_command_id
 from handlers import commands as body
-from handlers.commands import (
-    CheckpointsOf,
-    CheckpointState,
-    Command,
-    NewCheckpoint,
-    Outcome,
-)
+from handlers.commands import Command
 from handlers.history import difference, digest, state_of
+from handlers.outcomes import NewCheckpoint, Outcome
 from handlers.patches import check_fields, check_label
 from handlers.session import changed, later
 from handlers.steps import (
@@ -25,6 +20,7 @@ from handlers.steps import (
     noticed,
     stepped,
 )
+from handlers.wanted import CheckpointsOf, CheckpointState
 
 MAX_PAGE = 1000
 # Who may see the session and who is there now is not undone by history: a restored

@@ -17,8 +17,10 @@ from bus.events import (
 )
 from bus.messages import Session, check_json
 from handlers import commands as body
-from handlers.commands import Command, Event, EventsAfter, Outcome
+from handlers.commands import Command
+from handlers.outcomes import Event, Outcome
 from handlers.steps import check_range, event_of, existing, noticed
+from handlers.wanted import EventsAfter
 
 MAX_PAGE = 1000
 MAX_MESSAGE_BYTES = 64 * 1024

@@ -8,7 +8,8 @@ from typing import Any
 from bus.errors import Invalid
 from bus.messages import Session, check_json, check_mad
 from handlers import commands as body
-from handlers.commands import Command, Outcome
+from handlers.commands import Command
+from handlers.outcomes import Outcome
 from handlers.patches import MAX_ACL
 from handlers.session import changed, deprived, later, merge
 from handlers.steps import expected, stepped, unchanged

@@ -11,17 +11,17 @@ import msgspec
 from bus.errors import Invalid, NotFound
 from bus.messages import Session, check_json, check_mad, check_name
 from handlers import commands as body
-from handlers.commands import (
+from handlers.commands import Command
+from handlers.outcomes import Outcome
+from handlers.patches import check_label
+from handlers.steps import check_bound, check_range, existing
+from handlers.wanted import (
     ChangesBetween,
-    Command,
     FoundSessions,
-    Outcome,
     StateAt,
     Statistics,
     Wanted,
 )
-from handlers.patches import check_label
-from handlers.steps import check_bound, check_range, existing
 
 MAX_PAGE = 1000
 MAX_TEXT = 256

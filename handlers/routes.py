@@ -20,8 +20,9 @@ from handlers.checkpoints import (
     list_checkpoints,
     restore_checkpoint,
 )
-from handlers.commands import Command, Outcome
+from handlers.commands import Command
 from handlers.live import broadcast_session, watch_session
+from handlers.outcomes import Outcome
 from handlers.participants import (
     add_participant,
     lost_participant,

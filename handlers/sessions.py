@@ -10,8 +10,9 @@ import msgspec
 from bus.errors import AlreadyExists, Forbidden, VersionConflict
 from bus.messages import Durable, Session, check_name
 from handlers import commands as body
-from handlers.commands import Archived, Command, FullContext, Outcome
+from handlers.commands import Command
 from handlers.history import state_of
+from handlers.outcomes import Archived, Outcome
 from handlers.patches import check_fields, patched
 from handlers.session import later, moved, new_session
 from handlers.steps import (
@@ -24,6 +25,7 @@ from handlers.steps import (
     unchanged,
     without_tail,
 )
+from handlers.wanted import FullContext
 
 
 def create_session(session: Session | None, command: Command, now: datetime) -> Outcome:

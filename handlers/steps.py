@@ -9,7 +9,8 @@ import msgspec
 
 from bus.errors import Invalid, NotFound, VersionConflict
 from bus.messages import Session
-from handlers.commands import Command, Event, Outcome
+from handlers.commands import Command
+from handlers.outcomes import Event, Outcome
 from handlers.session import later, moved
 
 

@@ -15,10 +15,12 @@ from bus.messages import (
     check_json,
 )
 from handlers import commands as body
-from handlers.commands import Command, Event, Outcome, WarmPage
+from handlers.commands import Command
+from handlers.outcomes import Event, Outcome
 from handlers.pages import cut, page_of
 from handlers.session import appended
 from handlers.steps import check_bound, check_range, existing, resumed
+from handlers.wanted import WarmPage
 
 MAX_PAGE = 1000
 # What 64 bits hold; no timeline will get there.

@@ -33,7 +33,7 @@ from gateway.replica import Replica
 from gateway.store import names
 from gateway.store.outbox import VALUE_FIELD, unpack_records
 from gateway.store.reader import NoTiers
-from handlers.commands import Event
+from handlers.outcomes import Event
 from handlers.routes import HANDLERS
 from tests.builders import sealed_grant
 from tests.servers import inherited

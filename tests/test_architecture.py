@@ -33,7 +33,7 @@ OURS = {
         "handlers",
     ),
     "archiver": (
-        *("archiver", "bus", "handlers.commands"),
+        *("archiver", "bus", "handlers.commands", "handlers.outcomes"),
         *("gateway.store", "gateway.metrics", "gateway.tracing"),
     ),
     "compose": PACKAGES,

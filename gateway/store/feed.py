@@ -21,8 +21,9 @@ from gateway.store.recorded import APPENDED
 from gateway.store.tiers import WarmTier
 from gateway.store.timeline import Timeline
 from gateway.store.unconfirmed import Committed, Newest, Unconfirmed
-from handlers.commands import Event, EventsAfter
 from handlers.live import told
+from handlers.outcomes import Event
+from handlers.wanted import EventsAfter
 
 # A page has at most so many, and about so many bytes, whatever is asked for.
 MOST_EVENTS = 250

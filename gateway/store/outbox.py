@@ -9,7 +9,7 @@ import msgspec
 
 from bus.codec import pack
 from bus.messages import Session
-from handlers.commands import Archived, Event, NewCheckpoint
+from handlers.outcomes import Archived, Event, NewCheckpoint
 
 VALUE_FIELD = b"b"
 COUNT_FIELD = b"n"

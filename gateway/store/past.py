@@ -14,9 +14,9 @@ from bus.messages import Checkpoint, Difference, Session, SessionChange
 from gateway import metrics
 from gateway.store.catchup import CatchUp
 from gateway.store.tiers import Corrupted, WarmTier
-from handlers.commands import ChangesBetween, StateAt
 from handlers.history import difference, digest, first_of, replayed, state_of
 from handlers.session import merge
+from handlers.wanted import ChangesBetween, StateAt
 
 log = structlog.get_logger()
 

@@ -22,7 +22,7 @@ from gateway.store.returning import Loaded, Returning
 from gateway.store.tiers import Held, WarmCounts, WarmTier
 from gateway.store.timeline import NO_VAULT, Timeline
 from gateway.store.unconfirmed import Unconfirmed
-from handlers.commands import (
+from handlers.wanted import (
     ChangesBetween,
     CheckpointsOf,
     CheckpointState,

@@ -11,8 +11,8 @@ from bus.events import DELETED, UNSEEN
 from bus.messages import Checkpoint, Session
 from gateway.store.outbox import Record
 from gateway.store.tiers import SNAPSHOT_EVERY
-from handlers.commands import Event, NewCheckpoint
 from handlers.history import difference, digest
+from handlers.outcomes import Event, NewCheckpoint
 from handlers.session import merge
 
 APPENDED = "timeline.appended"

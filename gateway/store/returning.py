@@ -27,7 +27,7 @@ from gateway.store.cold.verified import alarm
 from gateway.store.outbox import Record
 from gateway.store.tiers import Held, WarmTier
 from gateway.store.timeline import NO_VAULT, Opened, Timeline
-from handlers.commands import Event
+from handlers.outcomes import Event
 from handlers.session import HOT_BYTES, RECENT_ENTRIES, trimmed
 
 log = structlog.get_logger()

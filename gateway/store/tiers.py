@@ -24,7 +24,8 @@ from bus.messages import (
     SessionPage,
 )
 from gateway.store.outbox import Record
-from handlers.commands import Event, ListSessions
+from handlers.commands import ListSessions
+from handlers.outcomes import Event
 
 SNAPSHOT_EVERY = 256
 

@@ -18,8 +18,8 @@ from gateway.store.catchup import CatchUp
 from gateway.store.cold.archive import Manifest
 from gateway.store.cold.vault import Vault
 from gateway.store.tiers import Held, WarmTier
-from handlers.commands import WarmPage
 from handlers.pages import cut, page_of
+from handlers.wanted import WarmPage
 
 NO_VAULT = "this manager has no cold tier; set EVERBUS_S3_ENDPOINT"
 

@@ -19,7 +19,7 @@ from bus.wire import Command
 from gateway.store import names
 from gateway.store.outbox import VALUE_FIELD, Record, unpack_records
 from gateway.store.recorded import APPENDED, is_notice, own_events
-from handlers.commands import Event
+from handlers.outcomes import Event
 
 SCANS_AT_ONCE = 4
 # Entries of one round trip, at first and at most; fewer while they are large.

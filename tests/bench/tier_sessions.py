@@ -22,8 +22,8 @@ from gateway.store.mongo.documents import EVENTS, SESSIONS, TIMELINE, new_docume
 from gateway.store.mongo.warm import MongoWarm
 from gateway.store.outbox import Record
 from gateway.store.tiers import Held
-from handlers.commands import Archived, Event
 from handlers.history import state_of
+from handlers.outcomes import Archived, Event
 from tests.bench.tier_rig import DATABASE, PARTITIONS, Stack, timed
 
 LONG_AGO = datetime(2024, 1, 1, tzinfo=UTC)

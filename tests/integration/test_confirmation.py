@@ -31,7 +31,7 @@ from gateway.store.outbox import (
     pack_records,
 )
 from gateway.store.tiers import Refused
-from handlers.commands import Archived, Event
+from handlers.outcomes import Archived, Event
 from tests.builders import NOW, a_session
 from tests.replicas import until
 

@@ -22,7 +22,7 @@ from gateway.store import names
 from gateway.store.hot import RedisHot
 from gateway.store.pricing import Prices
 from gateway.store.reader import Reader
-from handlers.commands import EventsAfter
+from handlers.wanted import EventsAfter
 from tests.conversations import Conversation
 from tests.hands import tiers_here
 from tests.integration.test_hot_copies import confirmed_once, ends_in_ms, never

@@ -19,7 +19,7 @@ from gateway.store.cold import sealing
 from gateway.store.cold.s3 import S3Cold
 from gateway.store.cold.vault import Vault
 from gateway.store.mongo.warm import MongoWarm
-from handlers.commands import StateAt, WarmPage
+from handlers.wanted import StateAt, WarmPage
 from tests.servers import RealServer, secantus
 from tests.unit.below import World, at, entries
 

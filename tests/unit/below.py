@@ -17,8 +17,8 @@ from gateway.store.outbox import Record
 from gateway.store.pricing import Prices
 from gateway.store.reader import Reader
 from gateway.store.tiers import ColdTier, Held, WarmTier
-from handlers.commands import Archived, Event, NewCheckpoint
 from handlers.history import difference, digest, state_of
+from handlers.outcomes import Archived, Event, NewCheckpoint
 from handlers.session import merge
 from tests.builders import NOW, a_session
 

@@ -10,7 +10,8 @@ import msgspec
 from bus.codec import pack
 from bus.messages import Session, TimelineEntry
 from handlers import commands as body
-from handlers.commands import Command, Event, Outcome
+from handlers.commands import Command
+from handlers.outcomes import Event, Outcome
 from handlers.routes import HANDLERS
 from tests.builders import NOW, a_command, a_session
 

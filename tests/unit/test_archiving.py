@@ -23,7 +23,8 @@ from gateway.store.outbox import Record
 from gateway.store.pricing import Prices
 from gateway.store.reader import Reader
 from gateway.store.tiers import Held
-from handlers.commands import ArchiveSession, Event
+from handlers.commands import ArchiveSession
+from handlers.outcomes import Event
 from handlers.routes import HANDLERS
 from tests.builders import NOW as PRECISELY
 from tests.builders import a_command, a_session

@@ -22,9 +22,10 @@ from gateway.store.outbox import COUNT_FIELD, VALUE_FIELD, Record, pack_records
 from gateway.store.pricing import Prices
 from gateway.store.reader import NoTiers, Reader
 from gateway.store.unconfirmed import Unconfirmed
-from handlers.commands import ArchiveSession, EventsAfter
+from handlers.commands import ArchiveSession
 from handlers.live import told
 from handlers.sessions import archive_session
+from handlers.wanted import EventsAfter
 from tests.builders import NOW, a_command, a_session
 
 LIFE = life_of(BEGIN)

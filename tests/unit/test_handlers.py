@@ -18,8 +18,8 @@ from bus.errors import (
     VersionConflict,
 )
 from bus.messages import MAX_INTEGER, Session
-from handlers.commands import Event
 from handlers.history import state_of
+from handlers.outcomes import Event
 from handlers.patches import MAX_ACL, PATCHABLE, PROTECTED
 from handlers.routes import HANDLERS
 from handlers.session import HOT_BYTES

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from bus.codec import pack, unpack
 from bus.errors import Invalid, Rejection
 from bus.messages import Checkpoint, Session, SessionChange
-from handlers.commands import CheckpointsOf, CheckpointState, Command, Event
+from handlers.commands import Command
 from handlers.history import (
     STATE_FIELDS,
     difference,
@@ -25,7 +25,9 @@ from handlers.history import (
     versioned,
     with_state,
 )
+from handlers.outcomes import Event
 from handlers.session import merge
+from handlers.wanted import CheckpointsOf, CheckpointState
 from tests.builders import NOW, a_session
 from tests.unit.commands import (
     LATER,

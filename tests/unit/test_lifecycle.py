@@ -10,8 +10,9 @@ import pytest
 from bus.codec import pack
 from bus.errors import Invalid, TooLarge, VersionConflict
 from bus.messages import Durable, Session, TimelineEntry
-from handlers.commands import Archived, FullContext
+from handlers.outcomes import Archived
 from handlers.session import HOT_BYTES
+from handlers.wanted import FullContext
 from tests.builders import NOW, a_session
 from tests.unit.commands import (
     LATER,

@@ -8,8 +8,8 @@ import pytest
 
 from bus.errors import Invalid, NotFound, TooLarge
 from bus.events import EventPage, Position, life_of, position_of
-from handlers.commands import EventsAfter
 from handlers.live import MAX_MESSAGE_BYTES, told
+from handlers.wanted import EventsAfter
 from tests.builders import NOW, a_session
 from tests.unit.commands import (
     LATER,

@@ -9,15 +9,15 @@ import pytest
 
 from bus.errors import Invalid, NotFound, Unavailable
 from gateway.store.tiers import Corrupted
-from handlers.commands import (
+from handlers.history import difference, digest, with_state
+from handlers.session import merge
+from handlers.wanted import (
     ChangesBetween,
     CheckpointsOf,
     CheckpointState,
     FullContext,
     StateAt,
 )
-from handlers.history import difference, digest, with_state
-from handlers.session import merge
 from tests.unit.below import World, document, with_history
 
 

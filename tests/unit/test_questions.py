@@ -9,10 +9,10 @@ import pytest
 from bus.errors import Invalid, NotFound
 from bus.messages import SessionPage, Stats
 from handlers import commands as body
-from handlers.commands import (
+from handlers.commands import ListSessions
+from handlers.wanted import (
     ChangesBetween,
     FoundSessions,
-    ListSessions,
     StateAt,
     Statistics,
 )

@@ -15,13 +15,8 @@ from gateway.store.cold import sealing
 from gateway.store.cold.vault import Vault
 from gateway.store.pricing import Prices
 from gateway.store.reader import NoTiers
-from handlers.commands import (
-    FoundSessions,
-    FullContext,
-    ListSessions,
-    Statistics,
-    WarmPage,
-)
+from handlers.commands import ListSessions
+from handlers.wanted import FoundSessions, FullContext, Statistics, WarmPage
 from tests.builders import a_session
 from tests.unit.below import World, an_entry, at, with_history
 

@@ -23,8 +23,9 @@ from hypothesis.stateful import (
 from bus.codec import pack
 from bus.errors import Rejection
 from bus.messages import Session
-from handlers.commands import Command, Outcome
+from handlers.commands import Command
 from handlers.history import state_of
+from handlers.outcomes import Outcome
 from handlers.session import merge
 from tests.unit.commands import (
     add,

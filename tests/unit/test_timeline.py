@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from bus.codec import pack
 from bus.errors import Invalid
 from bus.messages import Session, TimelineEntry, TimelinePage
-from handlers.commands import Event, WarmPage
+from handlers.outcomes import Event
 from handlers.pages import cut, page_of
 from handlers.session import RECENT_ENTRIES, TAIL_BYTES, merge, trimmed
 from handlers.timeline import MAX_PAGE
+from handlers.wanted import WarmPage
 from tests.builders import NOW, a_session
 from tests.unit.commands import (
     LATER,

@@ -10,8 +10,8 @@ import msgspec
 from bus.codec import pack
 from bus.messages import Session, TimelineEntry
 from gateway.store.outbox import Record
-from handlers.commands import Archived, Event, NewCheckpoint
 from handlers.history import difference, digest, state_of
+from handlers.outcomes import Archived, Event, NewCheckpoint
 
 BEGIN = datetime(2026, 1, 2, 3, 4, 5, 678_000, tzinfo=UTC)
 MAD = "fiedler"

@@ -9,7 +9,7 @@ import msgspec
 from gateway.store.contracts.claims import Check, is_empty, returned, same
 from gateway.store.contracts.stories import BEGIN, Story
 from gateway.store.tiers import WarmTier
-from handlers.commands import Event
+from handlers.outcomes import Event
 
 HOUR = timedelta(hours=1)
 

@@ -22,7 +22,7 @@ from gateway.store.recorded import (
 )
 from gateway.store.tiers import Held
 from gateway.store.words import words_of
-from handlers.commands import Archived, Event, NewCheckpoint
+from handlers.outcomes import Archived, Event, NewCheckpoint
 from handlers.session import merge
 
 State = dict[str, Any]  # JSON values

@@ -35,7 +35,8 @@ from gateway.store.outbox import Record
 from gateway.store.recorded import in_order
 from gateway.store.tiers import Held, Refused, WarmCounts
 from gateway.store.words import words_of
-from handlers.commands import Event, ListSessions
+from handlers.commands import ListSessions
+from handlers.outcomes import Event
 
 State = dict[str, Any]  # JSON values
 

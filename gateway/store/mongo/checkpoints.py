@@ -18,7 +18,7 @@ from gateway.store.mongo.documents import (
 from gateway.store.mongo.driver import Mongo
 from gateway.store.mongo.operations import Document, Insert, LostRace
 from gateway.store.recorded import linked
-from handlers.commands import NewCheckpoint
+from handlers.outcomes import NewCheckpoint
 from handlers.session import merge
 
 State = dict[str, Any]  # JSON values

@@ -25,7 +25,7 @@ from gateway.store.outbox import Record
 from gateway.store.recorded import APPENDED, COLD_FIELDS, own_events
 from gateway.store.tiers import Held
 from gateway.store.words import words_of
-from handlers.commands import Archived
+from handlers.outcomes import Archived
 
 SESSIONS = "sessions"
 TIMELINE = "timeline"

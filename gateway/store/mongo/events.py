@@ -13,7 +13,7 @@ from gateway.store.mongo.driver import Mongo
 from gateway.store.mongo.operations import Document, up_to
 from gateway.store.outbox import Record
 from gateway.store.recorded import in_order
-from handlers.commands import Event
+from handlers.outcomes import Event
 
 
 class Events:

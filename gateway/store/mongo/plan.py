@@ -32,7 +32,7 @@ from gateway.store.recorded import (
     is_notice,
     own_events,
 )
-from handlers.commands import Archived, NewCheckpoint
+from handlers.outcomes import Archived, NewCheckpoint
 
 
 class Piece(NamedTuple):

@@ -45,7 +45,8 @@ from gateway.store.mongo.search import Search
 from gateway.store.mongo.writes import IDS_AT_ONCE, Writes
 from gateway.store.outbox import Record
 from gateway.store.tiers import Held, Refused, WarmCounts
-from handlers.commands import Event, ListSessions
+from handlers.commands import ListSessions
+from handlers.outcomes import Event
 
 CALL_TIMEOUT_MS = 10_000
 
