@@ -210,6 +210,26 @@ def is_normal(one: Seen) -> bool:
     return one.status in (200, 201) and one.source == "bus"
 
 
+async def from_the_bus(
+    client: httpx.AsyncClient, session: str, after: int
+) -> dict[str, Any]:
+    """
+    A page as the managers have it: just after an outage one may still be from below,
+    which lacks what the archiver has not reached.
+    """
+    async with asyncio.timeout(20):
+        while True:
+            answer = await client.get(
+                f"/sessions/{session}/timeline",
+                params={"after": after, "limit": 1000},
+                headers=PATIENT,
+            )
+            if "Everbus-Source" not in answer.headers:
+                page: dict[str, Any] = answer.json()
+                return page
+            await asyncio.sleep(0.05)
+
+
 async def marks_in(client: httpx.AsyncClient, sessions: list[str]) -> Counter[str]:
     """
     How often each mark is in the timelines, which have no gap.
@@ -218,13 +238,7 @@ async def marks_in(client: httpx.AsyncClient, sessions: list[str]) -> Counter[st
     for session in sessions:
         after, seqs = 0, []
         while after is not None:
-            page = (
-                await client.get(
-                    f"/sessions/{session}/timeline",
-                    params={"after": after, "limit": 1000},
-                    headers=PATIENT,
-                )
-            ).json()
+            page = await from_the_bus(client, session, after)
             found.update(
                 e["entry"]["mark"] for e in page["entries"] if "mark" in e["entry"]
             )
