@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from bus.errors import Malformed, TooLarge
+from bus.errors import Invalid, Malformed, TooLarge
 from bus.messages import MAX_COMMAND_BYTES, SCHEMA, Envelope, Reply
 
 COMMAND_FIELD = b"c"
@@ -99,6 +99,21 @@ def unpack(packed: bytes, kind: type[Any]) -> Any:
         if isinstance(error, msgspec.ValidationError):
             raise
         raise msgspec.ValidationError(f"not msgpack: {error}") from error
+
+
+def unpack_body(packed: bytes, kind: type[Any]) -> Any:
+    """
+    The body of type *kind* in *packed*.
+
+    Raises:
+        Invalid: it is none; names the field.
+    """
+    try:
+        return unpack(packed, kind)
+    except msgspec.ValidationError as error:
+        what, _, path = str(error).partition(" - at `$.")
+        field = path.rstrip("`") or "body"
+        raise Invalid(f"{field}: {what}", field=field) from error
 
 
 def command_id(instance: str, partition: int, n: int) -> str:

@@ -23,8 +23,9 @@ from bus.client import Mad
 from bus.connection import joined
 from bus.errors import Unavailable
 from compose.exits import CONFLICT, Failed
+from compose.keyring import grants_of, identity_of
 from compose.logs import configure_logs
-from compose.roles import beside, calm_collector, grants_of, identity_of
+from compose.roles import beside, calm_collector
 from compose.settings import Settings, load_settings
 from compose.telemetry import send_spans
 from compose.tiers import warm_side

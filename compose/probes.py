@@ -8,7 +8,7 @@ It is served in the process's own event loop, so that a loop that stands still f
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from typing import Any
 
 import structlog
@@ -22,6 +22,7 @@ from compose.settings import Settings
 from gateway import metrics
 from gateway.edge.checks import bus_check
 from gateway.edge.health import Check, Finding, Health, Status, health_routes
+from gateway.edge.serving import Guest
 from gateway.edge.watchdog import Watchdog
 from gateway.replica import Replica
 
@@ -64,7 +65,7 @@ async def probed(
         yield health
         return
     listener = _listener(settings.health_host, settings.health_port)
-    server = _Server(_config(health))
+    server = Guest(_config(health))
     tasks = [
         asyncio.create_task(watchdog.run()),
         asyncio.create_task(server.serve(sockets=[listener])),
@@ -161,19 +162,6 @@ def _value(name: str, labels: Mapping[str, str] | None = None) -> float | None:
     What this process has told Prometheus under that name; None: nothing.
     """
     return REGISTRY.get_sample_value(name, dict(labels or {}))
-
-
-class _Server(uvicorn.Server):
-    """
-    A server that leaves the signals to the role.
-    """
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """
-        Capture none.
-        """
-        yield
 
 
 def _config(health: Health) -> uvicorn.Config:

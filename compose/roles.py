@@ -6,7 +6,6 @@ The composition root proper: settings become objects here, and only here.
 
 import asyncio
 import gc
-import json
 import os
 import signal
 import socket
@@ -30,6 +29,7 @@ from bus.errors import Unavailable
 from bus.messages import SCHEMA
 from bus.wire import Wire
 from compose.exits import CONFLICT, USAGE, Failed
+from compose.keyring import grants_of, identity_of
 from compose.logs import configure_logs
 from compose.probes import drain_checks, lane_checks, probed
 from compose.settings import Settings, load_settings
@@ -46,10 +46,6 @@ from gateway.granting import Granting
 from gateway.health.indicators import INDICATORS
 from gateway.health.status import Teller, told
 from gateway.health.verdicts import examining
-from gateway.identity.grants import Grants, derived_key
-from gateway.identity.jwks import PublishedKeys
-from gateway.identity.keys import Key
-from gateway.identity.tokens import Identity
 from gateway.lane import LaneParts
 from gateway.policy import Policy
 from gateway.replica import NameTaken, Replica
@@ -226,38 +222,6 @@ def lane_parts(
     )
 
 
-def identity_of(settings: Settings) -> Identity:
-    """
-    The judge of tokens, with the configured keys.
-
-    Raises:
-        Failed: no key is configured, or one of them is unfit.
-    """
-    try:
-        found = [
-            Key(listed["algorithm"], listed["key"], listed["kid"])
-            for listed in json.loads(settings.jwt_keys.get_secret_value() or "[]")
-        ]
-        secret = settings.jwt_secret.get_secret_value()
-        if secret:
-            found.append(Key("HS256", secret))
-        if settings.jwt_public_key:
-            found.append(Key(settings.jwt_algorithm, settings.jwt_public_key))
-        return Identity(
-            found,
-            issuer=settings.jwt_issuer,
-            audience=settings.jwt_audience,
-            published=PublishedKeys(settings.jwt_jwks) if settings.jwt_jwks else None,
-        )
-    except ValueError as error:
-        raise Failed(
-            f"no usable key for tokens: {error}. Set EVERBUS_JWT_SECRET (HS256), "
-            "EVERBUS_JWT_PUBLIC_KEY with EVERBUS_JWT_ALGORITHM, EVERBUS_JWT_KEYS or "
-            "EVERBUS_JWT_JWKS",
-            USAGE,
-        ) from error
-
-
 @asynccontextmanager
 async def beside(
     work: Coroutine[None, None, None], stop: asyncio.Event
@@ -278,28 +242,6 @@ def _ended(stop: asyncio.Event, task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         log.error("role.broken", exc_info=error)
         stop.set()
-
-
-def grants_of(settings: Settings) -> Grants:
-    """
-    What seals and opens grants.
-
-    Raises:
-        Failed: there is no key for it, or it is too short.
-    """
-    secret = settings.jwt_secret.get_secret_value()
-    key = settings.grant_key.get_secret_value().encode()
-    previous = settings.grant_key_previous.get_secret_value().encode()
-    if not key and secret:
-        key = derived_key(secret)
-    try:
-        return Grants(key, [previous] if previous else [])
-    except ValueError as error:
-        raise Failed(
-            f"no usable key for grants: {error}. Set EVERBUS_GRANT_KEY to the same in "
-            "all managers and edges: make one by `openssl rand -hex 32`",
-            USAGE,
-        ) from error
 
 
 def _hot_ttl_ms(settings: Settings) -> int:

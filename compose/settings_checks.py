@@ -9,7 +9,7 @@ from typing import Protocol
 
 from bus.errors import EverbusError
 from compose.exits import Failed, told
-from compose.roles import identity_of
+from compose.keyring import identity_of
 from compose.settings import Settings
 from compose.tiers import cold_tier, warm_tier
 from gateway.health.verdicts import Finding, Verdict

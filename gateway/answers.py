@@ -24,6 +24,7 @@ from gateway.batch import TO_LEDGER, TO_STREAM, Batch, packed_reply
 from gateway.clock import Now
 from gateway.delivery import Work, fingerprint_of
 from gateway.knowledge import Knowledge
+from gateway.tracing import is_recorded
 from handlers.routes import Route
 
 # Refusals after which the same command may well be taken.
@@ -179,7 +180,7 @@ class Answers:
         progress = self._known.sight(work)
         kind = work.envelope.kind if work.envelope is not None else ""
         batch.outcomes[kind if kind in self._routes else "other", code] += 1
-        if work.envelope is not None and work.envelope.trace:
+        if work.envelope is not None and is_recorded(work.envelope.trace):
             batch.traced.append((work.envelope, code))
         batch.note(work, progress, now.ms // 1000)
 

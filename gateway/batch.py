@@ -158,7 +158,7 @@ class Batch:
         changes: session id → what is done to it.
         kept: `<mad>:<command id>` → the first reply, as the ledger will keep it.
         outcomes: how many commands ended how, by (kind, code).
-        traced: the commands that carry a trace, and how they ended.
+        traced: the commands whose spans are recorded, and how they ended.
         whereabouts: which instances come into sessions and leave them.
         replicating: works that are replied to when Redis's replicas have the batch,
             with their replies; until then their entries stay pending.

@@ -10,12 +10,12 @@ import math
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from enum import Enum, auto
-from typing import Any, cast, get_args
+from typing import cast, get_args
 
 import msgspec
 import structlog
 
-from bus.codec import unpack
+from bus.codec import unpack_body
 from bus.errors import (
     EverbusError,
     Expired,
@@ -232,7 +232,7 @@ class Settlement:
     ) -> Verdict:
         # Pack first: what cannot be packed must fail before it has an effect.
         packed = packed_reply(work, outcome.reply) if envelope.reply else b""
-        if envelope.trace and is_recorded(envelope.trace):
+        if is_recorded(envelope.trace):
             outcome = _traced(outcome, envelope.trace)
         if envelope.session in batch.changes:
             batch.changes[envelope.session].apply(outcome)
@@ -276,7 +276,7 @@ class Settlement:
         now: Now,
     ) -> Verdict:
         self._policy.allow(principal, envelope.kind, work.entry.mad, None)
-        body = self._body(envelope)
+        body = unpack_body(envelope.body, self._bodies[envelope.kind])
         told: CommandOutcome | None = None
         if envelope.kind == LOST_KIND:
             self.standing.settle_loss(work, body, batch)
@@ -323,7 +323,7 @@ class Settlement:
         """
         The authorised command; the decision is taken on the session as it is.
         """
-        body = self._body(envelope)
+        body = unpack_body(envelope.body, self._bodies[envelope.kind])
         owner = body.user_id if isinstance(body, CreateSession) else ""
         mad = work.mad
         may_share = self._policy.allow(principal, envelope.kind, mad, session, owner)
@@ -341,16 +341,6 @@ class Settlement:
             given=work.given_of(session),
             attached=batch.whereabouts.now(work.attached, envelope.session),
         )
-
-    def _body(self, envelope: Envelope) -> Any:
-        try:
-            return unpack(envelope.body, self._bodies[envelope.kind])
-        except msgspec.ValidationError as error:
-            what, _, path = str(error).partition(" - at `$.")
-            field = path.rstrip("`") or "body"
-            raise Invalid(f"{field}: {what}", field=field) from error
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise Invalid(f"body is not msgpack: {error}", field="body") from error
 
 
 def _traced(outcome: Outcome, trace: str) -> Outcome:

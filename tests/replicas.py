@@ -25,7 +25,8 @@ import redis.asyncio
 from archiver.confirmation import Terms, confirmations, entry_of
 from bus import Mad, Unavailable, connect, keys
 from bus.messages import SCHEMA, TimelineEntry
-from compose.roles import beside, grants_of, identity_of, lane_parts
+from compose.keyring import grants_of, identity_of
+from compose.roles import beside, lane_parts
 from compose.settings import Settings, load_settings
 from gateway.granting import Granting
 from gateway.identity.tokens import mint

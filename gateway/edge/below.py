@@ -8,14 +8,14 @@ without the methods that could, so a session in the cold tier stays where it is.
 
 import asyncio
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, NoReturn, cast
 
 import msgspec
 
 from bus.client import Mad
-from bus.codec import pack, unpack
-from bus.errors import Invalid, Unavailable
+from bus.codec import pack, unpack_body
+from bus.errors import Unavailable
 from bus.keys import EDGE
 from bus.messages import Reply, Session, check_session_id
 from bus.requests import Requests
@@ -25,7 +25,7 @@ from gateway.store.catchup import CatchUp
 from gateway.store.cold.vault import Vault
 from gateway.store.newborn import made_ms
 from gateway.store.pricing import Prices
-from gateway.store.reader import Reader
+from gateway.store.reader import Reader, utc_now
 from gateway.store.tiers import Held, WarmTier
 from gateway.store.timeline import Timeline
 from handlers.commands import Command
@@ -43,10 +43,6 @@ _READS = frozenset(
     {"changes", "checkpoint", "checkpoints", "counts", "entries", "find"}
     | {"first_since", "sessions", "snapshot"}
 )
-
-
-def _utc_now() -> datetime:
-    return datetime.now(UTC)
 
 
 class ReadOnly:
@@ -73,7 +69,7 @@ class Below:
         warm: WarmTier,
         vault: Vault | None = None,
         *,
-        now: Callable[[], datetime] = _utc_now,
+        now: Callable[[], datetime] = utc_now,
     ) -> None:
         """
         Read *warm*, and archived timeline entries in *vault*; both stay the caller's.
@@ -131,7 +127,9 @@ class Below:
         session_id: str,
         body: dict[str, Any],
     ) -> Any:
-        command = self._command(principal, kind, session_id, _decoded(body, route))
+        command = self._command(
+            principal, kind, session_id, unpack_body(pack(body), route.body)
+        )
         held = None
         if not route.sessionless:
             found = await self._warm.sessions([check_session_id(session_id)])
@@ -268,13 +266,3 @@ class WarmRequests(Requests):
 
     def _refuse(self, kind: str) -> NoReturn:
         raise Unavailable(f"{kind} needs the bus, which is away; try again later")
-
-
-def _decoded(body: dict[str, Any], route: Route) -> msgspec.Struct:
-    try:
-        decoded: msgspec.Struct = unpack(pack(body), route.body)
-    except msgspec.ValidationError as error:
-        what, _, path = str(error).partition(" - at `$.")
-        field = path.rstrip("`") or "body"
-        raise Invalid(f"{field}: {what}", field=field) from error
-    return decoded

@@ -71,8 +71,6 @@ async def list_checkpoints(
     The session's checkpoints, newest first.
     """
     answer = await reading.ask(
-        "checkpoint.list",
-        session_id,
         lambda mad, timeout: mad.checkpoints(
             session_id, before=bounds.before, limit=bounds.limit, timeout=timeout
         ),
@@ -124,8 +122,6 @@ async def session_at(
     The session's state as it was at a version, without its timeline.
     """
     answer = await reading.ask(
-        "session.at",
-        session_id,
         lambda mad, timeout: mad.session_at(session_id, version, timeout=timeout),
     )
 
@@ -147,8 +143,6 @@ async def diff(
     What changed between two versions, and who changed it.
     """
     answer = await reading.ask(
-        "session.diff",
-        session_id,
         lambda mad, timeout: mad.diff(
             session_id, between.from_version, between.to_version, timeout=timeout
         ),

@@ -5,7 +5,6 @@ A read of one kind is one call of the SDK, whoever answers it:
 
     call = lambda mad: mad.get_session(session_id)
     answer = await desk.read(
-        principal, "session.get", session_id,
         ask=lambda: call(caller.mad()),
         below=lambda: call(desk.warm(principal)),
     )
@@ -90,9 +89,6 @@ class Desk:
 
     async def read(
         self,
-        principal: Principal,
-        kind: str,
-        session_id: str,
         ask: Callable[[], Awaitable[T]],
         below: Callable[[], Awaitable[T]] | None = None,
     ) -> Answer[T]:

@@ -24,6 +24,7 @@ from gateway.edge.idempotency import (
     fingerprint_of,
 )
 from gateway.edge.reception import JSON, caller_in
+from gateway.identity.principal import Principal
 
 SOURCE, BEHIND = "Everbus-Source", "Everbus-Behind"
 
@@ -49,12 +50,7 @@ class Reading:
         self._caller = caller_in(request)
         self._timeout_s = how.everbus_timeout
 
-    async def ask(
-        self,
-        kind: str,
-        session_id: str,
-        call: Callable[[Mad, float], Awaitable[T]],
-    ) -> Answer[T]:
+    async def ask(self, call: Callable[[Mad, float], Awaitable[T]]) -> Answer[T]:
         """
         What *call* finds on the bus, or below it while that is away.
 
@@ -65,9 +61,6 @@ class Reading:
         desk, principal = caller.parts.desk, caller.principal
 
         return await desk.read(
-            principal,
-            kind,
-            session_id,
             lambda: call(caller.mad(), self._timeout_s),
             lambda: call(desk.warm(principal), self._timeout_s),
         )
@@ -88,7 +81,7 @@ class Writing:
             self._how["durability"] = how.everbus_durability
 
     @property
-    def principal(self) -> Any:
+    def principal(self) -> Principal:
         """
         Who asks.
         """

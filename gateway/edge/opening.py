@@ -88,9 +88,6 @@ class Opening(NamedTuple):
     async def _session(self) -> Session:
         # By the desk, which knows at once that the bus is away.
         found = await self.parts.desk.read(
-            self.caller.principal,
-            "session.get",
-            self.session_id,
             lambda: self.mad.get_session(self.session_id, timeout=OPEN_S),
         )
         return found.value

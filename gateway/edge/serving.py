@@ -108,21 +108,27 @@ class Serving(NamedTuple):
         )
 
 
-class _Server(Server):
+class Guest(Server):
     """
-    uvicorn's server, whose process is ours.
+    uvicorn's server in a process of ours, which keeps its signals.
+    """
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """
+        Capture none.
+        """
+        yield
+
+
+class _Server(Guest):
+    """
+    One that tells when it serves.
     """
 
     def __init__(self, config: Config, on_ready: Callable[[], None]) -> None:
         super().__init__(config)
         self._on_ready = on_ready
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """
-        Leave signals to the process.
-        """
-        yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """

@@ -83,8 +83,6 @@ async def list_sessions(
     """
     wanted: dict[str, Any] = filters.model_dump()
     answer = await reading.ask(
-        "session.list",
-        "",
         lambda mad, timeout: mad.list_sessions(**wanted, timeout=timeout),
     )
     more = answer.value.next
@@ -110,8 +108,6 @@ async def get_session(
     move: whoever waits for entries reads the timeline.
     """
     answer = await reading.ask(
-        "session.get",
-        session_id,
         lambda mad, timeout: mad.get_session(
             session_id, full=query.full, timeout=timeout
         ),

@@ -21,8 +21,6 @@ async def stats(reading: ARead) -> Response:
     """
     How many sessions there are, and what each tier holds and costs.
     """
-    answer = await reading.ask(
-        "session.stats", "", lambda mad, timeout: mad.stats(timeout=timeout)
-    )
+    answer = await reading.ask(lambda mad, timeout: mad.stats(timeout=timeout))
 
     return found(answer)

@@ -1,18 +1,14 @@
 """
-JSON as RFC 8259 and I-JSON (RFC 7493) have it, and nothing beside it.
-
-Python's own parser takes UTF-16, NaN, numbers that overflow to infinity, and the last
-of two equal keys: what one reader takes for the one, and another for the other, is how
-checks are got around.
+Bodies as strict JSON, and what is wrong with those that are none.
 """
 
 import json
-import math
 from typing import Any
 
 from bus.errors import Invalid
 from bus.messages import MAX_DEPTH
 from gateway.edge.problem import Refused
+from gateway.identity.strict_json import strict_json
 
 # The body's own object, its fields' values, and a word more in the message.
 MAX_BODY_DEPTH = MAX_DEPTH + 1
@@ -26,12 +22,7 @@ def parsed(body: bytes) -> Any:  # a JSON value
         Refused: with 400, it is not JSON, or not strictly.
     """
     try:
-        value = json.loads(
-            body.decode(),
-            object_pairs_hook=_unique,
-            parse_float=_finite,
-            parse_constant=_no_constant,
-        )
+        value = strict_json(body)
     except UnicodeDecodeError:
         raise _unfit("is not UTF-8") from None
     except RecursionError:
@@ -39,7 +30,7 @@ def parsed(body: bytes) -> Any:  # a JSON value
     except json.JSONDecodeError as error:
         raise _unfit(f"is not JSON: {error.msg} at byte {error.pos}") from None
     except ValueError as error:
-        # Ours, and Python's for an integer of thousands of digits.
+        # Of strict_json, and Python's for an integer of thousands of digits.
         raise _unfit(str(error).partition(":")[0]) from None
     _check_depth(value)
 
@@ -60,24 +51,6 @@ def _children(item: Any) -> Any:  # JSON values
     if isinstance(item, dict):
         return item.values()
     return item if isinstance(item, list) else ()
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:  # JSON values
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        raise ValueError("has an object with the same key twice")
-    return fields
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError("holds a number beyond the range of a double")
-    return value
-
-
-def _no_constant(text: str) -> float:
-    raise ValueError(f"holds {text}, which JSON does not have")
 
 
 def _unfit(what: str) -> Refused:

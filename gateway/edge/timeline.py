@@ -47,8 +47,6 @@ async def read_timeline(
     """
     wanted: dict[str, Any] = bounds.model_dump()
     answer = await reading.ask(
-        "timeline.read",
-        session_id,
         lambda mad, timeout: mad.timeline(session_id, **wanted, timeout=timeout),
     )
     more = answer.value.next

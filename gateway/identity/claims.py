@@ -6,14 +6,13 @@ which key to take; claims only afterwards.
 """
 
 import base64
-import json
-import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
 from bus.messages import check_name
 from gateway.identity.principal import Claimed, Principal
+from gateway.identity.strict_json import strict_json
 
 # The first second of the year 10000: behind it there is no time to tell.
 END_OF_TIME_S = 253_402_300_800
@@ -93,20 +92,6 @@ def header_in(token: str) -> Header:
     return header
 
 
-def strict_json(text: bytes) -> Any:  # JSON values
-    """
-    The value in *text*: UTF-8, finite numbers, no key twice in an object.
-
-    Raises:
-        ValueError: it is no such JSON.
-        RecursionError: it is too deep.
-    """
-    # json.loads would take UTF-16, NaN, 1e999 and the last of two equal keys.
-    rules: Any = {"parse_float": _finite, "parse_constant": _finite}
-
-    return json.loads(text.decode(), object_pairs_hook=_unique, **rules)
-
-
 def require(holds: bool, what: str) -> None:
     """
     Go on if it *holds*.
@@ -123,15 +108,3 @@ def _tenant_in(claims: _Claims) -> str:
     if isinstance(claims.tenant, str):
         return check_name(claims.tenant, "tenant")
     return ""
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:  # JSON values
-    fields = dict(pairs)
-    require(len(fields) == len(pairs), "duplicate")
-    return fields
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    require(math.isfinite(value), "number")
-    return value

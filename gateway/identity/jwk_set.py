@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import msgspec
 import structlog
 
-from gateway.identity.claims import require, strict_json
+from gateway.identity.claims import require
 from gateway.identity.keys import Algorithm, Key
+from gateway.identity.strict_json import strict_json
 
 log = structlog.get_logger()
 

@@ -45,7 +45,10 @@ CHECKPOINT_CATCH_UP_S = 2.0
 HotCounts = Callable[[], Awaitable[tuple[int, int]]]
 
 
-def _utc_now() -> datetime:
+def utc_now() -> datetime:
+    """
+    The time of this machine.
+    """
     return datetime.now(UTC)
 
 
@@ -114,7 +117,7 @@ class Reader:
         *,
         outbox: Unconfirmed | None = None,
         catch_up_s: float = CATCH_UP_S,
-        now: Callable[[], datetime] = _utc_now,
+        now: Callable[[], datetime] = utc_now,
         fail: FailPoint = disarmed,
     ) -> None:
         self._warm = warm

@@ -22,7 +22,8 @@ import gateway.store.cold.sealing
 from bus import Mad, connect, keys
 from bus.codec import pack_envelope, unpack_reply
 from bus.messages import Envelope, Reply, TimelineEntry
-from compose.roles import beside, grants_of, identity_of, run_manager
+from compose.keyring import grants_of, identity_of
+from compose.roles import beside, run_manager
 from compose.settings import load_settings
 from gateway.granting import Granting
 from gateway.identity.tokens import mint

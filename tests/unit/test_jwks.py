@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from bus.errors import Unauthenticated, Unavailable
 from compose.exits import Failed
-from compose.roles import identity_of
+from compose.keyring import identity_of
 from compose.settings import load_settings
 from gateway.identity import jwks, jwks_source
 from gateway.identity.jwk_set import MAX_KEYS, keys_in

@@ -20,7 +20,8 @@ from fastapi import FastAPI
 
 from bus import Mad, keys
 from bus.connection import joined
-from compose.roles import grants_of, identity_of, run_archiver, run_manager
+from compose.keyring import grants_of, identity_of
+from compose.roles import run_archiver, run_manager
 from compose.settings import Settings, load_settings
 from gateway.edge.app import edge_app
 from gateway.edge.desk import Desk

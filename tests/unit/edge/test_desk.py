@@ -90,7 +90,7 @@ async def warm() -> str:
 
 
 async def read(desk: Desk, ask: Any, below: Any = warm) -> Any:
-    return await desk.read(ADA, "session.get", "s1", ask, below)
+    return await desk.read(ask, below)
 
 
 async def test_without_a_watchdog_everything_passes():

@@ -1,0 +1,66 @@
+"""
+The keys of the settings, in the hands of those who judge and seal with them.
+"""
+
+import json
+
+from compose.exits import USAGE, Failed
+from compose.settings import Settings
+from gateway.identity.grants import Grants, derived_key
+from gateway.identity.jwks import PublishedKeys
+from gateway.identity.keys import Key
+from gateway.identity.tokens import Identity
+
+
+def identity_of(settings: Settings) -> Identity:
+    """
+    The judge of tokens, with the configured keys.
+
+    Raises:
+        Failed: no key is configured, or one of them is unfit.
+    """
+    try:
+        found = [
+            Key(listed["algorithm"], listed["key"], listed["kid"])
+            for listed in json.loads(settings.jwt_keys.get_secret_value() or "[]")
+        ]
+        secret = settings.jwt_secret.get_secret_value()
+        if secret:
+            found.append(Key("HS256", secret))
+        if settings.jwt_public_key:
+            found.append(Key(settings.jwt_algorithm, settings.jwt_public_key))
+        return Identity(
+            found,
+            issuer=settings.jwt_issuer,
+            audience=settings.jwt_audience,
+            published=PublishedKeys(settings.jwt_jwks) if settings.jwt_jwks else None,
+        )
+    except ValueError as error:
+        raise Failed(
+            f"no usable key for tokens: {error}. Set EVERBUS_JWT_SECRET (HS256), "
+            "EVERBUS_JWT_PUBLIC_KEY with EVERBUS_JWT_ALGORITHM, EVERBUS_JWT_KEYS or "
+            "EVERBUS_JWT_JWKS",
+            USAGE,
+        ) from error
+
+
+def grants_of(settings: Settings) -> Grants:
+    """
+    What seals and opens grants.
+
+    Raises:
+        Failed: there is no key for it, or it is too short.
+    """
+    secret = settings.jwt_secret.get_secret_value()
+    key = settings.grant_key.get_secret_value().encode()
+    previous = settings.grant_key_previous.get_secret_value().encode()
+    if not key and secret:
+        key = derived_key(secret)
+    try:
+        return Grants(key, [previous] if previous else [])
+    except ValueError as error:
+        raise Failed(
+            f"no usable key for grants: {error}. Set EVERBUS_GRANT_KEY to the same in "
+            "all managers and edges: make one by `openssl rand -hex 32`",
+            USAGE,
+        ) from error
