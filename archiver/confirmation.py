@@ -103,7 +103,7 @@ def confirmations(
 
     Args:
         refused: the records that the warm tier will never take. Their sessions'
-            hot copies stay, and who waits for them is told.
+            hot copies stay, from now on, and who waits for them is told.
         now_ms: the server's clock.
     """
     refusals = _Refusals(refused)
@@ -161,13 +161,15 @@ class _Told:
         else:
             self.newest = record
 
-    def arguments(self, ttl_ms: int) -> tuple[Argument, ...]:
-        newest = self.newest
+    def arguments(self, ttl_ms: int, *, refused: bool) -> tuple[Argument, ...]:
+        newest, mark = self.newest, "" if refused else self.mark
         if newest is None:
-            return (b"", 0, 0, 0, ttl_ms, 0, self.mark)
+            return (b"", 0, 0, 0, ttl_ms, 0, mark)
+        if refused:
+            return (pack(newest.created_at), b"", 0, 0, 0, 0, mark)
         return (
             *(pack(newest.created_at), newest.version, newest.last_seq),
-            *(newest.notices, ttl_ms, int(newest.archived is not None), self.mark),
+            *(newest.notices, ttl_ms, int(newest.archived is not None), mark),
         )
 
 
@@ -178,8 +180,7 @@ def _command(
     told: dict[str, _Told] = {}
     for entry in entries:
         for record in entry.records:
-            if record.session not in refusals.sessions:
-                told.setdefault(record.session, _Told()).add(record)
+            told.setdefault(record.session, _Told()).add(record)
     keys = [names.outbox(partition), names.backlog(partition)]
     arguments: list[Argument] = [names.ARCHIVER_GROUP, terms.reply_ttl_ms, *_STATES]
     arguments += (len(told), len(entries))
@@ -190,7 +191,8 @@ def _command(
             names.gone(partition, session_id),
         )
         ttl_ms = stays_ms(session_id, now_ms, terms.hot_ttl_ms)
-        arguments += one.arguments(ttl_ms)
+        refused = session_id in refusals.sessions
+        arguments += one.arguments(ttl_ms, refused=refused)
     for entry in entries:
         replies = [refusals.judged(held) for held in entry.replies]
         keys += (reply.stream for reply in replies)

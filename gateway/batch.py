@@ -95,8 +95,9 @@ class Change:
             return [0, 0, -1]
         fields = hot.field_arguments(self.read, self.now)
         if self.read is not None and self.read.created_at != self.now.created_at:
-            # Made again under its old id: nothing of it is durable yet.
+            # Made again under its old id: nothing of it is durable yet, or refused.
             fields += ("durable_version", 0, "durable_seq", 0, "durable_notices", 0)
+            fields += ("refused", 0)
         tail = self.now.recent_timeline
         fresh = self.entries[-len(tail) :] if tail else []
         keep = len(tail) if self.entries or self._tail_shrank() else -1

@@ -2,6 +2,7 @@
 --[[
 Confirm outbox entries that MongoDB holds: note it on the hot copies, which may
 expire or go from now on, forget the entries, and give the replies held for them.
+The hot copy of a session of which MongoDB refused anything never goes.
 
 May be repeated, and come late from an archiver that was paused: what is noted only
 grows, a hot copy that changed since then stays as it is, and only the first XACK of
@@ -12,9 +13,10 @@ KEYS  1 outbox  2 backlog, then S times: session hash, recent list, gone mark; t
       one reply stream per held reply, in the order of the entries
 ARGV  1 group  2 reply TTL ms  3, 4 the hash's state field of a dormant session and
       of an archived one  5 S  6 N, then
-      S times: the hash's created_at field ('': it was only deleted), version,
-        last_seq, notices, TTL of the hot copy in ms, 1 if it was archived (else 0),
-        the mark of its deletion ('' if it was not deleted);
+      S times: the hash's created_at field ('': it was only deleted), version
+        ('': some of it was refused), last_seq, notices, TTL of the hot copy in ms,
+        1 if it was archived (else 0), the mark of its deletion ('' if it was not
+        deleted);
       N times: entry id, how many records it holds, reply count, the replies,
         wake-up count, then channel and message of each
 Returns  the records still unconfirmed
@@ -62,14 +64,20 @@ for _ = 1, tonumber(ARGV[5]) do
   end
   if life ~= '' then
     local told = redis.call('HMGET', hash, 'created_at', 'version', 'last_seq',
-      'durable_version', 'durable_seq', 'state', 'notices', 'durable_notices')
+      'durable_version', 'durable_seq', 'state', 'notices', 'durable_notices',
+      'refused')
     -- Not in copies that are older than notices.
     local noticed = told[7] or '0'
-    if told[1] == life then
+    if told[1] == life and version == '' then
+      redis.call('HSET', hash, 'refused', 1)
+      redis.call('PERSIST', hash)
+      redis.call('PERSIST', recent)
+    elseif told[1] == life then
       note(hash, 'durable_version', told[4], version, told[2])
       note(hash, 'durable_seq', told[5], seq, told[3])
       note(hash, 'durable_notices', told[8], notices, noticed)
-      if told[2] == version and told[3] == seq and noticed == notices then
+      if told[9] ~= '1' and told[2] == version and told[3] == seq
+        and noticed == notices then
         release(hash, recent, gone, told[6], ttl, is_archived)
       end
     end

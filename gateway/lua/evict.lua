@@ -8,9 +8,9 @@ Returns  1 if it is not hot any more, 0 if MongoDB does not hold all of it yet
 Atomicity  one script, one slot.
 ]]
 local told = redis.call('HMGET', KEYS[1], 'version', 'last_seq', 'notices',
-  'durable_version', 'durable_seq', 'durable_notices')
+  'durable_version', 'durable_seq', 'durable_notices', 'refused')
 if told[1] then
-  if told[1] ~= told[4] or told[2] ~= told[5] then
+  if told[1] ~= told[4] or told[2] ~= told[5] or told[7] == '1' then
     return 0
   end
   -- Neither field is in copies that are older than notices.

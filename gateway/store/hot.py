@@ -3,9 +3,9 @@ The hot tier's form of a session: a Redis hash and a list of recent entries.
 
 `version`, `last_seq`, `notices` are decimal text, so that a script can compare them;
 every other field is msgpack on its own, so that a commit writes only what changed.
-Four fields are no part of the session: `durable_version`, `durable_seq` and
-`durable_notices` (what MongoDB holds of it), and `checked` (when it was last compared
-with MongoDB).
+Five fields are no part of the session: `durable_version`, `durable_seq` and
+`durable_notices` (what MongoDB holds of it), `checked` (when it was last compared
+with MongoDB), and `refused` (1: MongoDB refused some of it, so that it never goes).
 """
 
 from collections.abc import Iterable, Sequence

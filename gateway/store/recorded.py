@@ -138,6 +138,21 @@ def entombed(record: Record, version: int, last_seq: int, notices: int) -> str:
     )
 
 
+def unborn(record: Record) -> str:
+    """
+    Why *record* is refused where its session is not held at all; empty: it brings it.
+
+    What is held of a session that is not there nobody would find, and its hot copy
+    would go, as if all of it were held.
+    """
+    if record.state is not None:
+        return ""
+    return (
+        f"session {record.session} is not held, since its creation was refused or is "
+        "lost; what it is does not come with this record"
+    )
+
+
 def linked(
     new: NewCheckpoint, parent: Checkpoint | None, links: int, state: Any
 ) -> tuple[Checkpoint, dict[str, Any]]:

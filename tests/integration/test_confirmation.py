@@ -19,6 +19,7 @@ from archiver.lease import NAME as LEASE
 from bus import keys
 from bus.codec import pack, unpack_reply
 from bus.messages import Reply
+from bus.wire import Wire
 from gateway.failpoints import disarmed
 from gateway.store import hot, names
 from gateway.store.letters import letter_of
@@ -413,6 +414,28 @@ async def test_a_refused_record_becomes_a_dead_letter_with_all_of_it(server, cli
     assert await client.get(names.backlog(0)) == b"0"
     codes = [await code_in(client, held) for held in replies]
     assert codes == ["defect", "ok"]
+
+
+async def test_after_a_refused_record_the_hot_copy_never_goes(server, client):
+    """
+    What comes later is held, and makes up for nothing: not even rest lets it go.
+    """
+    session = a_session()
+    await lay(client, session)
+    await moved(server, client, a_record(session), warm=Notebook("s1"))
+    for later in ({"last_seq": 1}, {"version": 2, "state": "dormant"}):
+        session = msgspec.structs.replace(session, **later)
+        await lay(client, session)
+        await moved(server, client, a_record(session))
+        assert await ttls(client, "s1") == [-1, -1]
+
+    assert await durable(client, "s1") == [b"2", b"1"]
+    wire = Wire(server.url)
+    try:
+        assert not await hot.RedisHot(wire, 1).forget("s1")
+    finally:
+        await wire.close()
+    assert await client.exists(names.session(0, "s1"))
 
 
 async def code_in(client, held):

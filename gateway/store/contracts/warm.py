@@ -105,6 +105,25 @@ async def a_deleted_session_leaves_nothing(tier: WarmTier) -> None:
     same((await tier.find(ListSessions(), "")).sessions, (), "find")
 
 
+async def nothing_is_held_of_a_session_that_is_not(tier: WarmTier) -> None:
+    """
+    What does not bring its session is refused where there is none, and leaves nothing.
+    """
+    story, other = Story("unborn"), Story("born")
+    first = story.create()
+    early = [story.append("x"), story.broadcast("y")]
+    later = [story.update(), story.append("z")]
+    refused = await tier.write([early[0], other.create(), early[1]])
+
+    same([r.record for r in refused], early, "refused")
+    same(set(await tier.sessions(["unborn", "born"])), {"born"}, "sessions")
+    await is_empty(tier, story)
+    same(await tier.write([first, *later]), [], "refused after it was brought")
+    held = await tier.sessions(["unborn"])
+    same(held["unborn"].session, story.session, "session")
+    same(await seqs(tier, story), [2], "entries")
+
+
 async def a_later_life_has_nothing_of_an_earlier_one(tier: WarmTier) -> None:
     """
     An id that was deleted and made again begins anew, in one write or in many.
@@ -144,6 +163,7 @@ CHECKS: tuple[Check, ...] = (
     a_session_only_goes_forward,
     entries_are_read_in_order,
     a_deleted_session_leaves_nothing,
+    nothing_is_held_of_a_session_that_is_not,
     a_later_life_has_nothing_of_an_earlier_one,
     removing_forgets_lives_up_to_one,
     *warm_history.CHECKS,

@@ -18,6 +18,7 @@ from gateway.store.recorded import (
     linked,
     own_events,
     stub_of,
+    unborn,
     with_context,
 )
 from gateway.store.tiers import Held
@@ -90,6 +91,8 @@ class Kept:
             counts = (session.version, session.last_seq, session.notices)
             if reason := entombed(record, *counts):
                 return reason
+        if held is None and (reason := unborn(record)):
+            return reason
         self._insert(record, held.through if held else 0)
         self._forward(record, held)
         if record.archived is not None:

@@ -31,6 +31,7 @@ from gateway.store.recorded import (
     is_kept,
     is_notice,
     own_events,
+    unborn,
 )
 from handlers.outcomes import Archived, NewCheckpoint
 
@@ -222,10 +223,9 @@ def _plan_session(
 
 
 def _plan_life(plan: Plan, live: Live) -> None:
-    if live.head is not None and live.head.stub:
-        live = _without_refused(plan, live, live.head)
-        if not live.records:
-            return
+    live = _without_refused(plan, live)
+    if not live.records:
+        return
     # What is archived is in the cold tier; it may have left MongoDB on purpose.
     after = live.head.through if live.head else 0
     for place, record in live.records:
@@ -248,14 +248,27 @@ def _plan_events(plan: Plan, place: int, record: Record) -> None:
             plan.events.append(Piece(place, event_document(record, event)))
 
 
-def _without_refused(plan: Plan, live: Live, head: Head) -> Live:
-    kept = []
+def _without_refused(plan: Plan, live: Live) -> Live:
+    kept: list[tuple[int, Record]] = []
     for place, record in live.records:
-        if reason := entombed(record, head.version, head.last_seq, head.notices):
+        if reason := _refusal(record, live.head, begun=bool(kept)):
             plan.refused[place] = reason
         else:
             kept.append((place, record))
     return live._replace(records=kept)
+
+
+def _refusal(record: Record, head: Head | None, *, begun: bool) -> str:
+    """
+    Why what MongoDB holds of the session refuses *record*; empty: it does not.
+
+    *begun*: a record of the same write that comes before it is not refused.
+    """
+    if head is None:
+        return "" if begun else unborn(record)
+    if head.stub:
+        return entombed(record, head.version, head.last_seq, head.notices)
+    return ""
 
 
 def _stub_operation(record: Record, archived: Archived) -> Operation:
