@@ -226,12 +226,12 @@ async def with_history(versions: int) -> World:
     """
     world = World()
     for version in range(versions):
-        await world.append(1)
         await world.change(
             work_in_progress=document(version),
             tags=("odd",) if version % 2 else (),
             full_context={"secret": version} if version % 3 == 0 else None,
         )
+        await world.append(1)
     return world
 
 
