@@ -7,6 +7,7 @@ XADD is all or nothing, so a batch can never arrive with a hole in it.
 """
 
 import re
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import msgspec
@@ -94,11 +95,17 @@ def unpack(packed: bytes, kind: type[Any]) -> Any:
         msgspec.ValidationError: of another type, not msgpack, or nested too deep.
     """
     try:
-        return msgspec.msgpack.decode(packed, type=kind)
+        # mypy takes a type for unhashable.
+        return _decoder(kind).decode(packed)  # type: ignore[arg-type]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         if isinstance(error, msgspec.ValidationError):
             raise
         raise msgspec.ValidationError(f"not msgpack: {error}") from error
+
+
+@lru_cache(maxsize=256)
+def _decoder(kind: type[Any]) -> msgspec.msgpack.Decoder[Any]:
+    return msgspec.msgpack.Decoder(kind)
 
 
 def unpack_body(packed: bytes, kind: type[Any]) -> Any:

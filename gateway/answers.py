@@ -72,8 +72,9 @@ class Answers:
         first = batch.kept.get(work.command) or self._known.firsts.get(work.command)
         refused = _misused(work, envelope, first)
         if envelope.reply and first is not None and refused is None:
-            self._reply(work, envelope, first, batch, keep=0)
-            self._replied(work, envelope, batch, now, "repeated")
+            durability = self._durability(envelope)
+            self._reply(work, first, batch, 0, durability)
+            self._replied(work, envelope, batch, now, "repeated", durability)
             return
         if envelope.reply and refused is not None:
             batch.reply(work, _refusal(envelope, refused), TO_STREAM)
@@ -85,13 +86,15 @@ class Answers:
         """
         Reply ok, as soon as the command is as durable as it asks for.
         """
-        keep = TO_LEDGER if self.changes(envelope) else 0
+        changes = self.changes(envelope)
+        keep = TO_LEDGER if changes else 0
+        durability = envelope.durability if changes else "hot"
         if envelope.reply:
-            self._reply(work, envelope, packed, batch, keep)
+            self._reply(work, packed, batch, keep, durability)
         elif keep and work.ordinal is None:
             # A free id has no number to know it by: the ledger must.
             batch.reply(work, packed_reply(work, None), TO_LEDGER)
-        self._replied(work, envelope, batch, now, "ok")
+        self._replied(work, envelope, batch, now, "ok", durability)
 
     def hold(self, work: Work, packed: bytes, batch: Batch, now: Now) -> None:
         """
@@ -101,12 +104,11 @@ class Answers:
         self._settle(work, batch, now, "ok")
 
     def _reply(
-        self, work: Work, envelope: Envelope, packed: bytes, batch: Batch, keep: int
+        self, work: Work, packed: bytes, batch: Batch, keep: int, durability: str
     ) -> None:
         """
         Stage the reply for when the command is as durable as it asks for.
         """
-        durability = self._durability(envelope)
         if durability == "hot":
             batch.reply(work, packed, TO_STREAM | keep)
             return
@@ -118,11 +120,17 @@ class Answers:
             batch.replicate(work, packed)
 
     def _replied(
-        self, work: Work, envelope: Envelope, batch: Batch, now: Now, code: str
+        self,
+        work: Work,
+        envelope: Envelope,
+        batch: Batch,
+        now: Now,
+        code: str,
+        durability: str,
     ) -> None:
         self._note(work, batch, now, code)
         # Until it is replied to, the entry of a replicated command stays pending.
-        if not envelope.reply or self._durability(envelope) != "replicated":
+        if not envelope.reply or durability != "replicated":
             batch.release(work)
 
     def _durability(self, envelope: Envelope) -> str:
@@ -177,11 +185,11 @@ class Answers:
         batch.release(work)
 
     def _note(self, work: Work, batch: Batch, now: Now, code: str) -> None:
-        progress = self._known.sight(work)
-        kind = work.envelope.kind if work.envelope is not None else ""
+        progress, envelope = self._known.sight(work), work.envelope
+        kind = envelope.kind if envelope is not None else ""
         batch.outcomes[kind if kind in self._routes else "other", code] += 1
-        if work.envelope is not None and is_recorded(work.envelope.trace):
-            batch.traced.append((work.envelope, code))
+        if envelope is not None and envelope.trace and is_recorded(envelope.trace):
+            batch.traced.append((envelope, code))
         batch.note(work, progress, now.ms // 1000)
 
 

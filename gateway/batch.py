@@ -432,11 +432,12 @@ def packed_reply(work: Work, body: Any) -> bytes:
     """
     The wire form of an ok reply; *body* is a value of bus.messages or None.
     """
-    return pack(
-        Reply(
-            id=work.envelope.id if work.envelope else "",
-            body=msgspec.Raw(pack(body)),
-            trace=work.envelope.trace if work.envelope else "",
-            fingerprint=fingerprint_of(work),
-        )
+    envelope = work.envelope
+    # Packed as it is, not as a packed part of its own: that would be done twice.
+    reply = Reply(
+        id=envelope.id if envelope else "",
+        body=body,
+        trace=envelope.trace if envelope else "",
+        fingerprint=fingerprint_of(work),
     )
+    return pack(reply)

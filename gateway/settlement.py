@@ -133,10 +133,7 @@ class Settlement:
         if work.trouble is not None or envelope is None:
             self._answers.malformed(work, batch, now)
             return Verdict.SETTLED
-        known = self.known.settled_before(work) or (
-            batch.kept and work.command in batch.kept
-        )
-        if known and self._answers.changes(envelope):
+        if self._is_known(work, batch) and self._answers.changes(envelope):
             return self._repeated(work, envelope, batch, now)
         try:
             return self._judged(work, envelope, batch, now)
@@ -161,6 +158,15 @@ class Settlement:
             NOTED.count("defect")
             work.attempts.append(f"{type(error).__name__}: {error}"[:300])
             return Verdict.FAILED
+
+    def _is_known(self, work: Work, batch: Batch) -> bool:
+        """
+        Whether an earlier delivery was settled, be it by this very batch.
+        """
+        if self.known.settled_before(work):
+            return True
+        # A number is settled with the publisher's progress, a free id is only kept.
+        return work.ordinal is None and work.command in batch.kept
 
     def _repeated(
         self, work: Work, envelope: Envelope, batch: Batch, now: Now

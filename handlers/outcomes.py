@@ -11,7 +11,7 @@ from bus.messages import Session
 from handlers.wanted import Wanted
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """
     What a command did, in the past tense: the audit record and the live feed.
 

@@ -79,15 +79,8 @@ def check_fields(fields: dict[str, Any], kind: type[Any] | None) -> None:
 
 
 def _merged(session: Session, name: str, value: Any) -> Any:
-    if name in PROTECTED:
-        raise Invalid(f"{name} is protected; it cannot be patched", field=name)
     if name not in PATCHABLE:
-        # Shortened: the name is the caller's, and the refusal is kept for long.
-        shown = ascii(name)[:80]
-        raise Invalid(
-            f"{shown} is no field of a session; known: {', '.join(sorted(PATCHABLE))}",
-            field=name[:80],
-        )
+        raise _not_patchable(name)
     check_json(value, name)
     if name == "acl":
         return _checked_acl(value)
@@ -99,6 +92,18 @@ def _merged(session: Session, name: str, value: Any) -> Any:
     # Every path in the result is one of the field's or one of the patch's, so
     # what both may hold, the result may hold: no second check.
     return merge(getattr(session, name), value)
+
+
+def _not_patchable(name: str) -> Invalid:
+    if name in PROTECTED:
+        return Invalid(f"{name} is protected; it cannot be patched", field=name)
+    # Shortened: the name is the caller's, and the refusal is kept for long.
+    shown = ascii(name)[:80]
+
+    return Invalid(
+        f"{shown} is no field of a session; known: {', '.join(sorted(PATCHABLE))}",
+        field=name[:80],
+    )
 
 
 def _checked_acl(value: Any) -> tuple[str, ...]:

@@ -137,8 +137,10 @@ def merge(target: Any, patch: Any) -> Any:
     for name, value in patch.items():
         if value is None:
             merged.pop(name, None)
-        else:
+        elif isinstance(value, dict):
             merged[name] = merge(merged.get(name), value)
+        else:
+            merged[name] = value
     return merged
 
 

@@ -114,10 +114,8 @@ class Grants:
             grant = self._opened(sealed, _covered(envelope))
         else:
             grant = self._remembered.get(sealed) or self._admitted(sealed)
-            ordinal = ordinal_of(envelope.id)
-            others = ordinal is not None and ordinal.instance != grant.instance
             # What an earlier instance left on disk, the next one sends in its name.
-            if others and envelope.epoch != AFTERLIFE:
+            if envelope.epoch != AFTERLIFE and _is_anothers(envelope.id, grant):
                 raise Unauthenticated(BAD_GRANT)
         if grant.mad != mad or self._clock() >= self.ends_at(grant.principal):
             raise Unauthenticated(BAD_GRANT)
@@ -140,6 +138,16 @@ class Grants:
             return _grant.decode(told)
         except _UNFIT:
             raise Unauthenticated(BAD_GRANT) from None
+
+
+def _is_anothers(identifier: str, grant: Grant) -> bool:
+    """
+    Whether a command id is a number of another instance than the grant's.
+    """
+    # As a rule it begins with the grant's, which settles it at a fifth of the cost.
+    if identifier.partition(".")[0] == grant.instance:
+        return False
+    return ordinal_of(identifier) is not None
 
 
 def derived_key(secret: str) -> bytes:

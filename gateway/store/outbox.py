@@ -16,7 +16,7 @@ COUNT_FIELD = b"n"
 REPLIES_FIELD = b"r"
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """
     What one commit did to one session.
 
