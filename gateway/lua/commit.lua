@@ -69,9 +69,10 @@ for _ = 1, sessions do
   local first, last = run()
   if first then
     redis.call('HSET', hash, unpack(ARGV, first, last))
-    -- What MongoDB does not hold must not expire.
-    redis.call('PERSIST', hash)
-    redis.call('PERSIST', recent)
+    -- What MongoDB does not hold must not expire; both were given their time at once.
+    if redis.call('PERSIST', hash) == 1 then
+      redis.call('PERSIST', recent)
+    end
   elseif last == -1 then
     redis.call('DEL', hash, recent)
   end

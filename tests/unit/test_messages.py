@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from bus.errors import Invalid
 from bus.messages import (
     MAX_DEPTH,
+    MAX_SOUND_KEY,
+    MAX_SOUND_KEYS,
     MAX_INTEGER,
     check_command_id,
     check_json,
@@ -213,6 +215,30 @@ def test_a_value_that_holds_itself_is_refused():
 
     with pytest.raises(Invalid, match="deeper than 32 levels"):
         check_json(value, "entry")
+
+
+@pytest.mark.parametrize("room", [MAX_SOUND_KEYS, 0])
+def test_field_names_seen_before_vouch_for_no_others(monkeypatch, room):
+    """
+    Also with no room to remember any: then each is looked at each time.
+    """
+    monkeypatch.setattr("bus.messages.MAX_SOUND_KEYS", room)
+    monkeypatch.setattr("bus.messages._sound_keys", set())
+    for _ in range(2):
+        check_json({"sound": 1, "also": {"sound": 2}}, "entry")
+        for key in ("$set", "a.b", "nul\0", "\ud800", 7):
+            with pytest.raises(Invalid, match="key|Unicode"):
+                check_json({"sound": 1, key: 2}, "entry")
+
+
+def test_field_names_are_remembered_in_bounded_room(monkeypatch):
+    seen: set[object] = set()
+    monkeypatch.setattr("bus.messages._sound_keys", seen)
+    for n in range(2 * MAX_SOUND_KEYS):
+        check_json({f"k{n}": n, "x" * 1000 + str(n): n}, "entry")
+
+    assert 0 < len(seen) <= MAX_SOUND_KEYS
+    assert max(len(str(key)) for key in seen) <= MAX_SOUND_KEY
 
 
 json_values = st.recursive(
