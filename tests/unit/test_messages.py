@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from bus.errors import Invalid
 from bus.messages import (
     MAX_DEPTH,
+    MAX_INTEGER,
     MAX_SOUND_KEY,
     MAX_SOUND_KEYS,
-    MAX_INTEGER,
     check_command_id,
     check_json,
     check_name,
@@ -227,7 +227,7 @@ def test_field_names_seen_before_vouch_for_no_others(monkeypatch, room):
     for _ in range(2):
         check_json({"sound": 1, "also": {"sound": 2}}, "entry")
         for key in ("$set", "a.b", "nul\0", "\ud800", 7):
-            with pytest.raises(Invalid, match="key|Unicode"):
+            with pytest.raises(Invalid, match=r"key|Unicode"):
                 check_json({"sound": 1, key: 2}, "entry")
 
 
