@@ -27,8 +27,9 @@ from archiver.lease import NAME as LEASE
 from archiver.lease import Lease
 from archiver.pauses import pause
 from archiver.scripting import run
+from bus.cluster import wire_to
 from bus.errors import EverbusError, Unavailable
-from bus.wire import Command, Wire, refusal
+from bus.wire import Command, refusal
 from gateway import metrics, tracing
 from gateway.store import names
 from gateway.store.outbox import Record
@@ -79,7 +80,7 @@ class Drain:
     ) -> None:
         self.lease = Lease(redis_url, name)
         self.written = 0
-        self._wire = Wire(redis_url, name="everbus-archiver")
+        self._wire = wire_to(redis_url, name="everbus-archiver")
         self._partitions = range(partitions)
         self._warm = warm
         self._fail = fail
@@ -205,21 +206,29 @@ class Drain:
         """
         The next entries, and the server's clock.
         """
-        outboxes = [names.outbox(p) for p in self._partitions]
-        keys = [names.owner(LEASE), *outboxes]
-        told = (self.lease.owner, names.ARCHIVER_GROUP, CONSUMER, self._count)
-        command = script("read", keys, *told, *([after] * len(outboxes)))
-        [reply] = await run(self._wire, [command])
-        if reply[0] == b"superseded":
-            raise LeaseLost
-        if reply[0] == b"nogroup":
-            log.error("drain.group_lost")
-            raise Unavailable("the outboxes' group is gone: the bus lost its data")
-        now_ms, streams = reply
-        entries = entries_in(streams)
+        entries: list[OutboxEntry] = []
+        now_ms = 0
+        for reply in await run(self._wire, self._reads(after)):
+            if reply[0] == b"superseded":
+                raise LeaseLost
+            if reply[0] == b"nogroup":
+                log.error("drain.group_lost")
+                raise Unavailable("the outboxes' group is gone: the bus lost its data")
+            now_ms, streams = reply
+            entries += entries_in(streams)
         self._pace(sum(entry.size for entry in entries))
 
         return entries, int(now_ms)
+
+    def _reads(self, after: str) -> list[Command]:
+        """
+        The fenced reads of the next entries behind *after*.
+        """
+        outboxes = [names.outbox(p) for p in self._partitions]
+        keys = [names.owner(LEASE), *outboxes]
+        told = (self.lease.owner, names.ARCHIVER_GROUP, CONSUMER, self._count)
+
+        return [script("read", keys, *told, *([after] * len(outboxes)))]
 
     def _pace(self, size: int) -> None:
         """

@@ -12,9 +12,9 @@ import time
 import structlog
 
 from archiver.scripting import run
+from bus.cluster import wire_to
 from bus.errors import EverbusError
 from bus.keys import NEWS
-from bus.wire import Wire
 from gateway.store import names
 from gateway.store.scripts import script
 
@@ -36,7 +36,7 @@ class Lease:
 
     def __init__(self, redis_url: str, name: str) -> None:
         self.owner = ""
-        self._wire = Wire(redis_url, name="everbus-archiver-lease")
+        self._wire = wire_to(redis_url, name="everbus-archiver-lease")
         self._name = name
         self._until = 0.0
 

@@ -18,10 +18,10 @@ import msgspec
 import structlog
 from redis.exceptions import ResponseError
 
+from bus.cluster import wire_to
 from bus.codec import pack
 from bus.errors import EverbusError, Unauthenticated, Unavailable
 from bus.keys import token as token_channel
-from bus.wire import Wire
 
 log = structlog.get_logger()
 
@@ -91,7 +91,7 @@ class Credential:
         self._mad = mad
         self._instance = instance
         self._token = token
-        self._wire = Wire(url, name=f"mad-{mad}-token")
+        self._wire = wire_to(url, name=f"mad-{mad}-token")
         self._ends_at = 0.0
         self._renew_at = math.inf
         self._obtained_at = -math.inf

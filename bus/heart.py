@@ -22,7 +22,9 @@ from bus.codec import COMMAND_FIELD, pack, pack_envelope
 from bus.errors import Forbidden, Unauthenticated
 from bus.keys import CONFIG, PRESENCE, ingress
 from bus.lease import Lease
+from bus.line import Lines
 from bus.messages import SCHEMA, Envelope
+from bus.routing import is_cluster
 from bus.wire import Argument, meaning
 
 log = structlog.get_logger()
@@ -154,7 +156,7 @@ class Heart:
 
     def _connect(self) -> None:
         deadline_s = min(DEADLINE_S, self._lease.ttl_s / 6)
-        pool = ConnectionPool.from_url(
+        pool = (Lines if is_cluster(self._url) else ConnectionPool).from_url(
             self._url,
             protocol=2,
             decode_responses=False,

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import structlog
 
+from bus.cluster import wire_to
 from bus.errors import Forbidden, Invalid, Unavailable
 from bus.keys import CONFIG, MADS, NEWS
 from bus.lease import DEFAULT_TTL_S
@@ -37,7 +38,7 @@ async def introduce(url: str, mad: str, timeout: float) -> Terms:
         Unavailable: no bus, or none that managers of our schema have started on.
         Unauthenticated, Forbidden: the bus turns the URL's user away.
     """
-    wire = Wire(url, name=f"mad-{mad}")
+    wire = wire_to(url, name=f"mad-{mad}")
     deadline = time.monotonic() + timeout
     try:
         while True:

@@ -22,6 +22,7 @@ from redis.exceptions import ResponseError
 
 from bus.backlog import Backlog, Entries
 from bus.breaker import Breaker
+from bus.cluster import wire_to
 from bus.codec import COMMAND_FIELD, command_id
 from bus.credential import Credential
 from bus.errors import EverbusError, Forbidden, Unauthenticated, Unavailable
@@ -30,7 +31,7 @@ from bus.lease import Lease
 from bus.messages import Envelope
 from bus.outgoing import SURELY_FITS_BYTES, Outgoing
 from bus.spool import Spool
-from bus.wire import Command, Wire, refusal
+from bus.wire import Command, refusal
 
 log = structlog.get_logger()
 
@@ -66,7 +67,7 @@ class Publisher:
             meet: makes sure, before the first write, that this is the right bus;
                 raises EverbusError as long as it is not.
         """
-        self._wire = Wire(url, name=f"mad-{mad}")
+        self._wire = wire_to(url, name=f"mad-{mad}")
         self._mad = mad
         self._instance = instance
         self._counts = [0] * partitions

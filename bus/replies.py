@@ -20,6 +20,7 @@ import msgspec
 import structlog
 from redis.exceptions import ResponseError
 
+from bus.cluster import wire_to
 from bus.codec import REPLY_FIELD, ordinal_of, unpack, unpack_reply
 from bus.credential import Credential
 from bus.errors import EverbusError, Superseded, Unauthenticated
@@ -29,7 +30,7 @@ from bus.lease import Lease
 from bus.messages import Reply
 from bus.subscription import Subscription
 from bus.watching import Watching
-from bus.wire import Command, Wire, refusal
+from bus.wire import Command, refusal
 
 log = structlog.get_logger()
 
@@ -67,7 +68,7 @@ class Replies:
     ) -> None:
         self.watching = Watching()
         self._credential = credential
-        self._wire = Wire(url, name=f"mad-{mad}-replies")
+        self._wire = wire_to(url, name=f"mad-{mad}-replies")
         self._mad = mad
         self._lease = lease
         self._expected: dict[str, _Expected] = {}
@@ -225,16 +226,17 @@ class Replies:
         wanted = list(self._ready)[:FETCH_STREAMS]
         streams = [e.key for i in wanted if (e := self._expected.get(i)) is not None]
         spent = self._spent[:FETCH_STREAMS]
-        commands: list[Command] = []
-        if spent:
-            commands.append(("UNLINK", *spent))
-        if streams:
-            starts = ["0"] * len(streams)
-            commands.append(("XREAD", "COUNT", 1, "STREAMS", *streams, *starts))
+        together = self._wire.together
+        commands: list[Command] = [("UNLINK", *some) for some in together(spent)]
+        unlinks = len(commands)
+        for some in together(streams):
+            starts = ["0"] * len(some)
+            commands.append(("XREAD", "COUNT", 1, "STREAMS", *some, *starts))
         if commands:
             replies = await self._wire.exchange(commands)
-            if streams:
-                self._deliver(replies[-1])
+            # What was refused comes last: it must not keep back what is there.
+            for found in sorted(replies[unlinks:], key=_is_refusal):
+                self._deliver(found)
             del self._spent[: len(spent)]
         for identifier in wanted:
             self._ready.pop(identifier, None)
@@ -265,3 +267,7 @@ class Replies:
         ordinal = ordinal_of(reply.id)
         if ordinal is not None:
             self._spent.append(reply_key(ordinal.partition, self._mad, reply.id))
+
+
+def _is_refusal(reply: Any) -> bool:
+    return isinstance(reply, ResponseError)

@@ -9,12 +9,14 @@ then look for what it missed.
 import asyncio
 import random
 from collections.abc import Callable
+from itertools import cycle
 
 from redis.asyncio import Connection, ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from bus.routing import node_urls
 from bus.wire import CONNECT_TIMEOUT_S, read_reply
 
 QUIET_S = 5.0
@@ -41,15 +43,9 @@ class Subscription:
         on_message: Callable[[bytes], None] | None = None,
         on_match: Callable[[bytes, bytes], None] | None = None,
     ) -> None:
-        self._pool = ConnectionPool.from_url(
-            url,
-            protocol=2,  # RESP3 pushes leak in hiredis on long-lived Pub/Sub
-            socket_timeout=None,
-            socket_connect_timeout=CONNECT_TIMEOUT_S,
-            retry=Retry(NoBackoff(), 0),
-            # Else it says who it is by a command that a MAD may not use.
-            driver_info=None,
-        )
+        # Any node of a cluster will do: what is said on one, all of them tell.
+        pools = [_pool_to(node) for node in node_urls(url)]
+        self._pools = cycle(random.sample(pools, len(pools)))
         self._channel = channel
         self._verb = "SUBSCRIBE" if on_match is None else "PSUBSCRIBE"
         self._on_message = on_message
@@ -64,7 +60,7 @@ class Subscription:
         wait_s = 0.05
         while True:
             # redis-py types neither this call nor connect().
-            connection: Connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
+            connection: Connection = next(self._pools).make_connection()  # type: ignore[no-untyped-call]
             try:
                 async with asyncio.timeout(CONNECT_TIMEOUT_S):
                     await connection.connect()  # type: ignore[no-untyped-call]
@@ -115,3 +111,15 @@ class Subscription:
                 # The waiting read ends with an error, and we connect anew.
                 await connection.disconnect(nowait=True)
                 return
+
+
+def _pool_to(url: str) -> ConnectionPool:
+    return ConnectionPool.from_url(
+        url,
+        protocol=2,  # RESP3 pushes leak in hiredis on long-lived Pub/Sub
+        socket_timeout=None,
+        socket_connect_timeout=CONNECT_TIMEOUT_S,
+        retry=Retry(NoBackoff(), 0),
+        # Else it says who it is by a command that a MAD may not use.
+        driver_info=None,
+    )

@@ -28,15 +28,18 @@ EXCHANGE_TIMEOUT_S = 5.0
 # Refusals of the server that pass by themselves; none of them has an effect.
 PASSING = frozenset(
     {
+        "ASK",
         "BUSY",
         "CLUSTERDOWN",
         "LOADING",
         "MASTERDOWN",
         "MISCONF",
+        "MOVED",
         "NOREPLICAS",
         "READONLY",
         "TRYAGAIN",
         "UNBLOCKED",
+        "UNREACHED",
     }
 )
 
@@ -81,6 +84,12 @@ class Wire:
         Whether the last exchange left a usable connection.
         """
         return self._connection is not None
+
+    def together(self, keys: Sequence[str]) -> list[Sequence[str]]:
+        """
+        *keys* in groups that one command may name: on one server all of them.
+        """
+        return [keys] if keys else []
 
     async def exchange(
         self, commands: Sequence[Command], *, timeout_s: float = EXCHANGE_TIMEOUT_S

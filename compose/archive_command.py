@@ -19,7 +19,7 @@ from rich.table import Table
 
 from archiver.archiving import Archiving, Progress, Report
 from archiver.commands import gateway_commands
-from bus.wire import Wire
+from bus.cluster import wire_to
 from compose.bus_access import partitions_of
 from compose.exits import FINDING, UNREACHABLE, USAGE, Failed
 from compose.logs import configure_logs
@@ -104,7 +104,7 @@ class _Wanted(NamedTuple):
 async def _archive(
     settings: Settings, tiers: _Tiers, wanted: _Wanted, progress: Progress
 ) -> Report:
-    wire = Wire(settings.redis_url, name="everbus-archive")
+    wire = wire_to(settings.redis_url, name="everbus-archive")
     try:
         partitions = await partitions_of(wire)
         hot = RedisHot(wire, partitions)

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+from bus.cluster import wire_to
 from bus.introduction import partitions_in
 from bus.keys import CONFIG
 from bus.wire import Wire
@@ -37,7 +38,7 @@ async def bus_access(command: str) -> AsyncIterator[BusAccess]:
     """
     settings = load_settings(os.environ)
     configure_logs(settings.log_format, settings.log_level)
-    wire = Wire(settings.redis_url, name=f"everbus-{command}")
+    wire = wire_to(settings.redis_url, name=f"everbus-{command}")
     try:
         yield BusAccess(settings, wire, await partitions_of(wire))
     finally:

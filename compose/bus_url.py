@@ -6,6 +6,8 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from redis.connection import parse_url
 
+from bus.routing import is_cluster
+
 # Parameters that say who somebody is, which the user part says as well.
 _CREDENTIALS = frozenset({"username", "password", "client_name"})
 
@@ -14,6 +16,8 @@ def database_of(url: str) -> int:
     """
     The number of the database in a Redis URL, as redis-py reads it.
     """
+    if is_cluster(url):
+        return 0  # a cluster has no other
     options = parse_url(url)  # type: ignore[no-untyped-call]
 
     return int(options.get("db") or 0)

@@ -25,6 +25,7 @@ from compose.logs import configure_logs
 from compose.replay_command import Output
 from compose.settings import Settings, load_settings
 from compose.settings_checks import check_settings
+from compose.starting import refuse_cluster
 from gateway.health.indicators import INDICATORS
 from gateway.health.readings import Readings, follower_priorities, read_bus
 from gateway.health.verdicts import Finding, Verdict, examine
@@ -61,6 +62,7 @@ def doctor(output: OutputOption = Output.table, watch: _Watch = None) -> None:
     """
     settings = load_settings(os.environ)
     configure_logs(settings.log_format, settings.log_level)
+    refuse_cluster(settings, "doctor", "it examines one server")
     diagnosis = asyncio.run(diagnose(settings))
     _print(diagnosis, output)
     while watch is not None:

@@ -28,6 +28,7 @@ from compose.mad_users import (
     weaknesses,
 )
 from compose.replay_command import Output
+from compose.starting import refuse_cluster
 from gateway.store.leases import Watch, instances, watch
 from gateway.store.scripts import load_scripts, script
 
@@ -35,6 +36,10 @@ from gateway.store.scripts import load_scripts, script
 IDLE_MS = 5_000
 # Managers look once a second which MADs there are.
 HEARD_S = 1.2
+_USERS = (
+    "each node has its own users. Add --no-acl, and run ACL SETUSER on each node with "
+    "the rules that `everbus acl` prints"
+)
 
 _Name = Annotated[str, typer.Argument(help="The MAD's name.", metavar="NAME")]
 _Of = Annotated[str, typer.Option("--mad", help="Only those of this MAD.")]
@@ -152,6 +157,7 @@ async def _add(name: str, *, rotate: bool, no_acl: bool) -> str:
         if no_acl:
             await _register(bus.wire, name)
             return url_for_user(url)
+        refuse_cluster(bus.settings, "mads add", _USERS)
         user = await find_user(bus.wire, name)
         check_replaceable(user, name, rotate=rotate)
         # First, so that whatever crashes, no user is there that nobody serves.
@@ -174,6 +180,8 @@ async def _register(wire: Wire, name: str) -> None:
 
 async def _remove(name: str, *, force: bool, no_acl: bool) -> None:
     async with bus_access("mads") as bus:
+        if not no_acl:
+            refuse_cluster(bus.settings, "mads remove", _USERS)
         user = None if no_acl else await find_user(bus.wire, name)
         if user is not None and not is_mads(user, name):
             tell(f"the server's user {name} is no MAD's; it stays")

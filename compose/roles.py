@@ -23,17 +23,20 @@ import uvloop
 from archiver.commands import gateway_commands
 from archiver.confirmation import Terms
 from archiver.drain import Drain
+from archiver.scattered import ScatteredDrain
 from archiver.schedule import run_schedule
 from bus import keys
+from bus.cluster import wire_to
 from bus.errors import Unavailable
 from bus.messages import SCHEMA
+from bus.routing import is_cluster
 from bus.wire import Wire
 from compose.exits import CONFLICT, USAGE, Failed
 from compose.keyring import grants_of, identity_of
 from compose.logs import configure_logs
 from compose.probes import drain_checks, lane_checks, probed
 from compose.settings import Settings, load_settings
-from compose.starting import check_server
+from compose.starting import check_servers
 from compose.telemetry import send_spans
 from compose.tiers import fields_type, tiers_below, vault_of, warm_tier
 from compose.upkeep import archiver_works
@@ -103,7 +106,7 @@ async def run_manager(settings: Settings, stop: asyncio.Event) -> None:
         Failed: the settings do not fit together, or do not fit the bus.
     """
     fail = _fail(settings)
-    wire = Wire(settings.redis_url, name="everbus-stats")
+    wire = wire_to(settings.redis_url, name="everbus-stats")
     try:
         async with (
             probed("manager", settings, stop) as health,
@@ -157,11 +160,12 @@ async def _archive(settings: Settings, stop: asyncio.Event, health: Health) -> N
     warm, vault = warm_tier(settings), vault_of(settings, fail)
     if warm is None:
         raise Failed("EVERBUS_MONGO_URL is not set; the archiver needs it", USAGE)
-    wire = Wire(settings.redis_url, name="everbus-hot")
+    wire = wire_to(settings.redis_url, name="everbus-hot")
     partitions = await _partitions(settings)
     terms = Terms(_hot_ttl_ms(settings), settings.reply_ttl_s * 1000)
     name = f"archiver-{socket.gethostname()}-{os.getpid()}"
-    drain = Drain(settings.redis_url, partitions, warm, name, fail=fail, terms=terms)
+    made = ScatteredDrain if is_cluster(settings.redis_url) else Drain
+    drain = made(settings.redis_url, partitions, warm, name, fail=fail, terms=terms)
     health.add(*drain_checks(drain))
     health.started = True
     log.info("archiver.ready", partitions=partitions)
@@ -266,11 +270,11 @@ async def _partitions(settings: Settings, *, checked: bool = False) -> int:
     Raises:
         Failed: the bus has another number than the settings, or may lose sessions.
     """
-    wire = Wire(settings.redis_url, name="everbus-start")
+    wire = wire_to(settings.redis_url, name="everbus-start")
     try:
         async with asyncio.timeout(START_TIMEOUT_S):
             if checked:
-                await check_server(wire, settings)
+                await check_servers(settings)
             await _set_up(wire, settings)
             told = await wire.call("HGET", keys.CONFIG, "partitions")
     except TimeoutError as error:

@@ -113,7 +113,7 @@ def _dotted(*words: str) -> AfterValidator:
 _DOTTED_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _STORE = _dotted("mongo", "s3", "folder")
 _DOTTED = _dotted()
-_REDIS = _url("redis", "rediss", "unix")
+_REDIS = _url("redis", "rediss", "unix", "redis+cluster", "rediss+cluster")
 _HTTP = _url("http", "https")
 _JWKS = _url("https", "http", "file")
 _MONGO = _url("mongodb", "mongodb+srv")

@@ -7,12 +7,52 @@ says that this is meant; what only weakens a promise is warned of, once.
 
 import structlog
 
-from bus.wire import Wire
-from compose.exits import CONFLICT, Failed
+from bus.routing import is_cluster, node_urls
+from bus.wire import Wire, WireFailed
+from compose.exits import CONFLICT, USAGE, Failed
 from compose.settings import Settings
 from gateway.health.server import COMMANDS, Trouble, server_of, troubles
 
 log = structlog.get_logger()
+
+
+async def check_servers(settings: Settings) -> None:
+    """
+    As `check_server`, for each server that EVERBUS_REDIS_URL names.
+
+    Of a Redis Cluster some may be away; of them it is warned.
+
+    Raises:
+        Failed: as there, by the first that does.
+        WireFailed: all of them are away.
+    """
+    urls = node_urls(settings.redis_url)
+    away: list[WireFailed] = []
+    for url in urls:
+        wire = Wire(url, name="everbus-start")
+        try:
+            await check_server(wire, settings)
+        except WireFailed as error:
+            away.append(error)
+        finally:
+            await wire.close()
+    if len(away) == len(urls):
+        raise away[0]
+    for one in away:
+        log.warning("bus.unchecked", error=one.message)
+
+
+def refuse_cluster(settings: Settings, command: str, why: str) -> None:
+    """
+    Refuse to run *command* on a Redis Cluster.
+
+    Raises:
+        Failed: EVERBUS_REDIS_URL names one.
+    """
+    if is_cluster(settings.redis_url):
+        raise Failed(
+            f"everbus {command} does not run on a Redis Cluster yet: {why}", USAGE
+        )
 
 
 async def check_server(wire: Wire, settings: Settings) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import msgspec
 
+from bus.cluster import wire_to
+from bus.routing import is_cluster
 from bus.wire import Wire
 from compose.exits import USAGE, Failed
 from compose.settings import Settings
@@ -17,10 +19,8 @@ from gateway.edge.below import Below
 from gateway.failpoints import FailPoint, disarmed
 from gateway.store.breaker import Breaker, GuardedCold, GuardedWarm
 from gateway.store.cold.objects import FolderCold
-from gateway.store.cold.s3 import S3Cold
 from gateway.store.cold.vault import Vault
 from gateway.store.hot import RedisHot
-from gateway.store.mongo.warm import MongoWarm
 from gateway.store.pricing import Prices
 from gateway.store.reader import NoTiers, Reader
 from gateway.store.tiers import ColdTier, WarmTier
@@ -39,6 +39,9 @@ def warm_tier(settings: Settings) -> WarmTier | None:
     if settings.warm_store != "mongo":
         made: WarmTier = _made("EVERBUS_WARM_STORE", settings.warm_store)
     elif settings.mongo_url:
+        # The drivers of a tier take 7 to 10 MB, so only who has the tier loads them.
+        from gateway.store.mongo.warm import MongoWarm
+
         made = MongoWarm(
             settings.mongo_url,
             settings.mongo_database,
@@ -94,7 +97,9 @@ async def tiers_below(
         warm=settings.price_warm_gib_month,
         cold=settings.price_cold_gib_month,
     )
-    counts = hot_counts(wire, settings.partitions)
+    # Counted by walking one server's keys, so a cluster has none.
+    whole = not is_cluster(settings.redis_url)
+    counts = hot_counts(wire, settings.partitions) if whole else None
     reader = Reader(warm, vault, prices, hot_counts=counts, outbox=outbox, fail=fail)
     try:
         yield reader
@@ -134,7 +139,7 @@ def outbox_of(settings: Settings) -> Unconfirmed:
     The outboxes, for those who watch; connected when somebody does.
     """
     return Unconfirmed(
-        lambda: Wire(settings.redis_url, name="everbus-feed"), settings.partitions
+        lambda: wire_to(settings.redis_url, name="everbus-feed"), settings.partitions
     )
 
 
@@ -182,6 +187,8 @@ def _cold(settings: Settings) -> ColdTier | None:
         return made
     if not settings.s3_endpoint:
         return None
+    from gateway.store.cold.s3 import S3Cold
+
     return S3Cold(
         settings.s3_endpoint,
         settings.s3_bucket,

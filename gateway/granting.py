@@ -16,12 +16,13 @@ import structlog
 from redis.exceptions import ResponseError
 
 from bus import keys
+from bus.cluster import wire_to
 from bus.codec import pack, unpack
 from bus.credential import UNLOGGED
 from bus.errors import EverbusError, Rejection, Unauthenticated
 from bus.messages import check_mad
 from bus.subscription import Subscription
-from bus.wire import Command, Wire
+from bus.wire import Command
 from gateway.identity.grants import Grants
 from gateway.identity.tokens import MAX_TOKEN_BYTES, Identity
 
@@ -71,7 +72,7 @@ class Granting:
     def __init__(self, redis_url: str, identity: Identity, grants: Grants) -> None:
         self._identity = identity
         self._grants = grants
-        self._wire = Wire(redis_url, name="everbus-grants")
+        self._wire = wire_to(redis_url, name="everbus-grants")
         # MAD → what it has shown; the MAD in front is served next, then goes behind.
         self._waiting: OrderedDict[str, deque[bytes]] = OrderedDict()
         self._count = 0

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 import structlog
 
+from bus.cluster import wire_to
 from bus.errors import EverbusError
-from bus.wire import EXCHANGE_TIMEOUT_S, Command, Wire, WireFailed
+from bus.wire import EXCHANGE_TIMEOUT_S, Command, WireFailed
 from gateway import metrics, tracing
 from gateway.admission import Admission
 from gateway.aside import Aside
@@ -87,7 +88,8 @@ class Lane:
         self.owner = owner
         self.polled_at = time.monotonic()
         self._parts = parts
-        self._wire = Wire(parts.redis_url, name=f"everbus-lane-{number}")
+        at = names.owner(number)
+        self._wire = wire_to(parts.redis_url, name=f"everbus-lane-{number}", at=at)
         self._intake = Intake(self._wire, number, parts.partitions, owner)
         self._settlement = parts.settlement()
         self._lookup = Lookup(self._wire, number, self._settlement.known)

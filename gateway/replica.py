@@ -18,10 +18,11 @@ import structlog
 from redis.exceptions import ResponseError
 
 from bus import keys
+from bus.cluster import wire_to
 from bus.errors import EverbusError
 from bus.messages import SCHEMA
 from bus.subscription import Subscription
-from bus.wire import Command, Wire
+from bus.wire import Command
 from gateway import metrics
 from gateway.errors import Superseded
 from gateway.failures import NOTED
@@ -94,7 +95,7 @@ class Replica:
         self._parts = parts
         self._life = parts.incarnation
         self._ttl_ms = ttl_ms
-        self._wire = Wire(parts.redis_url, name=f"everbus-{name}")
+        self._wire = wire_to(parts.redis_url, name=f"everbus-{name}")
         self._served: dict[int | str, Served] = {}
         self._serving: dict[int | str, asyncio.Task[None]] = {}
         self._mads: frozenset[str] = frozenset()
@@ -292,7 +293,7 @@ class Replica:
         """
         Notice a successor under our own name: then we are the one too many.
         """
-        wire = Wire(self._parts.redis_url)
+        wire = wire_to(self._parts.redis_url)
         try:
             owner = await wire.call("GET", names.owner(number))
         except EverbusError:
@@ -305,7 +306,7 @@ class Replica:
             self._news.set()
 
     async def _release(self, lane: Served) -> None:
-        wire = Wire(self._parts.redis_url)
+        wire = wire_to(self._parts.redis_url)
         try:
             await load_scripts(wire)
             await wire.call(

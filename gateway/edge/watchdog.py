@@ -15,8 +15,8 @@ from contextlib import contextmanager
 import structlog
 from redis.exceptions import ResponseError
 
+from bus.cluster import wire_to
 from bus.errors import EverbusError, Unavailable
-from bus.wire import Wire
 from gateway.store import names
 
 log = structlog.get_logger()
@@ -63,7 +63,7 @@ class Watchdog:
         self.tell: Callable[[bool, float], None] = lambda _away, _seconds: None
         self.unserved: int | None = None
         self.since = self._seen = clock()
-        self._wire = Wire(url, name="everbus-watchdog")
+        self._wire = wire_to(url, name="everbus-watchdog")
         self._owners = [names.owner(partition) for partition in range(partitions)]
         self._every_s = every_s
         self._deadline_s = deadline_s

@@ -204,7 +204,7 @@ async def _ages(
         if lane != keys.PRESENCE:
             asked.append(([names.outbox(int(lane))], names.ARCHIVER_GROUP))
     try:
-        await load_scripts(wire)
+        await load_scripts(wire, "ages")
         commands = [script("ages", streams, group) for streams, group in asked]
         replies = await _exchanged(wire, commands)
     except Forbidden:

@@ -19,9 +19,9 @@ import msgspec
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
+from bus.cluster import wire_to
 from bus.codec import pack
 from bus.errors import EverbusError
-from bus.wire import Wire
 from gateway import metrics
 from gateway.failures import NOTED, total
 
@@ -230,7 +230,7 @@ class Teller:
     ) -> None:
         self._role: Role = role
         self._name = name
-        self._wire = Wire(redis_url, name=f"everbus-status-{name}")
+        self._wire = wire_to(redis_url, name=f"everbus-status-{name}")
         self._recent = Recent()
         self._started_ms = 0
         self._also = also

@@ -52,7 +52,7 @@ class Expiries:
 
     Args:
         urls: every node that serves the slot of {mads}, since a node tells of its
-            own keys only. Outside a Cluster there is one; more was never run.
+            own keys only. Outside a Cluster there is one.
         wake: is called when there is something to look at.
 
     Attributes:

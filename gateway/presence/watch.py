@@ -15,9 +15,11 @@ from contextlib import suppress
 import structlog
 
 from bus import keys
+from bus.cluster import wire_to
 from bus.codec import pack
 from bus.errors import EverbusError
-from bus.wire import Command, Wire
+from bus.routing import node_urls
+from bus.wire import Command
 from gateway import metrics
 from gateway.errors import Disturbed, Superseded
 from gateway.lane import FIRST_RETRY_S, LaneParts
@@ -63,11 +65,11 @@ class Presence:
         self.owner = owner
         self.polled_at = time.monotonic()
         self._fail = parts.fail
-        self._wire = Wire(parts.redis_url, name=f"everbus-lane-{self.number}")
+        self._wire = wire_to(parts.redis_url, name=f"everbus-lane-{self.number}")
         self._roll = Roll(self._wire, owner, parts.lease_ttl_ms)
         self._tidings = Tidings(self._wire, owner, parts.partitions, parts.fail)
         self._news = asyncio.Event()
-        self._expiries = Expiries([parts.redis_url], self._news.set)
+        self._expiries = Expiries(node_urls(parts.redis_url), self._news.set)
         self._share = max(8, min(READ_ENTRIES, READ_TOLD // parts.partitions))
         self._mads: frozenset[str] = frozenset()
         self._stopping = False

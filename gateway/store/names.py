@@ -80,6 +80,13 @@ def backlog(partition: int) -> str:
     return f"eb:{{{partition}}}:backlog"
 
 
+def drainer(partition: int) -> str:
+    """
+    On a Redis Cluster: the archiver that may read this partition's outbox.
+    """
+    return f"eb:{{{partition}}}:drainer"
+
+
 def dead(partition: int) -> str:
     """
     The stream of dead letters.

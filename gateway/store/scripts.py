@@ -9,7 +9,9 @@ import hashlib
 from collections.abc import Sequence
 from importlib.resources import files
 
-from bus.wire import Argument, Command, Wire
+from redis.exceptions import ResponseError
+
+from bus.wire import Argument, Command, Wire, refusal
 
 _TEXTS = {
     name: (files("gateway") / "lua" / f"{name}.lua").read_bytes()
@@ -22,6 +24,7 @@ _TEXTS = {
         "confirm",
         "dismiss",
         "evict",
+        "fence",
         "lose",
         "mark",
         "prune",
@@ -47,13 +50,18 @@ def script(name: str, keys: Sequence[str], *arguments: Argument) -> Command:
     return ("EVALSHA", _SHAS[name], len(keys), *keys, *arguments)
 
 
-async def load_scripts(wire: Wire) -> None:
+async def load_scripts(wire: Wire, *names: str) -> None:
     """
-    Make every script known to the server; harmless if it knows them.
+    Make the scripts of these *names* known to the server, if none is given all of them;
+    harmless if it knows them.
 
     Raises:
         WireFailed: the connection broke.
         Unavailable: the server refuses for now.
+        Forbidden: it refuses this user.
     """
-    for text in _TEXTS.values():
-        await wire.call("SCRIPT", "LOAD", text)
+    texts = [_TEXTS[name] for name in names or _TEXTS]
+    replies = await wire.exchange([("SCRIPT", "LOAD", text) for text in texts])
+    for reply in replies:
+        if isinstance(reply, ResponseError):
+            raise refusal(reply)
