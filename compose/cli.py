@@ -11,11 +11,12 @@ import typer
 
 from compose.acl_command import acl
 from compose.archive_command import archive
+from compose.bench_command import bench
 from compose.dead_command import dead_app
 from compose.demo import demo
 from compose.dev import dev
 from compose.doctor_command import doctor
-from compose.edge_role import edge
+from compose.edge_command import edge
 from compose.exits import exit_code_of, told
 from compose.explanations import explain
 from compose.mads_command import mads_app
@@ -48,6 +49,7 @@ app.add_typer(mads_app, name="mads")
 app.command()(acl)
 app.add_typer(dead_app, name="dead")
 app.command("replay")(replay_file)
+app.command()(bench)
 app.command()(token)
 app.command()(explain)
 

@@ -1,5 +1,5 @@
 """
-`everbus edge`: the outer door as a process, put together from the settings.
+The outer door as a process, put together from the settings.
 
 It serves before it has met the bus, and while that is away: reads come from MongoDB
 then, and what needs the bus is refused until it is there.
@@ -48,16 +48,9 @@ MAX_FILES = 20_000
 _LOOPBACK = ("127.", "::1", "localhost")
 
 
-def edge() -> None:
+def serve_edge() -> None:
     """
-    Serve REST, live updates and health to those who are not on the bus.
-
-    Stops on SIGTERM or Ctrl-C: takes no new request, ends live streams and says where
-    to resume, finishes requests under way within EVERBUS_EDGE_DRAIN_S. A second signal
-    ends it at once. It speaks plain HTTP: TLS ends at the ingress before it.
-
-    Example: EVERBUS_REDIS_URL=redis://bus:6379 EVERBUS_MONGO_URL=mongodb://db:27017
-    EVERBUS_JWT_SECRET_FILE=/run/jwt EVERBUS_EDGE_HOST=0.0.0.0 everbus edge
+    Serve as an edge until SIGTERM or Ctrl-C; a second signal ends it at once.
     """
     settings = load_settings(os.environ)
     configure_logs(settings.log_format, settings.log_level)

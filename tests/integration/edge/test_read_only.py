@@ -30,10 +30,8 @@ log = structlog.get_logger()
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 EDGE = """
-from compose.cli import app, main
-from compose.edge_role import edge
+from compose.cli import main
 
-app.command()(edge)
 main()
 """
 # What is promised is 1 s; machines of tests are slow.

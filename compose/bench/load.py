@@ -1,0 +1,186 @@
+"""
+The load: so many at once, or each when it is due.
+
+With a rate, what is due is due, however long the commands before take; latency is
+counted from then, so that a stall is felt by all that should have been sent in it
+(against coordinated omission).
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+from bus.errors import EverbusError, Forbidden, Unauthenticated
+from compose.bench.books import SessionBook
+from compose.bench.caller import Caller
+from compose.bench.figures import Figures
+from compose.bench.plan import UNANSWERED, Plan
+
+# How soon a worker that waits for its turn hears of the end.
+NAP_S = 0.1
+# What is nearer than that is now.
+_INSTANT_S = 1e-6
+# Until the next one, after a refusal.
+PAUSE_S = 0.02
+# What is refused or never answered is remembered: about 60 bytes each.
+MOST_DOUBTS = 5_000_000
+
+
+class Schedule:
+    """
+    When each command is due, in seconds since the begin; None: no more.
+
+    Attributes:
+        given: how many turns were given out.
+        ended: why it ended early; empty if it did not.
+    """
+
+    def __init__(
+        self,
+        rate: float | None,
+        seconds: float,
+        limit: int,
+        now: Callable[[], float] = time.perf_counter,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._rate = rate
+        self._seconds = seconds
+        self._limit = limit
+        self._now = now
+        self._sleep = sleep
+        self._began = now()
+        self.given = 0
+        self.ended = ""
+
+    @property
+    def now_s(self) -> float:
+        """
+        Seconds since the begin.
+        """
+        return self._now() - self._began
+
+    @property
+    def never_sent(self) -> int:
+        """
+        How many were due and had no turn before the end.
+        """
+        if self._rate is None or self.ended:
+            return 0
+        return max(0, int(self._rate * self._seconds) - self.given)
+
+    def begin(self) -> None:
+        """
+        It is now that the time begins.
+        """
+        self._began = self._now()
+
+    def end(self, why: str) -> None:
+        """
+        Give no more turns.
+        """
+        self.ended = self.ended or why
+
+    async def turn(self) -> float | None:
+        """
+        When the next command is due, as soon as that is; None if there is none.
+        """
+        if self._is_over():
+            return None
+        if self.given >= self._limit:
+            self.end(f"--limit {self._limit} is reached")
+            return None
+        if self._rate is None:
+            self.given += 1
+            return self.now_s
+        due_s = self.given / self._rate
+        if due_s >= self._seconds:
+            return None
+        self.given += 1
+        while (left_s := due_s - self.now_s) > _INSTANT_S:
+            await self._sleep(min(left_s, NAP_S))
+            if self._is_over():
+                return None
+        return due_s
+
+    def _is_over(self) -> bool:
+        return bool(self.ended) or self.now_s >= self._seconds
+
+
+class Load:
+    """
+    Workers that take turns, each with one command under way.
+
+    Attributes:
+        schedule: of the load that runs or ran.
+        under_way: partition → how many commands are under way in it.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        callers: Sequence[Caller],
+        books: Sequence[SessionBook],
+        figures: Figures,
+        partitions: int,
+    ) -> None:
+        self.schedule = Schedule(plan.rate, plan.warm_up_s + plan.seconds, plan.limit)
+        self.under_way = [0] * partitions
+        self._plan = plan
+        self._callers = callers
+        self._books = books
+        self._figures = figures
+        self._names = list(plan.mix)
+        self._weights = list(plan.mix.values())
+        # Which call on which session is no secret.
+        self._random = random.Random(plan.seed)  # noqa: S311
+        self._doubts = 0
+
+    async def run(self) -> None:
+        """
+        Send what is due until the time is over or the schedule ended; return when
+        every command has ended.
+
+        Raises:
+            Forbidden, Unauthenticated: the bus or the managers turn a MAD away.
+        """
+        self.schedule.begin()
+        try:
+            async with asyncio.TaskGroup() as workers:
+                for _ in range(self._plan.in_flight):
+                    workers.create_task(self._work())
+        except BaseExceptionGroup as group:
+            # The group is how we work, no affair of the caller's.
+            raise group.exceptions[0] from None
+
+    async def _work(self) -> None:
+        while (due_s := await self.schedule.turn()) is not None:
+            await self._one(due_s)
+
+    async def _one(self, due_s: float) -> None:
+        schedule = self.schedule
+        caller = self._callers[schedule.given % len(self._callers)]
+        [name] = self._random.choices(self._names, self._weights)
+        book = self._random.choice(self._books)
+        self.under_way[book.partition] += 1
+        sent_s, code = schedule.now_s, "ok"
+        try:
+            await caller.call(name, book)
+        except (Forbidden, Unauthenticated):
+            raise
+        except EverbusError as error:
+            code = error.code
+        finally:
+            self.under_way[book.partition] -= 1
+        self._figures.note(name, due_s, sent_s, schedule.now_s, code)
+        if code != "ok":
+            await self._refused(code)
+        elif name in UNANSWERED:
+            await caller.catch_up(book)
+
+    async def _refused(self, code: str) -> None:
+        self._doubts += 1
+        if self._doubts >= MOST_DOUBTS:
+            self.schedule.end(f"{MOST_DOUBTS:,} refusals are as many as are remembered")
+        if code != "version_conflict":
+            await asyncio.sleep(PAUSE_S)
