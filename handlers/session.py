@@ -102,7 +102,10 @@ def appended(
     tier; so do the entries before it, since the tail has no holes.
     """
     seq, at = session.last_seq + 1, later(session, now)
-    packed = _encode(TimelineEntry(seq, at, author, msgspec.Raw(entry)))
+    encoded = _encode(TimelineEntry(seq, at, author, msgspec.Raw(entry)))
+    # A copy that is just as large as it is: the encoder's own bytes keep half as much
+    # again, and tails are what most of a replica's memory holds.
+    packed = bytes(memoryview(encoded))
     room = HOT_BYTES - _state_bytes(session)
     tail = trimmed((*session.recent_timeline, packed), room)
     after = msgspec.structs.replace(
