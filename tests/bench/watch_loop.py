@@ -58,6 +58,14 @@ async def run(client: Any, at_once: int) -> int:
     return sum(await asyncio.gather(*lanes))
 
 
+async def forget(client: Any) -> None:
+    """
+    Remove everything that `prepare` and `run` made.
+    """
+    stale = [key async for key in client.scan_iter("watch:*", count=1000)]
+    await client.unlink(*stale)
+
+
 async def _lane(client: Any, lane: int, at_once: int) -> int:
     done = 0
     while True:

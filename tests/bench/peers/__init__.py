@@ -1,0 +1,3 @@
+"""
+everbus beside its peers: `python -m tests.bench.peers`.
+"""

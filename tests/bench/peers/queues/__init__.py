@@ -1,0 +1,3 @@
+"""
+One script a peer: see `tests.bench.peers.script`.
+"""

@@ -1,0 +1,3 @@
+"""
+One script a session store: see `tests.bench.peers.store_script`.
+"""
