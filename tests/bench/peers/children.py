@@ -5,6 +5,7 @@ The scripts of the peers as processes: what they tell, their CPU, their end.
 import asyncio
 import json
 import os
+import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -47,9 +48,8 @@ class Child:
         Raises:
             Failed: it ended, or told nothing in time.
         """
-        assert self._process.stdout
         try:
-            line = await asyncio.wait_for(self._process.stdout.readline(), within_s)
+            line = await asyncio.wait_for(self._line(), within_s)
         except TimeoutError:
             raise Failed(
                 f"{self._name} told nothing in {within_s} s{self._end()}"
@@ -58,6 +58,17 @@ class Child:
             raise Failed(f"{self._name} ended early{self._end()}")
         told: dict[str, Any] = json.loads(line)
         return told
+
+    async def _line(self) -> bytes:
+        """
+        The next line that is not a log's, which libraries write there as well.
+        """
+        assert self._process.stdout
+        async for line in self._process.stdout:
+            if line.startswith(b"{"):
+                return line
+            print(f"{self._name}: {line.decode(errors='replace')}", file=sys.stderr)
+        return b""
 
     def _end(self) -> str:
         written = self._log.read_text(errors="replace")[-LOG_BYTES:].strip()

@@ -59,6 +59,7 @@ class Everbus:
         """
         Wait for all that was published: a read sees what its own MAD sent before.
         """
+        await self._mad.flush(timeout=TIMEOUT_S)
         await asyncio.gather(*map(self.count, range(SESSIONS)))
 
     async def tail(self, session: int) -> int:
