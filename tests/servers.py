@@ -80,11 +80,13 @@ class RealServer:
 
 
 @asynccontextmanager
-async def valkey(folder: Path, *, aof: bool = True) -> AsyncIterator[RealServer]:
+async def valkey(
+    folder: Path, *, aof: bool = True, program: str = ""
+) -> AsyncIterator[RealServer]:
     """
-    Valkey from its wheel.
+    Valkey from its wheel, or another *program* of its kind.
     """
-    server = valkey_server(folder, free_port(), aof=aof)
+    server = valkey_server(folder, free_port(), aof=aof, program=program)
     async with _serving(server, f"redis://127.0.0.1:{server.port}/0") as real:
         yield real
 

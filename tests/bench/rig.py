@@ -23,6 +23,8 @@ from tests.cluster import cluster
 from tests.servers import RealServer, valkey
 
 SECRET = "bench-secret-that-is-long-enough-for-hs256"
+# Names another program than the wheel's Valkey, for example `redis-server`.
+SERVER = "EVERBUS_BENCH_SERVER"
 PARTITIONS = 16
 # Lanes are shared out anew within a second of a replica's coming.
 SETTLED_S = 1.5
@@ -47,9 +49,10 @@ def token(mad: str) -> str:
 @asynccontextmanager
 async def bus(folder: Path, *, aof: bool = False) -> AsyncIterator[RealServer]:
     """
-    Valkey, without AOF unless asked for.
+    Valkey, without AOF unless asked for; or the program that SERVER names.
     """
-    async with valkey(folder, aof=aof) as server:
+    program = os.environ.get(SERVER, "")
+    async with valkey(folder, aof=aof, program=program) as server:
         yield server
 
 

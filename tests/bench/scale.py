@@ -67,6 +67,7 @@ async def measure(arguments: argparse.Namespace, figures: Figures) -> None:
                     part,
                     minutes=minutes,
                     rate=arguments.rate,
+                    tails=arguments.tails,
                     entries=int((arguments.entries or 1_000_000) * part),
                     drained=arguments.drained,
                     pairs=arguments.pairs,
@@ -109,7 +110,8 @@ def _arguments() -> argparse.Namespace:
     add("--only", action="append", choices=MEASURES, metavar="NAME")
     add("--short", action="store_true", help="a twentieth of the work")
     add("--minutes", type=float, help="how long `sessions` goes on; default 10")
-    add("--rate", type=float, default=600, help="its requests/s")
+    add("--rate", type=float, default=300, help="its requests/s")
+    add("--tails", action="store_true", help="its sessions begin with full tails")
     add("--entries", type=int, help="length of the long timeline; default 1,000,000")
     add("--drained", action="store_true", help="its entries go through the archiver")
     add("--pairs", type=int, default=5, help="how often the arms of `hot` take turns")
