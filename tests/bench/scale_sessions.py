@@ -226,7 +226,8 @@ async def _judge(
     """
     Compare what was acknowledged with what the bus tells and what MongoDB holds.
     """
-    ours = Report(appended={i: {mad.name: TAIL} for i in ids})
+    begun_with = {mad.name: TAIL} if scale.tails else {}
+    ours = Report(appended=dict.fromkeys(ids, begun_with))
     accounts = Accounts([ours, *(one.report() for one in clients)])
     note, told = scale.figures.note, await _told(mad, ids)
     held, entries = await _held(scale.stack, ids), await _entries(scale.stack)
