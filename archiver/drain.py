@@ -224,11 +224,15 @@ class Drain:
         """
         The fenced reads of the next entries behind *after*.
         """
-        outboxes = [names.outbox(p) for p in self._partitions]
-        keys = [names.owner(LEASE), *outboxes]
+        return [self._read_command(names.owner(LEASE), self._partitions, after)]
+
+    def _read_command(
+        self, fence: str, partitions: Sequence[int], after: str
+    ) -> Command:
+        keys = [fence, *map(names.outbox, partitions)]
         told = (self.lease.owner, names.ARCHIVER_GROUP, CONSUMER, self._count)
 
-        return [script("read", keys, *told, *([after] * len(outboxes)))]
+        return script("read", keys, *told, *([after] * len(partitions)))
 
     def _pace(self, size: int) -> None:
         """

@@ -8,7 +8,7 @@ looked at now and then.
 
 import asyncio
 
-from archiver.drain import CONSUMER, Drain, LeaseLost
+from archiver.drain import Drain, LeaseLost
 from archiver.scripting import run
 from bus.wire import Command
 from gateway.store import names
@@ -50,8 +50,6 @@ class ScatteredDrain(Drain):
         return False
 
     def _reads(self, after: str) -> list[Command]:
-        told = (self.lease.owner, names.ARCHIVER_GROUP, CONSUMER, self._count)
         return [
-            script("read", [names.drainer(p), names.outbox(p)], *told, after)
-            for p in self._partitions
+            self._read_command(names.drainer(p), [p], after) for p in self._partitions
         ]

@@ -343,6 +343,6 @@ def _ids_in(lanes: set[int], partitions: int) -> Iterator[str]:
 
 def _name(owner: str) -> str:
     """
-    The replica in an owner key's value, `<epoch>:<replica>/<life>`.
+    The replica in an owner key's value.
     """
-    return owner.partition(":")[2].rpartition("/")[0]
+    return names.holder_of(owner)[0]

@@ -67,12 +67,13 @@ class Answers:
 
     def repeated(self, work: Work, envelope: Envelope, batch: Batch, now: Now) -> None:
         """
-        Give whoever sent a settled command again its first reply.
+        Give whoever sent a settled command, which changes something, again its first
+        reply.
         """
         first = batch.kept.get(work.command) or self._known.firsts.get(work.command)
         refused = _misused(work, envelope, first)
         if envelope.reply and first is not None and refused is None:
-            durability = self._durability(envelope)
+            durability = envelope.durability
             self._reply(work, first, batch, 0, durability)
             self._replied(work, envelope, batch, now, "repeated", durability)
             return
@@ -133,9 +134,6 @@ class Answers:
         if not envelope.reply or durability != "replicated":
             batch.release(work)
 
-    def _durability(self, envelope: Envelope) -> str:
-        return envelope.durability if self.changes(envelope) else "hot"
-
     def rejected(
         self,
         work: Work,
@@ -188,7 +186,7 @@ class Answers:
         progress, envelope = self._known.sight(work), work.envelope
         kind = envelope.kind if envelope is not None else ""
         batch.outcomes[kind if kind in self._routes else "other", code] += 1
-        if envelope is not None and envelope.trace and is_recorded(envelope.trace):
+        if envelope is not None and is_recorded(envelope.trace):
             batch.traced.append((envelope, code))
         batch.note(work, progress, now.ms // 1000)
 

@@ -300,7 +300,7 @@ class Replica:
             return
         finally:
             await wire.close()
-        name, _, life = (owner or b"").decode().partition(":")[2].rpartition("/")
+        name, life = names.holder_of((owner or b"").decode())
         if name == self.name and life != self._life:
             self._rival = True
             self._news.set()

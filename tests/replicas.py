@@ -287,7 +287,7 @@ def replica_in(owner: str) -> str:
     """
     The replica's name in an owner value.
     """
-    return owner.partition(":")[2].rpartition("/")[0]
+    return names.holder_of(owner)[0]
 
 
 def epoch_in(owner: str) -> int:

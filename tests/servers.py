@@ -81,12 +81,12 @@ class RealServer:
 
 @asynccontextmanager
 async def valkey(
-    folder: Path, *, aof: bool = True, program: str = ""
+    folder: Path, *, aof: bool = True, program: str = "", name: str = "valkey"
 ) -> AsyncIterator[RealServer]:
     """
     Valkey from its wheel, or another *program* of its kind.
     """
-    server = valkey_server(folder, free_port(), aof=aof, program=program)
+    server = valkey_server(folder, free_port(), aof=aof, program=program, name=name)
     async with _serving(server, f"redis://127.0.0.1:{server.port}/0") as real:
         yield real
 
@@ -96,10 +96,7 @@ async def debian_redis(folder: Path, *, aof: bool = True) -> AsyncIterator[RealS
     """
     The `redis-server` on the PATH; skip the test unless DEBIAN_REDIS.
     """
-    server = valkey_server(
-        folder, free_port(), aof=aof, program=DEBIAN_REDIS, name="redis"
-    )
-    async with _serving(server, f"redis://127.0.0.1:{server.port}/0") as real:
+    async with valkey(folder, aof=aof, program=DEBIAN_REDIS, name="redis") as real:
         yield real
 
 

@@ -124,7 +124,7 @@ class _Killer:
 
     async def _lanes_of(self, replica: str) -> list[int]:
         """
-        The partitions that a replica serves; an owner is `<epoch>:<replica>/<life>`.
+        The partitions that a replica serves.
         """
         lanes = range(len(self._load.under_way))
         owners = await self._wire.call("MGET", *map(names.owner, lanes))
@@ -132,6 +132,5 @@ class _Killer:
         return [
             lane
             for lane, owner in zip(lanes, owners, strict=True)
-            if owner is not None
-            and owner.decode().partition(":")[2].rpartition("/")[0] == replica
+            if owner is not None and names.holder_of(owner.decode())[0] == replica
         ]

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from bus.errors import EverbusError, Forbidden, Unauthenticated
 from compose.bench.books import SessionBook
 from compose.bench.caller import Caller
+from compose.bench.crew import each
 from compose.bench.figures import Figures
 from compose.bench.plan import UNANSWERED, Plan
 
@@ -145,15 +146,10 @@ class Load:
             Forbidden, Unauthenticated: the bus or the managers turn a MAD away.
         """
         self.schedule.begin()
-        try:
-            async with asyncio.TaskGroup() as workers:
-                for _ in range(self._plan.in_flight):
-                    workers.create_task(self._work())
-        except BaseExceptionGroup as group:
-            # The group is how we work, no affair of the caller's.
-            raise group.exceptions[0] from None
+        workers = self._plan.in_flight
+        await each(self._work, range(workers), workers)
 
-    async def _work(self) -> None:
+    async def _work(self, _: int) -> None:
         while (due_s := await self.schedule.turn()) is not None:
             await self._one(due_s)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from gateway.health.lanes import ages_known, failures
 from gateway.health.readings import Readings
 from gateway.health.verdicts import FAILED, FINE, WARNED, Indicator, Measured
+from gateway.store import names
 
 
 def _outbox(readings: Readings) -> Measured:
@@ -19,8 +20,7 @@ def _outbox(readings: Readings) -> Measured:
 
 def _archiver(readings: Readings) -> Measured:
     if readings.archiver:
-        name = readings.archiver.partition(":")[2].rpartition("/")[0]
-        return Measured(FINE, name)
+        return Measured(FINE, names.holder_of(readings.archiver)[0])
     waiting = sum(lane.backlog for lane in readings.lanes)
     if waiting:
         return Measured(FAILED, f"none; {waiting:,} records wait")

@@ -73,6 +73,16 @@ def outbox(partition: int) -> str:
     return f"eb:{{{partition}}}:outbox"
 
 
+def holder_of(owner: str) -> tuple[str, str]:
+    """
+    The replica, or archiver, and its life in an owner value `<epoch>:<name>/<life>`;
+    empty in an empty one.
+    """
+    name, _, life = owner.partition(":")[2].rpartition("/")
+
+    return name, life
+
+
 def backlog(partition: int) -> str:
     """
     How many outbox records the archiver has not confirmed yet.

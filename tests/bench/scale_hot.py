@@ -14,9 +14,9 @@ from gateway.store import names
 from gateway.store.newborn import SKEW_MS
 from tests.bench.rig import PARTITIONS
 from tests.bench.scale_clients import Client, client
-from tests.bench.scale_rig import Scale, made, paced, quantile, say, since
+from tests.bench.scale_rig import Scale, made, paced, say, since
 from tests.bench.scale_work import PATCH, TEXT, Plan
-from tests.bench.tier_rig import TIMEOUT_S, Stack
+from tests.bench.tier_rig import TIMEOUT_S, Stack, quantile
 
 WRITERS = 20
 PROBE_RATE = 200.0
@@ -115,11 +115,8 @@ def _compare(scale: Scale, probed: Mapping[str, Any], took: Probes) -> None:
         p99 = {}
         for arm in ARMS:
             seconds = took[arm, kind]
-            for q in (50, 99):
-                value = quantile(seconds, q / 100) * 1000
-                name = f"{kind}, {arm}, p{q} ms"
-                scale.figures.note(name, value, len(seconds))
-                p99[arm] = value
+            scale.figures.times(f"{kind}, {arm}", seconds, (50, 99))
+            p99[arm] = quantile(seconds, 0.99)
         samples = len(took["hot", kind])
         for one, other in (("hot", "off"), ("paced", "off"), ("hot", "spread")):
             name = f"{kind}, p99, {one} : {other}"

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from bus import Mad
 from bus.wire import Wire
 from tests.bench.rig import cpu_s
-from tests.bench.tier_rig import TIMEOUT_S, Figures, Stack, in_flight, quantile
+from tests.bench.tier_rig import TIMEOUT_S, Figures, Stack, in_flight
 
 AT_ONCE = 200
 # Beyond what any wait here should take, so that a run always ends by itself.
@@ -62,9 +62,7 @@ class Scale(NamedTuple):
         """
         Keep p50, p95, p99 and p99.9 of what took so many *seconds*.
         """
-        for q in (50, 95, 99, 99.9):
-            value = quantile(seconds, q / 100) * 1000
-            self.figures.note(f"{name}, p{q:g} ms", value, len(seconds))
+        self.figures.times(name, seconds, (50, 95, 99, 99.9))
 
 
 def say(text: str) -> None:

@@ -20,7 +20,6 @@ from tests.bench.scale_rig import (
     Scale,
     Spent,
     made,
-    quantile,
     rss_mb,
     say,
     until_quiet,
@@ -206,18 +205,12 @@ def _note_load(scale: Scale, clients: Sequence[Client], took_s: float) -> None:
     for kind in sorted({kind for report in reports for kind in report.took_s}):
         if kind != "said":
             took = [s for r in reports for s in r.took_s.get(kind, ())]
-            _note_kind(scale, kind, took)
+            scale.figures.times(kind, took, (50, 99, 99.9))
     errors = sum((report.errors for report in reports), Counter())
     note("requests that failed", errors.total(), requests)
     note("version conflicts, retried", sum(r.conflicts for r in reports), requests)
     note("false conflicts", sum(r.false_conflicts for r in reports), requests)
     scale.figures.notes["errors"] = dict(errors)
-
-
-def _note_kind(scale: Scale, kind: str, took: Sequence[float]) -> None:
-    for q in (50, 99, 99.9):
-        value = quantile(took, q / 100) * 1000
-        scale.figures.note(f"{kind}, p{q:g} ms", value, len(took))
 
 
 async def _judge(

@@ -13,8 +13,8 @@ from gateway.store import names
 from tests.bench import rig
 from tests.bench.rig import PARTITIONS
 from tests.bench.scale_cost import append, recent_bytes
-from tests.bench.scale_rig import PATIENCE_S, Meter, Scale, quantile, say, until_quiet
-from tests.bench.tier_rig import TIMEOUT_S, Stack, timed
+from tests.bench.scale_rig import PATIENCE_S, Meter, Scale, say, until_quiet
+from tests.bench.tier_rig import TIMEOUT_S, Stack, quantile, timed
 from tests.bench.tier_sessions import a_session, created, generated
 from tests.replicas import Part, until
 

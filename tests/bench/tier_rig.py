@@ -181,6 +181,9 @@ async def _mongo(folder: Path, cache: str) -> AsyncIterator[RealServer]:
         await real.stop()
 
 
+PERCENTS = (50, 95, 99)
+
+
 class Goal(NamedTuple):
     """
     A figure's bound: at most so much.
@@ -212,13 +215,15 @@ class Figures:
         self._samples[name] = samples
         print(f"  {name}: {value:,.3f}", file=sys.stderr)
 
-    def times(self, name: str, seconds: Sequence[float]) -> None:
+    def times(
+        self, name: str, seconds: Sequence[float], percents: Sequence[float] = PERCENTS
+    ) -> None:
         """
-        Keep p50, p95 and p99 of what took so many *seconds*.
+        Keep the percentiles *percents* of what took so many *seconds*.
         """
-        for q in (50, 95, 99):
+        for q in percents:
             value = quantile(seconds, q / 100) * 1000
-            self.note(f"{name}, p{q} ms", value, len(seconds))
+            self.note(f"{name}, p{q:g} ms", value, len(seconds))
 
     def table(self) -> str:
         """
