@@ -6,16 +6,25 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest
 # Tests mostly wait; a file's tests share a server, so they stay together.
-JOBS ?= 2
-CODE := bus handlers gateway archiver compose tests
+JOBS ?= 3
+SUITE := $(PYTEST) -m "not campaign" -n $(JOBS) --dist loadfile --no-loadscope-reorder
+CODE := $(wildcard everbus/*.py) bus handlers gateway archiver compose tests docs/examples
 
-.PHONY: demo test lint format bench chaos clean
+.PHONY: demo docs test cover lint format bench chaos clean
 
 demo: $(READY)
 	$(BIN)/everbus demo
 
 test: $(READY)
-	$(PYTEST) -m "not campaign" -n $(JOBS) --dist loadfile --cov --cov-fail-under=90
+	$(SUITE)
+
+# The reference pages, from the code; tests/unit/test_reference.py compares them.
+docs: $(READY)
+	$(BIN)/python -m everbus.compose.reference docs/reference
+
+# The same tests, twice as long, with what they reach; tests/README.md has the figure.
+cover: $(READY)
+	$(SUITE) --timeout 120 --cov --cov-fail-under=90
 
 lint: $(READY)
 	$(BIN)/ruff format --check $(CODE)
@@ -30,9 +39,11 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python -m tests.bench.regress
 
-# The long campaigns: every fail point 20 times, real conversations where they are.
+# The long campaigns: every fail point 20 times, real conversations where they are, and
+# 100 episodes of random faults a topology, which take half an hour.
 chaos: $(READY)
 	$(PYTEST) -m campaign --timeout 1800
+	$(BIN)/python -m tests.chaos.campaign --json campaign.json
 
 clean:
 	rm -rf $(VENV) .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,10 +1,10 @@
 """
-Archiving: sessions that were idle for long move to the cold tier.
+Archiving: moves idle sessions from the warm tier to the cold one.
 
-The cold tier has the whole archive, read back and verified, before the lane is asked
-to let go of the session; and the lane refuses if anything changed meanwhile. So a
-crash at any point leaves the session where it was, or whole in the cold tier, and
-what two archivers do at once is done once.
+The whole archive is in the cold tier, read back and verified, before the archiver asks
+the lane to release the session; the lane refuses if anything changed meanwhile. So a
+crash at any point leaves the session where it was, or whole in the cold tier, and two
+archivers at once archive it once.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -13,38 +13,39 @@ from datetime import datetime
 import msgspec
 import structlog
 
-from archiver.commands import Send
-from bus.errors import Rejection, Unavailable
-from bus.messages import Session
-from gateway import metrics
-from gateway.store.cold.vault import Archive, Vault
-from gateway.store.tiers import Corrupted, Held, WarmTier
-from handlers.commands import ArchiveSession
+from everbus.archiver.gateway_commands import Send
+from everbus.bus.errors import Rejection, Unavailable
+from everbus.bus.messages import Session
+from everbus.gateway.store.cold.archives import Archive, Archives
+from everbus.gateway.store.tiers import Corrupted, WarmSession
+from everbus.gateway.store.warm_roles import WarmMovement
+from everbus.gateway.telemetry import metrics
+from everbus.handlers.commands import ArchiveSession
 
 log = structlog.get_logger()
 
 PAGE = 100
-# So many failures of a tier in a row end a pass: it is away.
+# This number of failures in a row ends a pass: the tier is away.
 MOST_FAILURES = 3
 
 
-class Incomplete(Unavailable):
+class ArchivingIncomplete(Unavailable):
     """
-    A timeline entry is missing that no archive has.
+    A timeline entry is neither in the warm tier nor in an archive.
     """
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
+class ArchiveReport(msgspec.Struct, frozen=True, kw_only=True):
     """
-    What one pass did.
+    The result of one pass.
 
     Attributes:
         archived: sessions that are in the cold tier now (in a dry run: would be).
         skipped: sessions that are hot, or were used meanwhile.
-        failed: sessions that could not be archived; the log tells why.
+        failed: sessions that could not be archived; the log has the reason.
         entries: timeline entries of the archived ones.
-        bytes: what their archives take in the cold tier; 0 in a dry run.
-        ended: why the pass ended before it was through; empty if it was not.
+        bytes: size of their archives in the cold tier; 0 in a dry run.
+        ended: reason of an early end; empty after a full pass.
     """
 
     archived: int = 0
@@ -55,14 +56,14 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     ended: str = ""
 
 
-class Progress:
+class ArchiveProgress:
     """
-    Where a pass is, for somebody who watches; does nothing here.
+    Callbacks for the progress of a pass; these do nothing.
     """
 
-    def began(self, held: Held) -> None:
+    def began(self, warm_session: WarmSession) -> None:
         """
-        A session is taken up.
+        The pass begins with a session.
         """
 
     def reached(self, seq: int) -> None:
@@ -78,11 +79,11 @@ class Archiving:
 
     def __init__(
         self,
-        warm: WarmTier,
-        vault: Vault,
+        warm: WarmMovement,
+        vault: Archives,
         send: Send,
         hot_exists: Callable[[str], Awaitable[bool]],
-        fail: Callable[[str], None],
+        fail: Callable[[str], object],
     ) -> None:
         self._warm = warm
         self._vault = vault
@@ -96,58 +97,58 @@ class Archiving:
         *,
         limit: int | None = None,
         dry_run: bool = False,
-        progress: Progress | None = None,
-    ) -> Report:
+        progress: ArchiveProgress | None = None,
+    ) -> ArchiveReport:
         """
-        Archive what was last active earlier than *idle_before*, longest idle first.
+        Archive sessions last active before *idle_before*, longest idle first.
 
-        One session's failure does not end the pass; a tier that is away does.
+        A failure of one session does not end the pass; an unavailable tier does.
 
         Args:
-            limit: take up so many sessions at most; None: all.
-            dry_run: only tell what there is to do.
+            limit: highest number of sessions; None: all.
+            dry_run: only report what a pass would do.
 
         Raises:
-            Unavailable: the warm tier cannot say which sessions are idle.
+            Unavailable: the warm tier cannot list the idle sessions.
         """
-        one_pass = _Pass(self, idle_before, dry_run, progress or Progress())
+        one_pass = _Pass(self, idle_before, dry_run, progress or ArchiveProgress())
         after: tuple[datetime, str] | None = None
         while True:
             page = await self._warm.idle(idle_before, after, PAGE)
-            for held in page:
+            for warm_session in page:
                 if one_pass.is_over(limit):
                     return one_pass.report
-                await one_pass.take(held)
+                await one_pass.take(warm_session)
             if len(page) < PAGE or one_pass.is_over(limit):
                 return one_pass.report
             after = (page[-1].session.last_active, page[-1].session.id)
 
     async def is_hot(self, session_id: str) -> bool:
         """
-        Whether somebody uses it now.
+        Whether the session is hot now.
         """
         return await self._hot_exists(session_id)
 
     async def archive(
-        self, session_id: str, idle_before: datetime, progress: Progress
+        self, session_id: str, idle_before: datetime, progress: ArchiveProgress
     ) -> Archive | None:
         """
-        Archive one session; None if it was used meanwhile, or is archived.
+        Archive one session; None if a command used it meanwhile, or it is archived.
 
         Raises:
-            Corrupted: an older archive of it, or what was just put, is damaged.
-            Unavailable: a tier is away, or nobody knows what the lane did.
+            Corrupted: an older archive of it, or the new one, is damaged.
+            Unavailable: a tier is away, or the lane's decision is unknown.
         """
-        held = await self._idle(session_id, idle_before)
-        if held is None:
+        warm_session = await self._idle(session_id, idle_before)
+        if warm_session is None:
             return None
-        read = _reader(self._warm, held.session)
-        archive = await self._vault.archive(held, read, progress.reached)
-        # Uploading takes long, and asking brings a session back that is archived.
+        read = _reader(self._warm, warm_session.session)
+        archive = await self._vault.archive(warm_session, read, progress.reached)
+        # An upload takes long, and a command to an archived session brings it back.
         again = await self._idle(session_id, idle_before)
-        if again is None or again.moves != held.moves:
+        if again is None or again.moves != warm_session.moves:
             return None
-        session = held.session
+        session = warm_session.session
         body = ArchiveSession(
             version=session.version,
             last_seq=session.last_seq,
@@ -155,7 +156,7 @@ class Archiving:
             idle_since=idle_before,
             pointer=archive.pointer,
             bytes=archive.bytes,
-            moves=held.moves,
+            moves=warm_session.moves,
         )
         try:
             await self._send(session_id, body)
@@ -166,23 +167,27 @@ class Archiving:
 
         return archive
 
-    async def _idle(self, session_id: str, idle_before: datetime) -> Held | None:
+    async def _idle(self, session_id: str, idle_before: datetime) -> WarmSession | None:
         found = await self._warm.sessions([session_id], context=True)
-        held = found.get(session_id)
-        if held is None or held.archival_status != "ACTIVE":
+        warm_session = found.get(session_id)
+        if warm_session is None or warm_session.archival_status != "ACTIVE":
             return None
-        return held if held.session.last_active < idle_before else None
+        return warm_session if warm_session.session.last_active < idle_before else None
 
 
 class _Pass:
     """
-    One pass, and what it has done so far.
+    One pass and its result so far.
     """
 
     def __init__(
-        self, archiving: Archiving, idle_before: datetime, dry: bool, watch: Progress
+        self,
+        archiving: Archiving,
+        idle_before: datetime,
+        dry: bool,
+        watch: ArchiveProgress,
     ) -> None:
-        self.report = Report()
+        self.report = ArchiveReport()
         self._archiving = archiving
         self._idle_before = idle_before
         self._dry = dry
@@ -191,23 +196,23 @@ class _Pass:
 
     def is_over(self, limit: int | None) -> bool:
         """
-        Whether nothing more is to be taken up.
+        Whether the pass ends here.
         """
         taken = self.report.archived + self.report.failed
         return bool(self.report.ended) or (limit is not None and taken >= limit)
 
-    async def take(self, held: Held) -> None:
+    async def take(self, warm_session: WarmSession) -> None:
         """
-        Archive one candidate, and count what comes of it.
+        Archive one candidate and count the outcome.
         """
-        session_id = held.session.id
+        session_id = warm_session.session.id
         try:
             if await self._archiving.is_hot(session_id):
                 self._count(skipped=1)
             elif self._dry:
-                self._count(archived=1, entries=held.session.last_seq)
+                self._count(archived=1, entries=warm_session.session.last_seq)
             else:
-                self._watch.began(held)
+                self._watch.began(warm_session)
                 await self._archive(session_id)
             self._away = 0
         except Unavailable as error:
@@ -230,10 +235,10 @@ class _Pass:
         self._count(archived=1, entries=archive.entries, bytes=archive.bytes)
 
     def _failed(self, session_id: str, error: Unavailable) -> None:
-        own = isinstance(error, Corrupted | Incomplete)
+        own = isinstance(error, Corrupted | ArchivingIncomplete)
         self._away = 0 if own else self._away + 1
-        tell = log.error if own else log.warning
-        tell("session.not_archived", session=session_id, error=error.message)
+        report = log.error if own else log.warning
+        report("session.not_archived", session=session_id, error=error.message)
         self._count(failed=1)
         if self._away >= MOST_FAILURES:
             ended = f"{self._away} failures in a row, the last: {error.message}"
@@ -245,18 +250,18 @@ class _Pass:
 
 
 def _reader(
-    warm: WarmTier, session: Session
+    warm: WarmMovement, session: Session
 ) -> Callable[[int, int], Awaitable[Sequence[bytes]]]:
     """
-    What gives the entries *first* to *last* of its timeline, from the warm tier.
+    A function that reads the entries *first* to *last* from the warm tier.
 
-    Those that an earlier archive has are not asked for, see `Vault.archive`.
+    `Archives.archive` does not ask for entries of an earlier archive.
     """
 
     async def read(first: int, last: int) -> Sequence[bytes]:
         found = await warm.entries(session.id, session.created_at, first, last)
         if len(found) != last - first + 1:
-            raise Incomplete(
+            raise ArchivingIncomplete(
                 f"MongoDB has {len(found)} of {last - first + 1} entries from {first} "
                 f"of {session.id}; it stays there. Look for them in the dead letters"
             )

@@ -1,42 +1,45 @@
 """
-Write-behind: what was committed reaches the warm tier, then leaves the outbox.
+Write-behind: moves committed records from the outbox to the warm tier.
 
-An outbox entry is read, written, and only then confirmed; a crash anywhere repeats
-it, and the warm tier does not mind. Reading is fenced by the lease, so that an
-archiver that was paused takes nothing away from its successor; what it does with
-what it had read before only ever goes forward.
+The drain reads an outbox entry, writes it, and only then confirms it; a crash anywhere
+repeats it, and a repeated write changes nothing. The lease fences reads, so a paused
+archiver takes nothing away from its successor; its late writes only ever go forward.
 """
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 import structlog
-from redis.exceptions import ResponseError
 
-from archiver.burial import burials
-from archiver.confirmation import (
+from everbus.archiver.confirmation import (
+    ConfirmationLimits,
     OutboxEntry,
-    Terms,
     confirmations,
     entries_in,
     idle_confirmation,
 )
-from archiver.failures import BACKOFF, Backoff, Failures
-from archiver.lease import NAME as LEASE
-from archiver.lease import Lease
-from archiver.pauses import pause
-from archiver.scripting import run
-from bus.cluster import wire_to
-from bus.errors import EverbusError, Unavailable
-from bus.wire import Command, refusal
-from gateway import metrics, tracing
-from gateway.store import names
-from gateway.store.outbox import Record
-from gateway.store.scripts import script
-from gateway.store.tiers import Refused, WarmTier
+from everbus.archiver.consecutive_failures import ConsecutiveFailures
+from everbus.archiver.dead_letters import burials
+from everbus.archiver.lease import NAME as LEASE
+from everbus.archiver.lease import ArchiverLease
+from everbus.archiver.script_runner import run
+from everbus.bus.backoff import HALF_JITTER, Backoff
+from everbus.bus.cluster_wire import wire_to
+from everbus.bus.errors import EverbusError, Unavailable
+from everbus.bus.waits import set_within
+from everbus.bus.wire import Command
+from everbus.gateway.store import key_names
+from everbus.gateway.store.scripts import script
+from everbus.gateway.store.sealed_copies import SealedCopies
+from everbus.gateway.store.tiers import WriteRefused
+from everbus.gateway.store.warm_roles import WarmRecords
+from everbus.gateway.telemetry import metrics, tracing
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 CONSUMER = "drain"
 # Entries of each outbox per round; an entry holds one commit.
@@ -45,16 +48,28 @@ READ_ENTRIES = 32
 ROUND_BYTES = 8 * 1024 * 1024
 WAIT_MS = 500
 STANDBY_S = 0.1
+# After failures of the warm tier in a row: 2, 4, 8, 16, 32, 32 … s.
+FIRST_WAIT_S = 2.0
+MAX_WAIT_S = 32.0
+# After failures of the bus in a row: it is back in a moment after a hand-over.
+FIRST_BUS_WAIT_S = 0.1
+MAX_BUS_WAIT_S = 1.0
 # How often, when idle, the counts of empty outboxes are set right.
 RECKON_S = 5.0
 
 
-TERMS = Terms()
+TERMS = ConfirmationLimits()
 
 
 class LeaseLost(Exception):
     """
-    Another archiver works now: nothing more may be read.
+    Another archiver has the lease: this one must not read on.
+    """
+
+
+class WarmTierFailed(Unavailable):
+    """
+    The warm tier cannot take the records now; the bus has no part in it.
     """
 
 
@@ -63,31 +78,45 @@ class Drain:
     Moves the outboxes of all partitions into the warm tier.
 
     Attributes:
-        lease: held while this archiver is the one that works.
-        written: how many records were confirmed since the start.
+        lease: held while this archiver is the active one.
+        written: number of records confirmed since the start.
     """
 
     def __init__(
         self,
         redis_url: str,
         partitions: int,
-        warm: WarmTier,
+        warm: WarmRecords,
         name: str,
         *,
-        fail: Callable[[str], None],
-        terms: Terms = TERMS,
-        backoff: Backoff = BACKOFF,
+        fail: Callable[[str], object],
+        terms: ConfirmationLimits = TERMS,
+        backoff: Backoff | None = None,
+        sealed: SealedCopies | None = None,
     ) -> None:
-        self.lease = Lease(redis_url, name)
+        self._sealed = sealed
+        self.lease = ArchiverLease(redis_url, name)
         self.written = 0
         self._wire = wire_to(redis_url, name="everbus-archiver")
         self._partitions = range(partitions)
         self._warm = warm
         self._fail = fail
         self._terms = terms
-        self._failures = Failures(backoff)
+        self._tier_failures = ConsecutiveFailures(
+            backoff or Backoff(FIRST_WAIT_S, MAX_WAIT_S)
+        )
+        self._bus_failures = ConsecutiveFailures(
+            Backoff(FIRST_BUS_WAIT_S, MAX_BUS_WAIT_S, jitter=HALF_JITTER)
+        )
         self._reckoned_at = 0.0
         self._count = READ_ENTRIES
+
+    @property
+    def trouble(self) -> str:
+        """
+        Why the bus does not let this archiver work, for some seconds; else empty.
+        """
+        return self.lease.trouble or self._bus_failures.trouble
 
     async def run(self, stop: asyncio.Event) -> None:
         """
@@ -105,7 +134,7 @@ class Drain:
     async def _drain_until(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
             if not self.lease.held:
-                await pause(stop, STANDBY_S)
+                await set_within(stop, STANDBY_S)
                 continue
             try:
                 await self._drain(stop)
@@ -114,14 +143,23 @@ class Drain:
                 log.warning("drain.superseded")
                 self.lease.lose()
             except EverbusError as error:
-                await pause(stop, self._failures.note(error))
+                await set_within(stop, self._failures_of(error).note(error))
+
+    def _failures_of(self, error: EverbusError) -> ConsecutiveFailures:
+        away = isinstance(error, WarmTierFailed)
+
+        return self._tier_failures if away else self._bus_failures
+
+    def _clear_failures(self) -> None:
+        self._tier_failures.clear()
+        self._bus_failures.clear()
 
     async def _drain(self, stop: asyncio.Event) -> None:
         """
         Finish what was begun, then follow the outboxes while the lease is ours.
         """
         await self._make_groups()
-        await self._warm.prepare()
+        await _of_the_warm_tier(self._warm.prepare())
         while await self._move("0"):
             if stop.is_set():
                 return
@@ -129,35 +167,30 @@ class Drain:
             await self._follow()
 
     async def _make_groups(self) -> None:
-        make = ("XGROUP", "CREATE")
-        replies = await self._wire.exchange(
-            [
-                (*make, names.outbox(p), names.ARCHIVER_GROUP, "0", "MKSTREAM")
-                for p in self._partitions
-            ]
+        group = (key_names.ARCHIVER_GROUP, "0")
+        await run(
+            self._wire,
+            [script("groups", [key_names.outbox(p)], *group) for p in self._partitions],
         )
-        for reply in replies:
-            if isinstance(reply, ResponseError) and "BUSYGROUP" not in str(reply):
-                raise refusal(reply)
 
     async def _follow(self) -> None:
         """
-        Move what is new; if there is nothing, wait a little for it.
+        Move new entries; without any, wait a little for them.
         """
         if await self._move(">"):
             return
-        self._failures.clear()
+        self._clear_failures()
         if not await self._anything():
             await self._reckon()
         elif not await self._move(">"):
-            # What lies there and is not new was read and never confirmed.
+            # Entries there that are not new were read and never confirmed.
             await self._move("0")
 
     async def _anything(self) -> bool:
         """
-        Whether an outbox holds anything, waiting WAIT_MS for it.
+        Whether an outbox has an entry, after at most WAIT_MS.
         """
-        outboxes = [names.outbox(p) for p in self._partitions]
+        outboxes = [key_names.outbox(p) for p in self._partitions]
         command: Command = (
             *("XREAD", "COUNT", 1, "BLOCK", WAIT_MS, "STREAMS"),
             *outboxes,
@@ -168,7 +201,7 @@ class Drain:
 
     async def _reckon(self) -> None:
         """
-        Set the counts of empty outboxes right, where entries were trimmed by hand.
+        Correct the counts of empty outboxes, after entries were trimmed by hand.
         """
         if time.monotonic() - self._reckoned_at < RECKON_S:
             return
@@ -177,10 +210,10 @@ class Drain:
 
     async def _move(self, after: str) -> int:
         """
-        Write and confirm the next entries of every outbox; returns how many.
+        Write and confirm the next entries of every outbox; returns their number.
 
         Args:
-            after: `>` for new entries, `0` for those read and not confirmed.
+            after: `>` for new entries, `0` for entries read and not confirmed.
 
         Raises:
             Unavailable: a tier or the bus is away; the entries stay pending.
@@ -192,13 +225,13 @@ class Drain:
         self._fail("drain_read")
         records = [r for e in entries for r in e.records]
         begun_ns = time.time_ns()
-        refused = await self._warm.write(records)
+        refused = await _of_the_warm_tier(self._warm.write(records))
         tracing.written_behind((e for r in records for e in r.events), begun_ns)
         self._fail("drain_written")
         await self._bury(refused, entries, now_ms)
-        await self._confirm(entries, [one.record for one in refused], now_ms)
+        await self._confirm(entries, refused, now_ms)
         self._fail("drain_confirmed")
-        self._failures.clear()
+        self._clear_failures()
 
         return len(entries)
 
@@ -215,6 +248,8 @@ class Drain:
                 log.error("drain.group_lost")
                 raise Unavailable("the outboxes' group is gone: the bus lost its data")
             now_ms, streams = reply
+            if self._sealed is not None:
+                streams = await self._sealed.open_outbox(streams)
             entries += entries_in(streams)
         self._pace(sum(entry.size for entry in entries))
 
@@ -224,19 +259,19 @@ class Drain:
         """
         The fenced reads of the next entries behind *after*.
         """
-        return [self._read_command(names.owner(LEASE), self._partitions, after)]
+        return [self._read_command(key_names.owner(LEASE), self._partitions, after)]
 
     def _read_command(
         self, fence: str, partitions: Sequence[int], after: str
     ) -> Command:
-        keys = [fence, *map(names.outbox, partitions)]
-        told = (self.lease.owner, names.ARCHIVER_GROUP, CONSUMER, self._count)
+        keys = [fence, *map(key_names.outbox, partitions)]
+        arguments = (self.lease.owner, key_names.ARCHIVER_GROUP, CONSUMER, self._count)
 
-        return script("read", keys, *told, *([after] * len(partitions)))
+        return script("read_outbox", keys, *arguments, *([after] * len(partitions)))
 
     def _pace(self, size: int) -> None:
         """
-        Read fewer entries at once while they are large: memory is bounded.
+        Read fewer entries at once while they are large, to bound memory.
         """
         if size > ROUND_BYTES:
             self._count = max(1, self._count // 2)
@@ -244,21 +279,40 @@ class Drain:
             self._count = min(READ_ENTRIES, 2 * self._count)
 
     async def _bury(
-        self, refused: Sequence[Refused], entries: Sequence[OutboxEntry], now_ms: int
+        self,
+        refused: Sequence[WriteRefused],
+        entries: Sequence[OutboxEntry],
+        now_ms: int,
     ) -> None:
         """
-        Keep what cannot be written as dead letters, before the entries go; a crash
-        between the two leaves a letter twice.
+        Bury refused records as dead letters before their entries go; a crash between
+        the two steps leaves a letter twice.
         """
-        commands = list(burials(refused, entries, now_ms))
+        commands = list(burials(refused, entries, now_ms, self._sealed))
         if commands:
             await run(self._wire, commands)
 
     async def _confirm(
-        self, entries: Sequence[OutboxEntry], refused: Collection[Record], now_ms: int
+        self,
+        entries: Sequence[OutboxEntry],
+        refused: Sequence[WriteRefused],
+        now_ms: int,
     ) -> None:
         commands = list(confirmations(entries, refused, now_ms, self._terms))
         await run(self._wire, commands)
         records = sum(entry.counted for entry in entries)
         self.written += records
         metrics.DRAINED.inc(records)
+
+
+async def _of_the_warm_tier(call: Awaitable[T]) -> T:
+    """
+    The result of *call*, which asks the warm tier.
+
+    Raises:
+        WarmTierFailed: it cannot be had now.
+    """
+    try:
+        return await call
+    except EverbusError as error:
+        raise WarmTierFailed(error.message, **error.details) from error

@@ -1,18 +1,18 @@
 """
 Clean-up by age: sessions that were idle beyond the retention time are deleted.
 
-Their lanes delete them, on the ordinary path, unless they were used meanwhile.
+Their lanes delete them by an ordinary command, unless a command used them meanwhile.
 """
 
 from datetime import datetime
 
 import structlog
 
-from archiver.commands import Send
-from bus.errors import Rejection
-from gateway import metrics
-from gateway.store.tiers import WarmTier
-from handlers.commands import DeleteSession, ListSessions
+from everbus.archiver.gateway_commands import Send
+from everbus.bus.errors import Rejection
+from everbus.gateway.store.warm_roles import WarmCatalogue
+from everbus.gateway.telemetry import metrics
+from everbus.handlers.commands import DeleteSession, ListSessions
 
 log = structlog.get_logger()
 
@@ -21,19 +21,19 @@ PAGE = 100
 
 class Retirement:
     """
-    Deletes sessions by age, wherever they lie.
+    Deletes sessions by age, in whichever tier.
     """
 
-    def __init__(self, warm: WarmTier, send: Send) -> None:
+    def __init__(self, warm: WarmCatalogue, send: Send) -> None:
         self._warm = warm
         self._send = send
 
     async def run(self, idle_before: datetime) -> int:
         """
-        Delete what was last active earlier than *idle_before*; how many.
+        Delete sessions last active before *idle_before*; returns their number.
 
         Raises:
-            Unavailable: a tier is away; the rest is for the next time.
+            Unavailable: a tier is away; the next run deletes the rest.
         """
         retired = 0
         cursor: str | None = None

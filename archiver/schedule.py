@@ -1,35 +1,34 @@
 """
-What the archiver does by the clock, beside the drain.
+The archiver's periodic jobs, beside the drain.
 
-Every piece of work has a loop of its own, so that none overlaps itself, and runs
-only while this archiver has the lease. Whatever is cut off in the middle is finished
-by the next run, here or elsewhere.
+Every job has a loop of its own, so that none overlaps itself, and runs only while this
+archiver has the lease. The next run, here or elsewhere, finishes an interrupted one.
 """
 
 import asyncio
-import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 import structlog
 
-from archiver.pauses import pause
-from bus.errors import EverbusError
+from everbus.bus.backoff import jittered
+from everbus.bus.errors import EverbusError
+from everbus.bus.waits import set_within
 
 log = structlog.get_logger()
 
-# So that archivers that were started together do not ask together for ever.
-JITTER = 0.1
+# So that archivers started together do not run in step for ever.
+JITTER = (0.9, 1.1)
 
 
-class Work(NamedTuple):
+class ScheduledJob(NamedTuple):
     """
-    Something to be done again and again.
+    A periodic job.
 
     Attributes:
-        every_s: from the end of one run to the begin of the next, give or take a
+        every_s: from the end of one run to the start of the next, plus or minus a
             tenth.
-        run: one run; what it raises of ours is logged, anything else ends the process.
+        run: one run; an EverbusError is logged, any other exception ends the process.
     """
 
     name: str
@@ -38,33 +37,31 @@ class Work(NamedTuple):
 
 
 async def run_schedule(
-    stop: asyncio.Event, held: Callable[[], bool], works: Sequence[Work]
+    stop: asyncio.Event, has_lease: Callable[[], bool], works: Sequence[ScheduledJob]
 ) -> None:
     """
-    Run *works* until *stop* is set; what runs then is cancelled, not waited for.
+    Run *works* until *stop* is set; a job that runs then is cancelled, not awaited.
 
     Args:
-        held: whether this archiver has the lease.
+        has_lease: whether this archiver has the lease.
     """
     async with asyncio.TaskGroup() as tasks:
-        running = [tasks.create_task(_repeat(stop, held, work)) for work in works]
+        running = [tasks.create_task(_repeat(stop, has_lease, work)) for work in works]
         await stop.wait()
         for task in running:
             task.cancel()
 
 
-async def _repeat(stop: asyncio.Event, held: Callable[[], bool], work: Work) -> None:
-    while not await pause(stop, work.every_s * _jitter()):
-        if held():
+async def _repeat(
+    stop: asyncio.Event, has_lease: Callable[[], bool], work: ScheduledJob
+) -> None:
+    while not await set_within(stop, jittered(work.every_s, JITTER)):
+        if has_lease():
             await _once(work)
 
 
-async def _once(work: Work) -> None:
+async def _once(work: ScheduledJob) -> None:
     try:
         await work.run()
     except EverbusError as error:
         log.warning("work.failed", work=work.name, code=error.code, error=error.message)
-
-
-def _jitter() -> float:
-    return random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - no secret

@@ -2,9 +2,9 @@
 The contract and the wire: all that a MAD's author installs.
 """
 
-from bus.client import Mad
-from bus.connection import connect
-from bus.errors import (
+from everbus.bus.client import Mad
+from everbus.bus.connection import connect
+from everbus.bus.errors import (
     AlreadyExists,
     Cancelled,
     Defect,
@@ -21,8 +21,8 @@ from bus.errors import (
     Unavailable,
     VersionConflict,
 )
-from bus.events import SessionEvent
-from bus.messages import (
+from everbus.bus.events import SessionEvent
+from everbus.bus.messages import (
     Checkpoint,
     CheckpointPage,
     CommandOutcome,
@@ -37,6 +37,7 @@ from bus.messages import (
     TimelineEntry,
     TimelinePage,
 )
+from everbus.bus.settled_numbers import RefusedCommand
 
 __all__ = [
     "AlreadyExists",
@@ -55,6 +56,7 @@ __all__ = [
     "Mad",
     "NotFound",
     "Overloaded",
+    "RefusedCommand",
     "ReplyTimeout",
     "Session",
     "SessionChange",

@@ -1,16 +1,16 @@
 """
-The SDK: what a MAD's author calls.
+The SDK: the calls for authors of MADs.
 """
 
-from bus.calls import DEFAULT_TIMEOUT_S as DEFAULT_TIMEOUT_S
-from bus.calls import session_in
-from bus.codec import unpack
-from bus.history_calls import HistoryCalls
-from bus.live_calls import LiveCalls
-from bus.messages import CommandOutcome, Durability, Session, check_mad
-from bus.requests import Acting
-from bus.session_calls import SessionCalls
-from bus.timeline_calls import TimelineCalls
+from everbus.bus.arguments import check_optional_text
+from everbus.bus.errors import Unavailable
+from everbus.bus.history_calls import HistoryCalls
+from everbus.bus.live_calls import LiveCalls
+from everbus.bus.mad_calls import DEFAULT_TIMEOUT_S as DEFAULT_TIMEOUT_S
+from everbus.bus.messages import CommandOutcome, Durability, Session, check_mad, unpack
+from everbus.bus.requests import Delegation
+from everbus.bus.session_calls import SessionCalls, session_in
+from everbus.bus.timeline_calls import TimelineCalls
 
 
 class Mad(SessionCalls, TimelineCalls, HistoryCalls, LiveCalls):
@@ -28,21 +28,36 @@ class Mad(SessionCalls, TimelineCalls, HistoryCalls, LiveCalls):
     @property
     def waiting(self) -> int:
         """
-        How many commands are not on the bus yet.
+        Number of commands that are not on the bus yet.
         """
         return self._requests.waiting
 
     @property
+    def trouble(self) -> str:
+        """
+        Why no call can succeed now, for example for want of rights; empty while they
+        can. For a readiness check of the MAD's own process.
+        """
+        return self._requests.trouble
+
+    @property
+    def broken(self) -> bool:
+        """
+        Whether no call can succeed any more, whatever the bus does: connect anew.
+        """
+        return self._requests.broken
+
+    @property
     def grant(self) -> bytes:
         """
-        Who asks, as a manager sealed it; for those who publish by themselves.
+        The current grant, sealed by a manager; for programs with their own publisher.
         """
         return self._requests.grant
 
     @property
     def losses(self) -> int:
         """
-        How often this instance had to join anew, since it was unheard for too long.
+        How often this instance lost its lease and had to join again.
         """
         return 0 if self._lease is None else self._lease.losses
 
@@ -56,8 +71,16 @@ class Mad(SessionCalls, TimelineCalls, HistoryCalls, LiveCalls):
         timeout: float = DEFAULT_TIMEOUT_S,
     ) -> Session:
         """
-        Let *mad* take part in the session; twice is the same as once.
+        Make *mad* a participant and put it on the ACL; idempotent.
+
+        Returns the session after the change.
+
+        Raises:
+            NotFound: there is no such session.
+            Forbidden: the principal may not change it.
+            Invalid: *mad* is not a valid name, or the ACL is full.
         """
+        check_optional_text(role=role)
         body = {"mad": check_mad(mad), "role": role}
 
         return session_in(
@@ -75,7 +98,9 @@ class Mad(SessionCalls, TimelineCalls, HistoryCalls, LiveCalls):
         timeout: float = DEFAULT_TIMEOUT_S,
     ) -> Session:
         """
-        End the part of *mad* in the session; twice is the same as once.
+        Remove *mad* from the participants; idempotent, the ACL keeps it.
+
+        Returns the session after the change.
         """
         body = {"mad": check_mad(mad)}
 
@@ -94,7 +119,7 @@ class Mad(SessionCalls, TimelineCalls, HistoryCalls, LiveCalls):
         timeout: float = DEFAULT_TIMEOUT_S,
     ) -> Session:
         """
-        Take part in the session.
+        Make this MAD a participant; as `add_participant`.
         """
         return await self.add_participant(
             session_id, self.name, role=role, durability=durability, timeout=timeout
@@ -108,7 +133,7 @@ class Mad(SessionCalls, TimelineCalls, HistoryCalls, LiveCalls):
         timeout: float = DEFAULT_TIMEOUT_S,
     ) -> Session:
         """
-        Take part no longer.
+        Remove this MAD from the participants; as `remove_participant`.
         """
         return await self.remove_participant(
             session_id, self.name, durability=durability, timeout=timeout
@@ -118,35 +143,52 @@ class Mad(SessionCalls, TimelineCalls, HistoryCalls, LiveCalls):
         self, command_id: str, *, timeout: float = DEFAULT_TIMEOUT_S
     ) -> CommandOutcome:
         """
-        What became of a command of this MAD, by its id.
+        Outcome of a command of this MAD, by the command's id; changes nothing.
 
-        Exact for the ledger's horizon (10 minutes by default); a command that
-        was rejected earlier than that is told as applied.
+        Exact for the ledger's horizon (10 minutes by default); a command that was
+        rejected earlier is reported as applied. `unknown` after the bus lost writes:
+        MongoDB does not have it either, if this instance sent it and got no reply.
         """
-        return await self._told("request.outcome", command_id, timeout)
+        outcome = await self._outcome_of("request.outcome", command_id, timeout)
+        session = self._requests.session_of(command_id)
+        # A refusal as `unavailable` may be about the second time it was sent.
+        open_still = outcome.state == "unknown" or outcome.code == Unavailable.code
+        if not session or not open_still:
+            return outcome
+        return await self._outcome_of("request.outcome", command_id, timeout, session)
 
     async def cancel(
         self, command_id: str, *, timeout: float = DEFAULT_TIMEOUT_S
     ) -> CommandOutcome:
         """
-        See to it that a command of this MAD is not applied any more, if it can be.
+        Cancel a command of this MAD, if it is not settled yet; idempotent.
 
-        The state is `cancelled` if it never will be, `applied` or `rejected` if
-        it was settled before: then it is too late. `unknown`: it has not arrived,
-        or was forgotten.
+        State `cancelled`: the command never takes effect. `applied` or `rejected`:
+        too late, it was settled before. `unknown`: it has not arrived, or the ledger
+        has forgotten it.
         """
-        return await self._told("request.cancel", command_id, timeout)
+        return await self._outcome_of("request.cancel", command_id, timeout)
 
-    def acting(self, acting: Acting) -> "Mad":
+    def acting(self, acting: Delegation) -> "Mad":
         """
         The same instance, for somebody else: for the edge, see `bus.requests`.
         """
         requests = self._requests.acting(acting._replace(instance=self.instance))
 
-        return Mad(self.name, requests, instance=self.instance, lease=self._lease)
+        return Mad(
+            self.name,
+            requests,
+            instance=self.instance,
+            lease=self._lease,
+            address=self._address,
+        )
 
-    async def _told(self, kind: str, command_id: str, timeout: float) -> CommandOutcome:
-        reply = await self._requests.ask_about(kind, command_id, timeout)
+    async def _outcome_of(
+        self, kind: str, command_id: str, timeout: float, session_id: str = ""
+    ) -> CommandOutcome:
+        reply = await self._requests.ask_about(
+            kind, command_id, timeout, session_id=session_id
+        )
         outcome: CommandOutcome = unpack(reply.body, CommandOutcome)
 
         return outcome

@@ -1,46 +1,62 @@
 """
-Connecting: the parts of the SDK, put together for one MAD instance.
+Connecting: builds the parts of the SDK for one MAD instance.
 """
 
 import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    closing,
+    contextmanager,
+    suppress,
+)
 from functools import partial
-from typing import ParamSpec
+from typing import NamedTuple, ParamSpec
 
 import structlog
 import uuid_utils
 
-from bus.client import DEFAULT_TIMEOUT_S, Mad
-from bus.credential import Credential, TokenSource
-from bus.errors import Defect, EverbusError, Invalid, Unavailable
-from bus.heart import Heart
-from bus.introduction import DEFAULT_LEASE_MS, Terms, introduce, meet
-from bus.keys import EDGE, GATEWAY
-from bus.lease import Lease
-from bus.messages import check_mad
-from bus.publisher import Publisher
-from bus.replies import Replies
-from bus.requests import Requests
-from bus.settings import BusSettings
-from bus.spool import MAX_BYTES as SPOOL_BYTES
-from bus.spool import Spool
+from everbus.bus.arguments import check_connect
+from everbus.bus.bus_address import server_url
+from everbus.bus.client import DEFAULT_TIMEOUT_S, Mad
+from everbus.bus.credential import Credential, TokenSource
+from everbus.bus.errors import Defect, EverbusError, Invalid, Unavailable
+from everbus.bus.farewell import Ending, farewell_at_exit
+from everbus.bus.handshake import DEFAULT_LEASE_MS, BusParameters, handshake, verify_bus
+from everbus.bus.heartbeat import HeartbeatThread
+from everbus.bus.keys import EDGE, GATEWAY
+from everbus.bus.lease import Lease
+from everbus.bus.messages import check_mad
+from everbus.bus.publisher import Publisher
+from everbus.bus.reply_receiver import ReplyReceiver
+from everbus.bus.requests import CLOSED, ClientAffinity, Requests
+from everbus.bus.settings import BusSettings
+from everbus.bus.spool import MAX_BYTES as SPOOL_BYTES
+from everbus.bus.spool import Spool
+from everbus.bus.unsettled import OnRefused, Unsettled
+from everbus.bus.waits import set_within
 
 log = structlog.get_logger()
 
-# What a block that ends by an exception has for its last flush, and one that ends
-# while the bus is away and a spool holds what waits.
-HASTE_S = 1.0
+HOW_TO_CONNECT = (
+    "Set EVERBUS_REDIS_URL and EVERBUS_TOKEN to those of a running bus; `everbus dev` "
+    "starts one and prints both"
+)
+# Time for the last flush of a block that ends by an exception, or that ends while the
+# bus is away and a spool holds the waiting commands.
+BRIEF_FLUSH_S = 1.0
+# How long the end of a block waits until its commands are settled.
+SETTLED_S = 10.0
 
 OnLost = Callable[[int], None]
 SpoolPath = str | os.PathLike[str]
 P = ParamSpec("P")
 
 
-@asynccontextmanager
-async def connect(
+def connect(
     url: str | None = None,
     *,
     mad: str | None = None,
@@ -48,62 +64,66 @@ async def connect(
     timeout: float = DEFAULT_TIMEOUT_S,
     lease: bool = True,
     on_lost: OnLost | None = None,
+    on_refused: OnRefused | None = None,
     spool: SpoolPath | None = None,
     spool_bytes: int = SPOOL_BYTES,
-) -> AsyncIterator[Mad]:
+) -> AbstractAsyncContextManager[Mad]:
     """
-    A connected MAD; leaving the block flushes what was appended, then closes.
+    Connect a MAD; leaving the block flushes the appended entries, then closes.
 
     Without arguments it finds the bus, the name and the token in the
     environment: `EVERBUS_MAD_URL` or `EVERBUS_REDIS_URL`, `EVERBUS_MAD`,
-    `EVERBUS_TOKEN`. Uses four connections, whatever the number of requests (a fifth
-    for the moment in which it shows its token), and one thread, which tells the
-    managers that this instance lives.
+    `EVERBUS_TOKEN`. Uses four connections for any number of requests (a fifth
+    during the token exchange), and one thread, which publishes heartbeats.
 
     Args:
-        token: the JWT of the principal who asks, or what gives a fresh one: called,
-            in a thread, now and in good time before the last one expires. It is
-            shown to the managers; commands carry the grant that they give for it.
-        lease: whether the instance is missed when it dies: its sessions are told
-            then. Without, no heartbeat is sent; for calls that end in a moment.
-        on_lost: called in the event loop when the instance is heard again after
-            it was lost, or silent for as long: with the epoch that ended. It may
-            have left its sessions, and joins them again only by `join`. Must not
-            wait. What it raises is logged.
-        spool: a file of this MAD's, on a local disk: what wants no reply waits there
-            and survives this process, at most *spool_bytes* of it. Once it has met
-            a bus, `connect` succeeds while that is away, and leaving the block does
-            not wait for it.
+        timeout: seconds for connecting, and for the last flush.
+        token: the JWT of the principal, or a function that returns a fresh one. The
+            function is called in a thread, now and before the last token expires.
+            The managers exchange the token for a grant; commands carry the grant.
+        lease: whether the managers notice the death of this instance and report it
+            to its sessions. False sends no heartbeat, for programs that end soon.
+        on_refused: called in the event loop with each append or `update_later` that was
+            accepted here and refused later (see `RefusedCommand`). Each one is also
+            logged as an error, and raised by the next `flush`. Must not block.
+        on_lost: called in the event loop with the epoch that ended, when the instance
+            is back after it was lost or silent for a whole TTL. The instance may
+            have left its sessions; only `join` enters them again. Must not block.
+            Its exceptions are logged.
+        spool: path of this MAD's own file on a local disk. Commands without a reply
+            wait there and survive this process, up to *spool_bytes*. After its
+            first bus, `connect` succeeds while that bus is away, and leaving the
+            block does not wait for it.
 
     Raises:
-        Unavailable: no bus, or no manager has ever started on it; or another
+        Unavailable: there is no bus, or no manager ever started on it; or another
             process uses the spool.
-        Unauthenticated: the bus refuses the URL's credentials, or the managers the
-            token; or there is none.
-        Invalid: *mad* cannot be a name, or is the gateway's own; or what waits in
-            the spool is not of this MAD, or not for this bus.
+        Unauthenticated: the bus refuses the URL's credentials, the managers refuse
+            the token, or there is no token.
+        Invalid: *mad* is not a valid name, or is reserved; or the spool belongs to
+            another MAD or to another bus.
         Overloaded: the disk of the spool is full.
     """
     settings = BusSettings()
-    name = check_mad(mad or settings.mad)
+    name = check_mad(settings.mad if mad is None else mad)
     if name in (EDGE, GATEWAY):
         raise Invalid(f"{name} is no name for a MAD; choose another", field="mad")
-    address = url or settings.url_for(name)
-    async with joined(
-        address,
+    check_connect(url, token, timeout, lease, (on_lost, on_refused), spool, spool_bytes)
+    return connected_as(
+        settings.reachable(url or settings.url_for(name)),
         name,
         settings.token.get_secret_value() if token is None else token,
         timeout,
         lease=lease,
         on_lost=on_lost,
+        on_refused=on_refused,
         spool=spool,
         spool_bytes=spool_bytes,
-    ) as client:
-        yield client
+    )
 
 
 @asynccontextmanager
-async def joined(
+async def connected_as(
     address: str,
     name: str,
     token: TokenSource | None,
@@ -111,49 +131,140 @@ async def joined(
     *,
     lease: bool = True,
     on_lost: OnLost | None = None,
+    on_refused: OnRefused | None = None,
     spool: SpoolPath | None = None,
     spool_bytes: int = SPOOL_BYTES,
 ) -> AsyncIterator[Mad]:
     """
-    A connected instance of any name, the gateway's own included; see `connect`.
+    Connect under any name, also a reserved one; otherwise as `connect`.
 
-    Without a *token* it has no grant of its own, as gateway and edge have none.
+    Without a *token* the instance has no grant: gateway and edge need none.
     """
-    with _opened(spool, name, spool_bytes) as kept:
-        terms, met = await _terms(address, name, timeout, kept)
-        instance = uuid_utils.uuid7().hex
-        leased = Lease(instance, terms.lease_ms / 1000) if lease else None
-        first = None if met else partial(meet, address, name, kept, terms.partitions)
-        shown = (
-            Credential(address, name, instance, token) if token is not None else None
+    affinity, entered = ClientAffinity(), False
+    try:
+        address = server_url(address)
+        with _open_spool(spool, name, spool_bytes) as opened_spool:
+            unsettled = Unsettled(name, spool=opened_spool, on_refused=on_refused)
+            parts = await _parts(
+                address, name, timeout, opened_spool, lease, token, unsettled
+            )
+            client, requests = parts.client(address, affinity)
+            async with (
+                _running(parts, requests, affinity),
+                _heartbeats(address, name, parts.lease, on_lost, timeout) as heartbeat,
+            ):
+                if parts.reached:
+                    await _await_subscription(parts.replies, timeout)
+                    await _present_token(parts.credential, timeout)
+                entered = True
+                ending = Ending(affinity, parts.publisher, heartbeat, timeout)
+                with farewell_at_exit(ending):
+                    async with _last_flush(requests, parts, affinity, timeout):
+                        yield client
+    except EverbusError as error:
+        if entered:
+            raise
+        # Without its causes, which are in its message.
+        raise error.copy() from None
+
+
+class _Parts(NamedTuple):
+    """
+    The parts of one connection.
+
+    Attributes:
+        reached: whether the bus answered; else the spool knows its parameters.
+    """
+
+    mad: str
+    publisher: Publisher
+    replies: ReplyReceiver
+    credential: Credential | None
+    unsettled: Unsettled
+    lease: Lease | None
+    spool: Spool | None
+    instance: str
+    partitions: int
+    reached: bool
+
+    def client(self, address: str, affinity: ClientAffinity) -> tuple[Mad, Requests]:
+        """
+        The calls on these parts.
+        """
+        requests = Requests(
+            *(self.publisher, self.replies, self.partitions), affinity=affinity
         )
-        publisher = Publisher(
-            *(address, name, instance, terms.partitions),
-            lease=leased,
-            spool=kept,
-            credential=shown,
-            meet=first,
+
+        client = Mad(
+            *(self.mad, requests),
+            instance=self.instance,
+            lease=self.lease,
+            address=address,
         )
-        replies = Replies(address, name, instance, lease=leased, credential=shown)
-        requests = Requests(publisher, replies, terms.partitions)
-        client = Mad(name, requests, instance=instance, lease=leased)
-        async with (
-            _running(publisher, replies, shown),
-            _heard(address, name, leased, on_lost, timeout),
-        ):
-            try:
-                if met:
-                    await _started(replies, timeout)
-                    await _granted(shown, timeout)
-                yield client
-                await _flush(client, publisher, kept, timeout)
-            except BaseException:
-                await _flush_in_haste(client, kept)
-                raise
+
+        return client, requests
+
+
+async def _parts(
+    address: str,
+    name: str,
+    timeout: float,
+    spool: Spool | None,
+    leased: bool,
+    token: TokenSource | None,
+    unsettled: Unsettled,
+) -> _Parts:
+    parameters, reached = await _parameters(address, name, timeout, spool)
+    instance = uuid_utils.uuid7().hex
+    lease = Lease(instance, parameters.lease_ms / 1000) if leased else None
+    credential = (
+        Credential(address, name, instance, token) if token is not None else None
+    )
+    publisher = Publisher(
+        *(address, name, instance, parameters.partitions),
+        lease=lease,
+        spool=spool,
+        credential=credential,
+        unsettled=unsettled,
+        verify_bus=None
+        if reached
+        else partial(verify_bus, address, name, spool, parameters.partitions),
+    )
+    replies = ReplyReceiver(
+        *(address, name, instance),
+        lease=lease,
+        credential=credential,
+        on_refused=unsettled.refused,
+    )
+
+    return _Parts(
+        *(name, publisher, replies, credential, unsettled, lease, spool),
+        *(instance, parameters.partitions, reached),
+    )
+
+
+@asynccontextmanager
+async def _last_flush(
+    requests: Requests, parts: _Parts, affinity: ClientAffinity, timeout: float
+) -> AsyncIterator[None]:
+    """
+    Flush at the end of the block, then refuse every call; a forked child only refuses.
+    """
+    try:
+        yield
+        # A refusal for good that a call has raised already is no news at the end.
+        if affinity.same_process and not parts.publisher.refusal_raised:
+            await _flush(requests, parts, timeout)
+    except BaseException:
+        if affinity.same_process:
+            await _flush_briefly(requests, parts)
+        raise
+    finally:
+        affinity.end()
 
 
 @contextmanager
-def _opened(
+def _open_spool(
     path: SpoolPath | None, name: str, max_bytes: int
 ) -> Iterator[Spool | None]:
     if path is None:
@@ -163,149 +274,183 @@ def _opened(
         yield spool
 
 
-async def _terms(
+async def _parameters(
     address: str, name: str, timeout: float, spool: Spool | None
-) -> tuple[Terms, bool]:
+) -> tuple[BusParameters, bool]:
     """
-    The terms of the bus, and whether it told them itself; else the spool remembers.
+    Parameters of the bus, and whether the bus itself gave them; else from the spool.
     """
     try:
-        terms = await introduce(address, name, timeout)
+        parameters = await handshake(address, name, timeout)
     except Unavailable as error:
         if spool is None or spool.partitions is None:
-            raise
+            raise Unavailable(
+                f"{error.message.rstrip('.')}. {HOW_TO_CONNECT}"
+            ) from error
         log.warning("bus.not_met", mad=name, error=error.message)
-        return Terms(spool.partitions, spool.lease_ms or DEFAULT_LEASE_MS), False
+        return BusParameters(
+            spool.partitions, spool.lease_ms or DEFAULT_LEASE_MS
+        ), False
     if spool is not None:
-        spool.remember(*terms)
+        spool.remember(*parameters)
 
-    return terms, True
+    return parameters, True
 
 
 @asynccontextmanager
 async def _running(
-    publisher: Publisher, replies: Replies, credential: Credential | None
+    parts: _Parts, requests: Requests, affinity: ClientAffinity
 ) -> AsyncIterator[None]:
     """
-    What is sent and what is received, for the time of the block.
+    Run publisher, replies and token exchange during the block.
+
+    A forked child that leaves the block ends nothing: sockets and their poll are the
+    parent's as well.
     """
-    parts = (publisher, replies, *((credential,) if credential else ()))
-    tasks = [asyncio.create_task(part.run()) for part in parts]
+    publisher, replies, credential = parts.publisher, parts.replies, parts.credential
+    running = (publisher, replies, *((credential,) if credential else ()))
+    tasks = [asyncio.create_task(part.run()) for part in running]
+    tasks.append(asyncio.create_task(parts.unsettled.run(requests.settled_numbers)))
     for task in tasks:
-        task.add_done_callback(partial(_ended, publisher, replies))
+        task.add_done_callback(partial(_on_task_done, publisher, replies))
     try:
         yield
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if affinity.same_process:
+            for task in tasks:
+                task.cancel()
+            replies.fail(Unavailable(CLOSED))
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @asynccontextmanager
-async def _heard(
+async def _heartbeats(
     address: str, name: str, lease: Lease | None, on_lost: OnLost | None, timeout: float
-) -> AsyncIterator[None]:
+) -> AsyncIterator[HeartbeatThread | None]:
     """
-    Heartbeats for the time of the block.
+    Publish heartbeats during the block.
 
-    Begins when the first is on the bus, or has failed: an instance that joined a
-    session before the managers know of it would not be missed there.
+    The block begins after the first heartbeat was tried: the managers would not notice
+    the death of an instance that joined a session before they knew it.
     """
     if lease is None:
-        yield
+        yield None
         return
     tried = asyncio.Event()
-    heart = Heart(
+    heartbeat = HeartbeatThread(
         address,
         name,
         lease,
         on_tried=_in_this_loop(tried.set),
-        on_lost=_in_this_loop(partial(_tell_lost, name, on_lost)),
+        on_lost=_in_this_loop(partial(_report_loss, name, on_lost)),
     )
-    heart.start()
+    heartbeat.start()
     try:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
-                await tried.wait()
-        yield
+        await set_within(tried, timeout)
+        yield heartbeat
     finally:
-        # In a thread: the goodbye may take as long as the bus does.
-        await asyncio.to_thread(heart.close)
+        # In a thread: the last message may take as long as the bus does.
+        await asyncio.to_thread(heartbeat.close)
 
 
 def _in_this_loop(function: Callable[P, object]) -> Callable[P, None]:
     """
-    What has *function* called in the running loop, from any thread.
+    Wrap *function*: a call from any thread runs it in the current event loop.
     """
     loop = asyncio.get_running_loop()
 
     def call(*args: P.args, **kwargs: P.kwargs) -> None:
-        # A loop that is closed needs to know nothing any more.
+        # A closed loop needs no call any more.
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(partial(function, *args, **kwargs))
 
     return call
 
 
-def _tell_lost(name: str, on_lost: OnLost | None, epoch: int) -> None:
+def _report_loss(name: str, on_lost: OnLost | None, epoch: int) -> None:
     log.warning("instance.lost", mad=name, epoch=epoch)
     if on_lost is None:
         return
     try:
         on_lost(epoch)
-    except Exception:  # code of the MAD's own: nothing of ours may break by it
+    except Exception:  # the MAD's own code must not break ours
         log.exception("on_lost.failed", mad=name, epoch=epoch)
 
 
-def _ended(publisher: Publisher, replies: Replies, task: asyncio.Task[None]) -> None:
+def _on_task_done(
+    publisher: Publisher, replies: ReplyReceiver, task: asyncio.Task[None]
+) -> None:
     """
-    End all requests when the publisher or the replies can do no more.
+    End all requests when publisher or replies have ended.
     """
     if task.cancelled():
         return
     error = task.exception()
     if error is not None:
         log.error("client.broken", exc_info=error)
-        replies.fail(Defect(f"the client broke: {type(error).__name__}: {error}"))
-    elif publisher.trouble is not None:
-        replies.fail(publisher.trouble)
+        broken = Defect(f"the client broke: {type(error).__name__}: {error}")
+        replies.fail(broken)
+        publisher.refuse(broken)
+    elif publisher.last_error is not None:
+        replies.fail(publisher.last_error)
 
 
-async def _flush(
-    client: Mad, publisher: Publisher, spool: Spool | None, timeout: float
-) -> None:
+async def _flush(requests: Requests, parts: _Parts, timeout: float) -> None:
     """
-    Bring what waits onto the bus; what a spool holds may wait until it is back.
+    Bring waiting commands onto the bus, and wait until they are settled.
 
     Raises:
-        Unavailable: not all is there in time, and no spool holds the rest.
+        Unavailable: the time is over, and no spool holds the rest.
     """
-    if spool is None:
-        return await client.flush(timeout=timeout)
+    deadline = time.monotonic() + timeout
+    if not await _brought(requests, parts, timeout):
+        log.info("appends.spooled", mad=parts.mad, count=requests.waiting)
+        return
+    left_s = min(SETTLED_S, max(0.0, deadline - time.monotonic()))
+    if not await requests.settled(left_s):
+        log.warning("appends.unsettled", mad=parts.mad, count=parts.unsettled.count)
+
+
+async def _brought(requests: Requests, parts: _Parts, timeout: float) -> bool:
+    """
+    Bring waiting commands onto the bus; with a spool they may wait for the next start.
+
+    Raises:
+        Unavailable: the time is over, and no spool holds the rest.
+    """
+    if parts.spool is None:
+        await requests.on_bus(timeout)
+        return True
     deadline = time.monotonic() + timeout
     while (left_s := deadline - time.monotonic()) > 0:
         with suppress(Unavailable):
-            return await client.flush(timeout=min(HASTE_S, left_s))
-        if publisher.trouble is not None:
+            await requests.on_bus(min(BRIEF_FLUSH_S, left_s))
+            return True
+        if parts.publisher.last_error is not None:
             break
-    log.info("appends.spooled", mad=client.name, count=client.waiting)
-    return None
+    return False
 
 
-async def _flush_in_haste(client: Mad, spool: Spool | None) -> None:
+async def _flush_briefly(requests: Requests, parts: _Parts) -> None:
     """
-    Bring what waits onto the bus while somebody's error is on its way up.
+    Flush for a moment while an exception leaves the block.
+
+    The end of the event loop has cancelled the publisher's task before: then this one
+    writes.
     """
     try:
-        await client.flush(timeout=HASTE_S)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(BRIEF_FLUSH_S):
+                await parts.publisher.drain_if_stopped()
+        await requests.on_bus(BRIEF_FLUSH_S)
     except EverbusError as error:
-        if spool is not None:
-            log.info("appends.spooled", mad=client.name, count=client.waiting)
-        elif client.waiting:
-            log.warning("appends.lost", mad=client.name, error=error.message)
+        if parts.spool is not None:
+            log.info("appends.spooled", mad=parts.mad, count=requests.waiting)
+        elif requests.waiting:
+            log.warning("appends.lost", mad=parts.mad, error=error.message)
 
 
-async def _started(replies: Replies, timeout: float) -> None:
+async def _await_subscription(replies: ReplyReceiver, timeout: float) -> None:
     try:
         async with asyncio.timeout(timeout):
             await replies.started()
@@ -313,14 +458,15 @@ async def _started(replies: Replies, timeout: float) -> None:
         raise Unavailable("the bus answers, but no channel can be opened") from error
 
 
-async def _granted(credential: Credential | None, timeout: float) -> None:
+async def _present_token(credential: Credential | None, timeout: float) -> None:
     """
-    Show the token, so that a bad one is the caller's first news; where no manager
-    answers, commands wait until one does.
+    Exchange the token, so that `connect` itself reports a bad one.
+
+    If no manager answers, commands wait until one does.
 
     Raises:
-        Unauthenticated: the managers refuse it.
-        Forbidden: the bus does not let this MAD show it.
+        Unauthenticated: the managers refuse the token.
+        Forbidden: the bus does not let this MAD publish it.
     """
     if credential is None:
         return

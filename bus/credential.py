@@ -1,14 +1,13 @@
 """
-The token of a MAD, shown to the managers, and the grant that they give for it.
+Token exchange: the managers take the token of a MAD and return a grant.
 
-The token goes over a channel, never onto a stream: what is said on a channel rests
-nowhere. Every manager that hears it answers on this instance's wake-up channel. Every
-command then carries the grant, which counts for this instance alone.
+The token goes over a channel, never onto a stream: Redis stores no message of a
+channel. Every manager that receives it answers on this instance's wake-up channel.
+Every command then carries the grant, which is valid for this instance alone.
 """
 
 import asyncio
 import math
-import random
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,46 +15,55 @@ from typing import Any
 
 import msgspec
 import structlog
-from redis.exceptions import ResponseError
 
-from bus.cluster import wire_to
-from bus.codec import pack
-from bus.errors import EverbusError, Unauthenticated, Unavailable
-from bus.keys import token as token_channel
+from everbus.bus.backoff import HALF_JITTER, jittered
+from everbus.bus.cluster_wire import wire_to
+from everbus.bus.errors import EverbusError, Unauthenticated, Unavailable
+from everbus.bus.keys import token as token_channel
+from everbus.bus.messages import pack
+from everbus.bus.server_errors import CommandRefused
+from everbus.bus.waits import set_within
 
 log = structlog.get_logger()
 
 TokenSource = str | Callable[[], str]
 
-NO_TOKEN = "no token; connect with the JWT of the principal who asks"  # noqa: S105 - words
-# Ahead of what is shown: of each argument SLOWLOG keeps the first 128 bytes, and a
-# token must not be among them.
+NO_TOKEN = "no token: set EVERBUS_TOKEN, or connect(token=…); `everbus dev` starts a bus (EVERBUS_REDIS_URL) and prints a token"  # noqa: E501, S105 - words
+ENDED = (
+    "the token of this connection has ended; connect() with a fresh one, or give "
+    "connect(token=…) a function that returns one"
+)
+# Before the token: SLOWLOG keeps the first 128 bytes of each argument, and they must
+# not contain a token.
 UNLOGGED = bytes(128)
-SHOWINGS = 3
-# How long one showing waits for its answers, which may be lost on the way.
+ATTEMPTS = 3
+# How long one attempt waits for its answers, which may be lost on the way.
 ANSWER_S = 1.0
-# And where nobody was listening, doubled each time: on a cluster somebody may have,
-# elsewhere, and a manager that starts is there in a moment.
+# The same without a listener, doubled each time: on a cluster another node may have
+# listeners, and a starting manager listens soon.
 UNHEARD_S = 0.1
-# How long a MAD's own function may take to give a token.
+# How long the MAD's function may take to return a token.
 SOURCE_S = 10.0
-# A grant is renewed when so much of its time is over; not all of them at once.
+# Part of its lifetime after which a grant is renewed; a range, so that the instances
+# do not renew at once.
 RENEW_FROM, RENEW_TO = 0.7, 0.8
 RETRY_S = 2.0
-# So often at most a grant is renewed because commands under it were refused.
-DOUBT_S = 10.0
+# The last commands under a fixed token are on their way that long, at most.
+END_MARGIN_S = 1.0
+# At most one renewal per interval because commands under the grant were refused.
+INVALIDATE_EVERY_S = 10.0
 
 
 class _Answer(msgspec.Struct):
     """
-    What one manager says to a token.
+    Answer of one manager to a token.
 
     Attributes:
-        showing: which showing it answers.
+        showing: number of the attempt that it answers.
         grant: empty if the token is refused.
-        lasts_s: for how long the grant counts, since clocks may differ.
-        refused: code and message, if it is.
-        tenant: the one in whose name it asks.
+        lasts_s: lifetime of the grant; a duration, since clocks may differ.
+        refused: code and message of the refusal.
+        tenant: tenant of the principal.
     """
 
     showing: int
@@ -67,20 +75,22 @@ class _Answer(msgspec.Struct):
 
 class Credential:
     """
-    What one instance may ask in the name of.
+    The grant of one instance, and its renewal.
 
     Attributes:
-        grant: as it is now; empty before the first.
-        tenant: of the principal, as a manager told it with the grant.
+        grant: the current grant; empty before the first one.
+        tenant: tenant of the principal, received with the grant.
+        good_until: until then, by time.monotonic(), neither `check` nor `current` has
+            anything to do.
     """
 
     def __init__(self, url: str, mad: str, instance: str, token: TokenSource) -> None:
         """
-        Take the parts; nothing is shown before `current` is asked.
+        Keep the parts; the first call of `current` sends the token.
 
         Args:
-            token: the token, or what gives a fresh one whenever the grant for the
-                last one nears its end. It is called in a thread of its own.
+            token: the token, or a function that returns a fresh one; called in a
+                thread, whenever the current grant nears its end.
 
         Raises:
             Unauthenticated: *token* is empty.
@@ -91,8 +101,9 @@ class Credential:
         self._mad = mad
         self._instance = instance
         self._token = token
+        self._fixed = isinstance(token, str)
         self._wire = wire_to(url, name=f"mad-{mad}-token")
-        self._ends_at = 0.0
+        self._ends_at = self._refused_at = self.good_until = 0.0
         self._renew_at = math.inf
         self._obtained_at = -math.inf
         self._rescheduled = asyncio.Event()
@@ -102,27 +113,35 @@ class Credential:
         self._refusals: list[EverbusError] = []
         self._answered = asyncio.Event()
 
-    async def current(self) -> bytes:
+    def check(self) -> None:
         """
-        A grant that counts; obtained now if there is none.
-
-        That of a token which stays the same is never obtained again here: once that
-        has expired, the managers refuse what is asked under it.
+        Accept a new command, unless the fixed token has ended.
 
         Raises:
-            Unauthenticated: the managers refuse the token.
-            Forbidden: the bus does not let this MAD show it.
-            Unavailable: no manager answered, or no token was given; ask again.
+            Unauthenticated: the managers would refuse it, when nobody waits any more.
         """
-        if not self._lasts():
+        if self._fixed and self.grant and time.monotonic() >= self._refused_at:
+            raise Unauthenticated(ENDED)
+
+    async def current(self) -> bytes:
+        """
+        A valid grant; obtained now if there is none.
+
+        Raises:
+            Unauthenticated: the managers refuse the token, or a fixed token has ended.
+            RightsRefused, CredentialsRefused: the bus does not let this MAD publish it.
+            Unavailable: no manager answered, or the function gave no token; retry.
+        """
+        self.check()
+        if not self._valid():
             async with self._obtaining:
-                if not self._lasts():
+                if not self._valid():
                     await self._obtain()
         return self.grant
 
     async def run(self) -> None:
         """
-        Renew the grant in good time, until cancelled, so that no command waits for it.
+        Renew the grant before it expires, until cancelled; no command waits for that.
         """
         while True:
             await self._until_due()
@@ -131,52 +150,53 @@ class Credential:
                     await self._obtain()
             except EverbusError as error:
                 log.warning("grant.not_renewed", mad=self._mad, error=error.message)
-                again_s = math.inf if isinstance(self._token, str) else RETRY_S
-                self._renew_at = time.monotonic() + again_s * random.uniform(0.5, 1.5)  # noqa: S311
+                again_s = math.inf if self._fixed else RETRY_S
+                self._renew_at = time.monotonic() + jittered(again_s, HALF_JITTER)
 
-    def doubt(self) -> None:
+    def invalidate(self) -> None:
         """
-        Have the grant renewed, since a command under it was refused: the key that it
-        was sealed with may have been given up.
+        Renew the grant soon: a command under it was refused, so the key that sealed it
+        may be revoked.
         """
-        due_at = max(time.monotonic(), self._obtained_at + DOUBT_S)
+        due_at = max(time.monotonic(), self._obtained_at + INVALIDATE_EVERY_S)
         if due_at < self._renew_at:
             self._renew(due_at)
 
-    def hear(self, told: dict[str, Any]) -> None:
+    def receive(self, message: dict[str, Any]) -> None:
         """
-        Take what a manager said on the wake-up channel, if it is an answer.
+        Process a message of the wake-up channel, if it is an answer to the token.
         """
         try:
-            answer = msgspec.convert(told, _Answer)
+            answer = msgspec.convert(message, _Answer)
         except msgspec.ValidationError:
-            # It is about something else, or it is not from a manager.
+            # Another kind of message, or not from a manager.
             return
         if answer.showing != self._showing:
             return
         if answer.grant:
-            self._take(answer)
+            self._accept(answer)
         else:
-            code, message = answer.refused
+            code, why = answer.refused
             final = code == Unauthenticated.code
-            self._refusals.append((Unauthenticated if final else Unavailable)(message))
+            self._refusals.append((Unauthenticated if final else Unavailable)(why))
         self._answered.set()
 
-    def _lasts(self) -> bool:
-        fixed = isinstance(self._token, str)
+    def _valid(self) -> bool:
+        return bool(self.grant) and time.monotonic() < self._ends_at
 
-        return bool(self.grant) and (fixed or time.monotonic() < self._ends_at)
-
-    def _take(self, answer: _Answer) -> None:
+    def _accept(self, answer: _Answer) -> None:
         """
-        Of two grants for one showing either will do; the later one stays.
+        Keep a grant; of two grants for one attempt the later one stays.
         """
-        now, part = time.monotonic(), random.uniform(RENEW_FROM, RENEW_TO)  # noqa: S311
+        now = time.monotonic()
         self.grant, self._granted = answer.grant, True
         self.tenant = answer.tenant
         self._ends_at = now + answer.lasts_s
-        fixed = isinstance(self._token, str)
-        self._renew(math.inf if fixed else now + part * answer.lasts_s)
+        margin_s = min(END_MARGIN_S, answer.lasts_s / 10)
+        self._refused_at = self._ends_at - margin_s
+        self.good_until = self._refused_at if self._fixed else self._ends_at
+        renew_s = jittered(answer.lasts_s, (RENEW_FROM, RENEW_TO))
+        self._renew(math.inf if self._fixed else now + renew_s)
 
     def _renew(self, at: float) -> None:
         self._renew_at = at
@@ -185,23 +205,21 @@ class Credential:
     async def _until_due(self) -> None:
         while (left_s := self._renew_at - time.monotonic()) > 0:
             self._rescheduled.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(None if math.isinf(left_s) else left_s):
-                    await self._rescheduled.wait()
+            await set_within(self._rescheduled, None if math.isinf(left_s) else left_s)
 
     async def _obtain(self) -> None:
         """
-        Show the token until a manager answers.
+        Send the token until a manager answers.
 
-        One that fails leaves the grant as it is, as long as that lasts.
+        A failure leaves the current grant in use until it expires.
         """
         self._obtained_at = time.monotonic()
         try:
-            await self._show(await self._fresh())
+            await self._exchange(await self._fresh_token())
         finally:
             await self._wire.close()
 
-    async def _fresh(self) -> str:
+    async def _fresh_token(self) -> str:
         source = self._token
         if isinstance(source, str):
             return source
@@ -209,59 +227,59 @@ class Credential:
             async with asyncio.timeout(SOURCE_S):
                 token = await asyncio.to_thread(source)
         except Exception as error:
-            # Not its text: nobody knows what it quotes.
+            # Without its text, which may quote a secret.
             raise Unavailable(f"token= failed with {type(error).__name__}") from error
         if not isinstance(token, str) or not token:
             raise Unavailable(f"token= gave {type(token).__name__} instead of a token")
         return token
 
-    async def _show(self, token: str) -> None:
+    async def _exchange(self, token: str) -> None:
         # An answer to an earlier token must not count for this one.
         self._showing += 1
         self._granted = False
-        what = {"instance": self._instance, "token": token, "showing": self._showing}
-        shown = UNLOGGED + pack(what)
-        for n in range(SHOWINGS):
+        payload = {"instance": self._instance, "token": token, "showing": self._showing}
+        request = UNLOGGED + pack(payload)
+        for n in range(ATTEMPTS):
             self._refusals.clear()
-            heard = await self._say(shown)
-            within_s = ANSWER_S if heard else UNHEARD_S * 2**n
+            listeners = await self._publish(request)
+            within_s = ANSWER_S if listeners else UNHEARD_S * 2**n
             with suppress(TimeoutError):
                 async with asyncio.timeout(within_s):
-                    await self._judged(heard)
+                    await self._decided(listeners)
             if self._granted:
                 return
             if self._refusals:
-                raise _gentlest(self._refusals)
-            log.debug("token.unanswered", mad=self._mad, managers=heard)
+                raise _most_lenient(self._refusals)
+            log.debug("token.unanswered", mad=self._mad, managers=listeners)
         raise Unavailable(
             f"no manager answered to the token of {self._mad}. Start `everbus manager`"
         )
 
-    async def _say(self, shown: bytes) -> int:
+    async def _publish(self, request: bytes) -> int:
         """
-        How many heard it.
+        Publish *request*; return the number of listeners.
         """
         try:
-            heard: int = await self._wire.call(
-                "PUBLISH", token_channel(self._mad), shown
+            listeners: int = await self._wire.call(
+                "PUBLISH", token_channel(self._mad), request
             )
-        except ResponseError as error:
-            raise Unavailable(f"the bus refuses: {error}") from error
-        return heard
+        except CommandRefused as error:
+            raise Unavailable(error.message) from error
+        return listeners
 
-    async def _judged(self, heard: int) -> None:
+    async def _decided(self, listeners: int) -> None:
         """
-        Return when one manager has granted, or as many have refused as have *heard*:
-        while keys change, one may know a key that another does not know yet.
+        Return when one manager has granted, or all *listeners* have refused: while keys
+        change, one manager may know a key that another does not know yet.
         """
-        while not self._granted and not 0 < heard <= len(self._refusals):
+        while not self._granted and not 0 < listeners <= len(self._refusals):
             await self._answered.wait()
             self._answered.clear()
 
 
-def _gentlest(refusals: list[EverbusError]) -> EverbusError:
+def _most_lenient(refusals: list[EverbusError]) -> EverbusError:
     """
-    The refusal to go by: one that may pass, if there is one.
+    The refusal to raise: a transient one, if there is one.
     """
     passing = (one for one in refusals if not isinstance(one, Unauthenticated))
 

@@ -6,18 +6,18 @@ settled, Unavailable leaves it to be tried again, Malformed makes it a dead
 letter, and anything else is a Defect: retried, then a dead letter.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 
 class EverbusError(Exception):
     """
-    Something everbus refused; `code` is the same on bus, REST and CLI.
+    A refusal of everbus; `code` is the same on bus, REST and CLI.
 
     Attributes:
         code: snake_case, permanent.
         status: the HTTP status that REST answers with.
-        message: what was refused, where, what was wanted and the remedy.
-        details: what a program can act on; JSON-compatible.
+        message: the refused value, its place, the limit and the remedy.
+        details: fields for programs; JSON-compatible.
     """
 
     code: ClassVar[str] = "defect"
@@ -29,10 +29,16 @@ class EverbusError(Exception):
         self.message = message
         self.details = details
 
+    def copy(self) -> Self:
+        """
+        The same refusal to raise once more: each raise adds to a traceback.
+        """
+        return type(self)(self.message, **self.details)
+
 
 class Rejection(EverbusError):
     """
-    The command was judged and refused; it had no effect and never will.
+    The command was decided and refused; it had no effect and never will.
     """
 
 
@@ -71,14 +77,14 @@ class VersionConflict(Rejection):
     @property
     def current_version(self) -> int:
         """
-        The version the session had when the command was judged.
+        Version of the session when the command was decided.
         """
         return int(self.details["current_version"])
 
 
 class NotFound(Rejection):
     """
-    There is no such thing, or no longer.
+    There is no such object, or no longer.
     """
 
     code = "not_found"
@@ -87,7 +93,7 @@ class NotFound(Rejection):
 
 class AlreadyExists(Rejection):
     """
-    The id is taken by something that an earlier command made.
+    An earlier command has created an object with this id.
     """
 
     code = "already_exists"
@@ -114,7 +120,7 @@ class Unauthenticated(Rejection):
 
 class Invalid(Rejection):
     """
-    A field is missing, unknown, protected or has a value it cannot have.
+    A field is missing, unknown, protected or has an invalid value.
     """
 
     code = "invalid"
@@ -141,8 +147,8 @@ class Expired(Rejection):
 
 class Superseded(Rejection):
     """
-    The instance was declared lost; what it sends counts again once it has joined
-    again, which the SDK does by itself.
+    The managers declared the instance lost. Its commands count again after its next
+    `instance.join`, which the SDK sends by itself.
     """
 
     code = "superseded"
@@ -151,7 +157,7 @@ class Superseded(Rejection):
 
 class Cancelled(Rejection):
     """
-    Its sender cancelled it before it was applied; it never will be.
+    The sender cancelled the command in time; it is never applied.
     """
 
     code = "cancelled"
@@ -169,7 +175,7 @@ class Overloaded(Rejection):
 
 class ReplyTimeout(Unavailable):
     """
-    No reply came in time; the outcome is unknown until it is asked for.
+    No reply came in time; ask `outcome()` for the outcome.
     """
 
     code = "timeout"
@@ -178,7 +184,7 @@ class ReplyTimeout(Unavailable):
     @property
     def command_id(self) -> str:
         """
-        The id to ask `outcome()` with.
+        Id of the command, for `outcome()`.
         """
         return str(self.details["command_id"])
 
@@ -206,6 +212,6 @@ ERRORS: dict[str, type[EverbusError]] = {
 
 def error_of(code: str, message: str, details: dict[str, Any]) -> EverbusError:
     """
-    The exception that a reply's *code* stands for; an unknown code is a Defect.
+    The exception for a reply's *code*; an unknown code gives a Defect.
     """
     return ERRORS.get(code, Defect)(message, **details)

@@ -1,9 +1,9 @@
 """
-What happens in a session, as those hear it who watch: events and their places.
+Events of a session as subscribers see them, and their positions.
 
 Each event moves exactly one of version, last seq and notices by one, so that their
-sum numbers the events of a session 1, 2, 3 … without gap: whoever watches can tell
-by the number alone whether it has missed one.
+sum numbers the events of a session 1, 2, 3 … without gap: a gap in the numbers shows
+a subscriber that it missed an event.
 """
 
 import re
@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from bus.errors import Invalid
-from bus.messages import Session
+from everbus.bus.errors import Invalid
+from everbus.bus.messages import Session
 
-# Resuming after this is watching from the very beginning.
+# The `after` of the first event.
 BEGINNING = "0"
 DELETED = "session.deleted"
-# Moves between tiers are audited, but nothing happens in the session by them.
-UNSEEN = frozenset({"session.archived", "session.rehydrated"})
+# Moves between tiers are audited, but subscribers do not see them.
+TIER_MOVES = frozenset({"session.archived", "session.rehydrated"})
 
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 # Eighteen digits at most, so that a forged count stays a 64-bit number.
@@ -29,14 +29,14 @@ _ID = re.compile(rf"([0-9a-z]{{1,13}})-{_COUNT}\.{_COUNT}\.{_COUNT}")
 
 class Position(NamedTuple):
     """
-    A place in what happens in a session: what it had counted up to there.
+    A place in the event stream of a session: its counts up to there.
 
     Attributes:
-        life: when the session was created, in ms, base 36: tells it from another
-            one of the same id.
+        generation: creation time of the session in ms, base 36; a later session
+            under the same id has another one.
     """
 
-    life: str
+    generation: str
     version: int = 0
     seq: int = 0
     notices: int = 0
@@ -44,34 +44,34 @@ class Position(NamedTuple):
     @property
     def number(self) -> int:
         """
-        How many events there were up to here.
+        Number of events up to here.
         """
         return self.version + self.seq + self.notices
 
     @property
     def id(self) -> str:
         """
-        The id of the event that led here.
+        Id of the event at this position.
         """
-        return f"{self.life}-{self.version}.{self.seq}.{self.notices}"
+        return f"{self.generation}-{self.version}.{self.seq}.{self.notices}"
 
 
 class SessionEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
-    Something that happened in a session.
+    One event of a session.
 
     Attributes:
-        id: watching can go on behind it; to be taken as it is, not to be read.
+        id: the `after` that continues a watch behind this event; opaque.
         kind: in the past tense, for example `session.updated`.
         at: when it was committed, on the bus server's clock.
         version: the session's version after it.
         seq: the timeline's last seq after it.
-        mad: the MAD that published the command that did it.
-        principal: who asked for it.
-        patch: the merge patch (RFC 7396) that leads from the state before to the one
-            after, for every kind that moves the version.
-        entry: what was appended, of `timeline.appended`.
-        message: what was said, of `session.broadcast`.
+        mad: the MAD that published the command.
+        principal: the principal of the command.
+        patch: merge patch (RFC 7396) from the state before to the state after, for
+            every kind that moves the version.
+        entry: the appended value, of `timeline.appended`.
+        message: the message, of `session.broadcast`.
     """
 
     id: str
@@ -90,18 +90,18 @@ class SessionEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     @property
     def position(self) -> Position:
         """
-        Where it leads to.
+        Position of this event.
         """
         return position_in(self.id)
 
 
 class EventPage(msgspec.Struct, frozen=True, kw_only=True):
     """
-    Events in their order.
+    A page of events in their order.
 
     Attributes:
         next: the `after` of the next page.
-        done: whether there was nothing behind them when it was asked.
+        done: whether nothing was behind them at the time of the request.
     """
 
     events: tuple[SessionEvent, ...]
@@ -109,9 +109,9 @@ class EventPage(msgspec.Struct, frozen=True, kw_only=True):
     done: bool = True
 
 
-def life_of(created_at: datetime) -> str:
+def generation_of(created_at: datetime) -> str:
     """
-    What tells one life of a session id from another.
+    Generation of a session id: creation time in ms, base 36.
     """
     left, digits = round(created_at.timestamp() * 1000), ""
     while left:
@@ -123,19 +123,22 @@ def life_of(created_at: datetime) -> str:
 
 def position_of(session: Session) -> Position:
     """
-    Where the session is now.
+    Current position of the session.
     """
     return Position(
-        life_of(session.created_at), session.version, session.last_seq, session.notices
+        generation_of(session.created_at),
+        session.version,
+        session.last_seq,
+        session.notices,
     )
 
 
 def position_in(event_id: str) -> Position:
     """
-    The place behind an event.
+    Position in an event's id.
 
     Raises:
-        Invalid: no event has such an id.
+        Invalid: *event_id* is not the id of an event.
     """
     found = _ID.fullmatch(event_id)
     if found is None:

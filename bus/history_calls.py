@@ -1,35 +1,45 @@
 """
-The calls for a session's past: versions, differences, checkpoints.
+The calls for a session's history: versions, differences, checkpoints.
 """
 
 from typing import Literal
 
-from bus.calls import DEFAULT_TIMEOUT_S, Calls, given, session_in
-from bus.codec import unpack
-from bus.messages import (
+from everbus.bus.arguments import (
+    check_choice,
+    check_integer,
+    check_limit,
+    check_optional_text,
+    check_text,
+)
+from everbus.bus.mad_calls import DEFAULT_TIMEOUT_S, MadCalls, without_none
+from everbus.bus.messages import (
     Checkpoint,
     CheckpointPage,
     Difference,
     Durability,
     Session,
+    unpack,
 )
+from everbus.bus.session_calls import session_in
+
+KINDS = frozenset({"full", "incremental"})
 
 
-class HistoryCalls(Calls):
+class HistoryCalls(MadCalls):
     """
-    Read what a session was, keep what it is, and bring it back.
+    Read old versions of a session, make checkpoints and restore them.
     """
 
     async def session_at(
         self, session_id: str, version: int, *, timeout: float = DEFAULT_TIMEOUT_S
     ) -> Session:
         """
-        The session as it was at *version*, without timeline and full context.
+        The session at *version* (from 1), without timeline and full context.
 
         Raises:
             NotFound: it has no such version.
         """
-        body = {"version": version}
+        body = {"version": check_integer(version, "version")}
 
         return session_in(await self._ask("session.at", session_id, body, timeout))
 
@@ -42,13 +52,16 @@ class HistoryCalls(Calls):
         timeout: float = DEFAULT_TIMEOUT_S,
     ) -> Difference:
         """
-        What changed between two versions, and who changed it.
+        The changes between two versions, with their authors.
 
         Raises:
             NotFound: it has no such version.
             Invalid: the first version is later than the second.
         """
-        body = {"from_version": from_version, "to_version": to_version}
+        body = {
+            "from_version": check_integer(from_version, "from_version"),
+            "to_version": check_integer(to_version, "to_version"),
+        }
         reply = await self._ask("session.diff", session_id, body, timeout)
         difference: Difference = unpack(reply.body, Difference)
 
@@ -64,13 +77,14 @@ class HistoryCalls(Calls):
         timeout: float = DEFAULT_TIMEOUT_S,
     ) -> Checkpoint:
         """
-        Keep the session's present state; its version does not move.
+        Store the session's current state; its version does not change.
 
         Args:
             name: text for people, at most 64 characters.
-            kind: incremental keeps only what differs from the checkpoint before.
+            kind: `incremental` stores only the difference to the previous checkpoint.
         """
-        body = {"name": name, "kind": kind}
+        check_optional_text(name=name)
+        body = {"name": name, "kind": check_choice(kind, "kind", KINDS)}
         reply = await self._ask(
             "checkpoint.create", session_id, body, timeout, durability=durability
         )
@@ -90,10 +104,11 @@ class HistoryCalls(Calls):
         The session's checkpoints, newest first.
 
         Args:
-            before: the `next` of the page before.
+            before: the `next` of the previous page.
             limit: 1 to 1,000.
         """
-        body = given(before=before, limit=limit)
+        check_optional_text(before=before)
+        body = without_none(before=before, limit=check_limit(limit))
         reply = await self._ask("checkpoint.list", session_id, body, timeout)
         page: CheckpointPage = unpack(reply.body, CheckpointPage)
 
@@ -109,8 +124,8 @@ class HistoryCalls(Calls):
         timeout: float = DEFAULT_TIMEOUT_S,
     ) -> Session:
         """
-        Bring context summary, work in progress, tags and fields back to a
-        checkpoint's, as a new version; owner, ACL and participants stay.
+        Restore context summary, work in progress, tags and fields from a checkpoint,
+        as a new version; owner, ACL and participants stay.
 
         Raises:
             NotFound: there is no such checkpoint.
@@ -120,7 +135,7 @@ class HistoryCalls(Calls):
             await self._ask(
                 "checkpoint.restore",
                 session_id,
-                {"checkpoint_id": checkpoint_id},
+                {"checkpoint_id": check_text(checkpoint_id, "checkpoint_id")},
                 timeout,
                 expected_version,
                 durability=durability,

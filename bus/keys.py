@@ -1,9 +1,9 @@
 """
-The bus's key names: who writes which key is told in DESIGN.md section 3.
+Key names of the bus.
 
-`{p}` is the partition's hash tag, so that everything one commit touches lies
-in one slot. A MAD knows only the keys in this file; the names of what only a
-replica may touch are in `gateway.store.names`.
+`{p}` is the partition's hash tag, so that all keys of one commit lie in one slot. A MAD
+knows only the keys in this file; keys that only a replica may touch are in
+`gateway.store.key_names`.
 """
 
 import zlib
@@ -13,9 +13,9 @@ MADS = "eb:mads"
 # A hint that lanes or MADs changed; losing it costs at most a second.
 NEWS = "eb:news"
 GROUP = "session-manager"
-# The lane of heartbeats and leases; it stands where others have their number.
+# The lane of heartbeats and leases; its name stands in place of a partition.
 PRESENCE = "mads"
-# The MAD name under which every edge publishes, for whoever asks there.
+# The MAD name under which every edge publishes for its callers.
 EDGE = "edge"
 # The MAD name under which gateway and archiver publish: only they may write to its
 # ingress, so its commands need no grant.
@@ -31,17 +31,16 @@ def partition_of(session_id: str, partitions: int) -> int:
 
 def ingress(partition: int | str, mad: str) -> str:
     """
-    The stream on which *mad* publishes its commands of one partition; of PRESENCE,
-    its heartbeats.
+    Stream of the commands of *mad* in one partition; for PRESENCE, of its heartbeats.
     """
     return f"eb:{{{partition}}}:in:{mad}"
 
 
 def reply(partition: int, mad: str, command_id: str, instance: str = "") -> str:
     """
-    The stream on which the one reply to one request appears.
+    Stream of the one reply to one request.
 
-    Under an id that was made freely several instances may ask; then each has its own.
+    Several instances may use the same freely chosen id; each then has its own stream.
     """
     asked = f"{instance}:{command_id}" if instance else command_id
 
@@ -50,15 +49,15 @@ def reply(partition: int, mad: str, command_id: str, instance: str = "") -> str:
 
 def wake(mad: str, instance: str) -> str:
     """
-    The channel that tells one MAD instance which of its replies are there.
+    Channel that notifies one MAD instance of its replies.
     """
     return f"eb:wake:{mad}:{instance}"
 
 
 def token(mad: str) -> str:
     """
-    The channel on which *mad* shows its token to the managers, once, for a grant.
+    Channel on which *mad* sends its token to the managers, once, for a grant.
 
-    A channel, since what is said on one is written nowhere: no stream, no AOF.
+    A channel, since its messages are stored nowhere: no stream, no AOF.
     """
     return f"eb:token:{mad}"

@@ -1,10 +1,10 @@
 """
-The lease of one MAD instance: which epoch its commands count under.
+The lease of one MAD instance: the epoch of its commands.
 
-An instance numbers its own epochs 1, 2, 3 …; nobody else has its name, so nobody
-need be asked. An epoch ends when the managers declare it lost, or when the
-instance has not been heard for so long that they may have: it then goes on under
-the next one, and a former self that wakes up late is refused.
+An instance numbers its own epochs 1, 2, 3 …; no other instance has its id, so it
+needs no permission. An epoch ends when the managers declare it lost, or when no
+heartbeat arrived for a TTL, so that they may have declared it lost. The instance goes
+on under the next epoch; late commands of the old one are refused.
 """
 
 import threading
@@ -13,11 +13,14 @@ from collections.abc import Callable
 
 DEFAULT_TTL_S = 30.0
 
-# Counts while a machine sleeps as well, where the system tells.
+# Includes the sleep of the machine, where the system offers such a clock.
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
-def _clock_s() -> float:
+def clock_s() -> float:
+    """
+    Seconds of a clock that nobody sets, the sleep of the machine included.
+    """
     return time.clock_gettime(_CLOCK)
 
 
@@ -26,10 +29,10 @@ class Lease:
     The epoch of one instance; safe to use from several threads.
 
     Attributes:
-        instance: the instance that it is of.
-        ttl_s: how long after a heartbeat the managers take the instance for alive.
-        losses: how often an epoch ended that the managers may have known of: they
-            declared it lost, or the instance was silent for so long that they may.
+        instance: id of the instance.
+        ttl_s: seconds after a heartbeat during which the instance counts as alive.
+        losses: number of epochs that the managers knew, or may have known, and that
+            ended: declared lost, or silent for a whole TTL.
     """
 
     def __init__(
@@ -37,7 +40,7 @@ class Lease:
         instance: str,
         ttl_s: float = DEFAULT_TTL_S,
         *,
-        clock: Callable[[], float] = _clock_s,
+        clock: Callable[[], float] = clock_s,
     ) -> None:
         self.instance = instance
         self.ttl_s = ttl_s
@@ -45,46 +48,46 @@ class Lease:
         self._clock = clock
         self._lock = threading.Lock()
         self._epoch = 1
-        self._heard_at = clock()
-        # The newest epoch of which a heartbeat is on the bus; 0 for none yet.
-        self._heard = 0
-        # The newest epoch that ended and is still to be told of; 0 for none.
-        self._over = 0
-        self._news = threading.Event()
+        self._published_at = clock()
+        # The newest epoch with a heartbeat on the bus; 0 for none yet.
+        self._published = 0
+        # The newest ended epoch that is not reported yet; 0 for none.
+        self._unreported = 0
+        self._changed = threading.Event()
 
     @property
-    def news(self) -> threading.Event:
+    def changed(self) -> threading.Event:
         """
-        Set when the epoch has moved, so that a heartbeat should tell of it at once.
+        Set when the epoch has changed, so that a heartbeat is due at once.
         """
-        return self._news
+        return self._changed
 
     def epoch(self) -> int:
         """
-        The epoch that counts now.
+        The current epoch.
         """
         with self._lock:
-            if self._clock() - self._heard_at > self.ttl_s:
-                # In an outage of hours many end, but one is all that is missed.
-                self.losses += self._heard == self._epoch
-                self._move(told=self._heard > 0)
+            if self._clock() - self._published_at > self.ttl_s:
+                # In an outage of hours many epochs end, but only the first was known.
+                self.losses += self._published == self._epoch
+                self._advance(unreported=self._published > 0)
             return self._epoch
 
-    def beaten(self, epoch: int, sent_at: float) -> int:
+    def heartbeat_published(self, epoch: int, sent_at: float) -> int:
         """
-        Note that the heartbeat of *epoch*, begun at `now()` = *sent_at*, is on the bus.
+        Record that a heartbeat of *epoch*, begun at `now()` = *sent_at*, is on the bus.
 
-        Returns the newest epoch that ended before, the first time that the one after
-        it is heard of; else 0. So each is told at most once.
+        Returns the newest ended epoch, once, with the first heartbeat after it; else 0.
+        So each end is reported at most once.
         """
         with self._lock:
             if epoch != self._epoch:
                 return 0
-            # Since it was begun: the managers cannot have heard it earlier.
-            self._heard_at = max(self._heard_at, sent_at)
-            self._heard = epoch
-            over, self._over = self._over, 0
-            return over
+            # From its begin: the managers cannot have read it earlier.
+            self._published_at = max(self._published_at, sent_at)
+            self._published = epoch
+            ended, self._unreported = self._unreported, 0
+            return ended
 
     def now(self) -> float:
         """
@@ -92,21 +95,21 @@ class Lease:
         """
         return self._clock()
 
-    def lost(self, epoch: int) -> bool:
+    def declare_lost(self, epoch: int) -> bool:
         """
-        Note that *epoch* was declared lost; whether that is news.
+        Record that the managers declared *epoch* lost; return whether that is new.
         """
         with self._lock:
             if epoch < self._epoch:
                 return False
             self.losses += 1
             self._epoch = epoch
-            self._move(told=True)
+            self._advance(unreported=True)
             return True
 
-    def _move(self, *, told: bool) -> None:
-        if told:
-            self._over = self._epoch
+    def _advance(self, *, unreported: bool) -> None:
+        if unreported:
+            self._unreported = self._epoch
         self._epoch += 1
-        self._heard_at = self._clock()
-        self._news.set()
+        self._published_at = self._clock()
+        self._changed.set()

@@ -1,46 +1,48 @@
 """
-The calls by which a session is watched: hear what happens, say something.
+The calls for live updates: watch a session, send a broadcast.
 """
 
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from bus.calls import DEFAULT_TIMEOUT_S, Calls
-from bus.codec import unpack
-from bus.events import EventPage, SessionEvent
-from bus.messages import Durability, check_json, check_session_id
+from everbus.bus.arguments import check_optional_text
+from everbus.bus.events import EventPage, SessionEvent
+from everbus.bus.mad_calls import DEFAULT_TIMEOUT_S, MadCalls
+from everbus.bus.messages import Durability, check_json, check_session_id, unpack
 
 PAGE_EVENTS = 200
 
 
-class LiveCalls(Calls):
+class LiveCalls(MadCalls):
     """
-    Watch sessions, and tell those who do.
+    Watch sessions, and send broadcasts to their subscribers.
     """
 
     def watch(
         self, session_id: str, *, after: str | None = None
     ) -> AsyncGenerator[SessionEvent, None]:
         """
-        Everything that happens in the session, in order, each event once.
+        The events of the session, in order, each once.
 
-        It goes on through lost connections, restarts and takeovers, for as long as
-        the principal may watch; after `session.deleted` it ends. Leaving the loop
-        early ends it when the generator is closed (`contextlib.aclosing`). Whoever is
-        slow gets every event all the same, only later.
+        The stream survives lost connections, restarts and takeovers, as long as the
+        principal may watch; it ends after `session.deleted`. After leaving the loop
+        early, close the generator (`contextlib.aclosing`). A slow consumer gets every
+        event, only later.
 
         Args:
-            after: the `id` of the last event that is known; "0" for all there ever
-                were. None: what happens from the first step of the loop on.
+            after: `id` of the last known event; "0" for all events. None: events from
+                the first step of the loop on.
 
         Raises:
             NotFound: there is no such session, or no longer.
             Forbidden: the principal may not watch it, or no longer.
-            Unauthenticated: its token counts no longer.
-            Invalid: no event of this session has that id.
+            Unauthenticated: the token is no longer valid.
+            Invalid: *after* is not the id of an event of this session.
             Unavailable: this connection was closed.
         """
         check_session_id(session_id)
+        check_optional_text(after=after)
+        self._requests.check()
 
         async def ask(behind: str | None, push: bool) -> EventPage:
             body = {"after": behind, "limit": PAGE_EVENTS, "push": push}
@@ -62,16 +64,15 @@ class LiveCalls(Calls):
         timeout: float = DEFAULT_TIMEOUT_S,
     ) -> str:
         """
-        Tell all who watch the session; returns the event's id.
+        Send *message* to all subscribers of the session; return the event's id.
 
-        It is kept among the session's events, and changes neither its state nor its
-        timeline.
+        The message is stored as an event; state and timeline do not change.
 
         Args:
             message: any JSON value of at most 64 KiB.
 
         Raises:
-            Invalid: *message* is no JSON value.
+            Invalid: *message* is not a JSON value.
             TooLarge: it has more than 64 KiB.
         """
         check_json(message, "message")

@@ -1,50 +1,52 @@
 """
-The words on the wire: envelope, reply, and the values that replies carry.
+Messages on the wire: envelope, reply, and the values in replies.
 
-Everything here is an immutable value without I/O. The packing of these values
-into stream entries is `bus.codec`; what a command means is `handlers`.
+Everything here is an immutable value without I/O; the meaning of commands is
+`handlers`. Values are encoded with msgpack by msgspec; no pickle. A stream entry
+carries one or more envelopes, each in a field `c`, in the order in which their
+publisher issued them: one XADD is all or nothing, so a batch can never arrive with a
+hole in it.
 """
 
-import math
 import re
-from collections.abc import Iterable
 from datetime import datetime
-from typing import Any, Literal, get_args
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple, get_args
 
 import msgspec
 
-from bus.errors import Invalid
+from everbus.bus.arguments import MAX_DEPTH as MAX_DEPTH
+from everbus.bus.arguments import MAX_INTEGER as MAX_INTEGER
+from everbus.bus.arguments import check_json as check_json
+from everbus.bus.arguments import invalid, quoted
+from everbus.bus.errors import Invalid, Malformed, TooLarge
+from everbus.bus.principal_names import check_name as check_name
 
 SCHEMA = 1
 MAX_COMMAND_BYTES = 256 * 1024
-MAX_DEPTH = 32
-MAX_INTEGER = 2**53
 
 State = Literal["active", "dormant", "archived"]
+STATES: frozenset[str] = frozenset(get_args(State))
 ArchivalStatus = Literal["ACTIVE", "S3"]
 # When a write is replied to: after the commit in Redis; after its replicas have it,
 # too; after MongoDB has it, acknowledged by majority and journal.
 Durability = Literal["hot", "replicated", "warm"]
 DURABILITIES: frozenset[str] = frozenset(get_args(Durability))
 
-# Field names that were found sound: the same ones come again and again. Once it is
-# full, others are looked at each time.
-MAX_SOUND_KEYS = 4096
-MAX_SOUND_KEY = 64
-_sound_keys: set[object] = set()
 _SESSION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _COMMAND_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
 _MAD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_@.-]{0,63}")
+COMMAND_FIELD = b"c"
+REPLY_FIELD = b"r"
 
 
 class OnBehalf(msgspec.Struct, frozen=True, kw_only=True):
     """
-    Who sent a command that the gateway publishes again, as it was judged then.
+    Original sender of a command that the gateway publishes again.
 
     Attributes:
-        mad: the MAD on whose ingress it came first; the author of what it appends.
-        principal: who asked.
+        mad: the MAD of the first ingress; author of the appended entries.
+        principal: principal of the command.
         role: that principal's role.
         tenant: that principal's tenant.
     """
@@ -57,28 +59,29 @@ class OnBehalf(msgspec.Struct, frozen=True, kw_only=True):
 
 class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """
-    One command as it travels; unknown fields are ignored, so it can grow.
+    One command on the wire; unknown fields are ignored, so it can grow.
 
     Attributes:
         v: schema number; a newer one than SCHEMA is refused.
         id: `<instance>.<partition>.<n>` for publishers that count their
             commands (the SDK), any other id of at most 80 characters else.
-        kind: what to do, for example `session.update`.
-        session: the session it is for; decides the partition.
+        kind: kind of the command, for example `session.update`.
+        session: id of its session; decides the partition.
         body: the kind's own fields, msgpack.
         expected_version: refuse unless the session has this version.
         deadline_ms: milliseconds after the arrival of the stream entry, on the
             server's clock, from which on the command must not be applied.
-        grant: who asks, sealed by the gateway for this instance's commands, or by the
-            edge for this one (see `gateway.identity.grants`); never a bearer token.
-        reply: whether somebody waits for a reply.
+        grant: the principal, sealed by the gateway for this instance's commands, or by
+            the edge for this command (see `gateway.identity.grants`); never a bearer
+            token.
+        reply: whether the sender waits for a reply.
         trace: W3C traceparent, or empty.
         durability: one of DURABILITIES; how safe a write is before its reply.
         epoch: of the instance's lease; 0 if it has none. A command of an epoch that
             was declared lost is refused as `superseded`.
-        on_behalf: whose command the gateway publishes again; counts on the gateway's
-            own ingress only.
-        wake: the instance that waits for the reply, where the id does not tell it.
+        on_behalf: original sender of a command that the gateway publishes again; valid
+            on the gateway's own ingress only.
+        wake: the instance that waits for the reply, if the id does not contain it.
     """
 
     v: int
@@ -99,17 +102,17 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """
-    What became of one command; the first reply is the only one there ever is.
+    The outcome of one command; only the first reply ever exists.
 
     Attributes:
         id: the command's id.
         code: `ok`, or the code of a refusal (see `bus.errors`).
-        message: empty if ok, else for people.
-        details: empty if ok, else for programs.
-        body: the result's fields, msgpack; nil if there is none.
+        message: text for people; empty if ok.
+        details: fields for programs; empty if ok.
+        body: the result's fields, msgpack; nil without a result.
         trace: W3C traceparent of the command, if it had one.
-        fingerprint: of the command, where its id was made freely: another command
-            under the same id is refused.
+        fingerprint: hash of a command with a freely chosen id: another command under
+            this id is refused.
     """
 
     id: str
@@ -129,7 +132,7 @@ class TimelineEntry(msgspec.Struct, frozen=True, gc=False):
         seq: 1, 2, 3 … per session, in commit order, without gap or duplicate.
         at: when it was committed, on the bus server's clock.
         author: the MAD that published it.
-        entry: what was appended; JSON-compatible.
+        entry: the appended value; JSON-compatible.
     """
 
     seq: int
@@ -140,7 +143,8 @@ class TimelineEntry(msgspec.Struct, frozen=True, gc=False):
 
 class TimelinePage(msgspec.Struct, frozen=True):
     """
-    Entries in ascending seq (descending if newest first was asked for).
+    Entries in ascending seq (descending if newest first was asked for), at most about
+    4 MiB of them.
 
     Attributes:
         next: the `after` of the next page (its `before`, if newest first); None at
@@ -153,25 +157,25 @@ class TimelinePage(msgspec.Struct, frozen=True):
 
 class Session(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """
-    The forever conversation as its callers see it.
+    The forever conversation as callers see it.
 
     Attributes:
-        tenant: whose it is beside its owner's; nobody of another tenant reaches it.
+        tenant: tenant of the session; other tenants cannot reach it.
         version: 1 at creation; rises by one per change of state.
         last_seq: seq of the newest timeline entry; 0 if there is none.
-        notices: how many events there were that moved neither of these: broadcasts,
-            checkpoints. version + last_seq + notices numbers the session's events.
-        acl: principals beside the owner who may work with it.
-        participants: MAD name → what is known of its part.
-        tags: words to find it by, at most 32.
-        fields: what the application adds; typed by `EVERBUS_SESSION_FIELDS`.
+        notices: number of events that moved neither of these: broadcasts, checkpoints.
+            version + last_seq + notices numbers the session's events.
+        acl: principals, beside the owner, with access to the session.
+        participants: MAD name → `joined_at` and `role`.
+        tags: search words, at most 32.
+        fields: the application's own fields; typed by `EVERBUS_SESSION_FIELDS`.
         context_bytes: an upper bound of the size of `full_context`.
         recent_timeline: the newest entries, at most 20, oldest first;
             filled by `get_session` only.
-        full_context: the whole context, which only the warm tier holds; filled by
+        full_context: the full context, which only the warm tier holds; filled by
             `get_session(full=True)` only.
-        archival_status: `S3` for a session that lies in the cold tier, which only
-            `list_sessions` ever shows: whatever touches one brings it back.
+        archival_status: `S3` for a session in the cold tier; only `list_sessions` shows
+            it, since any access brings the session back.
     """
 
     id: str
@@ -197,7 +201,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 class SessionPage(msgspec.Struct, frozen=True):
     """
-    Sessions in the order that was asked for, and the cursor of the next page.
+    Sessions in the requested order, and the cursor of the next page.
 
     The sessions are summaries: neither recent timeline nor full context.
     """
@@ -217,7 +221,7 @@ class Durable(msgspec.Struct, frozen=True):
 
 class SessionChange(msgspec.Struct, frozen=True, kw_only=True):
     """
-    One step of a session's version: who did what, and when.
+    One step of a session's version, with author and time.
 
     Attributes:
         version: the session's version after it.
@@ -240,25 +244,29 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
     What changed between two versions of a session.
 
     Attributes:
-        patch: the merge patch that leads from the one state to the other.
-        changes: the steps between, in ascending version; the newest 1,000.
+        patch: merge patch from the first state to the second.
+        changes: the steps between, ascending version: the newest 1,000 that fit in
+            4 MiB.
+        next: the higher version of the next difference, with the earlier changes; None
+            if there are none.
     """
 
     from_version: int
     to_version: int
     patch: dict[str, Any]  # JSON values
     changes: tuple[SessionChange, ...]
+    next: int | None = None
 
 
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     """
-    A named state of a session that it can be brought back to.
+    A stored state of a session that can be restored.
 
     Attributes:
-        id: the id of the command that made it.
-        version: the session's version when it was made.
+        id: id of the command that created it.
+        version: the session's version at that time.
         kind: `full`, or `incremental`: kept as a patch to *parent*.
-        sha256: of the state's canonical form, hexadecimal; checked when it is used.
+        sha256: hash of the state's canonical form, hexadecimal; checked before use.
     """
 
     id: str
@@ -283,7 +291,7 @@ class CheckpointPage(msgspec.Struct, frozen=True):
 
 class TierStats(msgspec.Struct, frozen=True, kw_only=True):
     """
-    What one tier holds; *cost* is per month, in the currency of the settings.
+    Content of one tier; *cost* is per month, in the currency of the settings.
     """
 
     sessions: int
@@ -293,11 +301,11 @@ class TierStats(msgspec.Struct, frozen=True, kw_only=True):
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True):
     """
-    Counts over all sessions, and what each tier holds.
+    Counts over all sessions, and content of each tier.
 
     Attributes:
-        states: state → sessions in it; `archived` are those in the cold tier.
-        tiers: `hot`, `warm`, `cold` → what it holds.
+        states: state → number of sessions; `archived` sessions are in the cold tier.
+        tiers: `hot`, `warm`, `cold` → its content.
     """
 
     sessions: int
@@ -307,14 +315,14 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
 
 class CommandOutcome(msgspec.Struct, frozen=True):
     """
-    What is known of a command by its id.
+    Outcome of a command, by its id.
 
     Attributes:
-        state: `applied`; `rejected` (then *code* says why); `cancelled` (by its
-            sender; it never will be applied); `pending` (read by a replica, not
-            settled); `unknown` (never arrived, or forgotten).
-        code: the first reply's code, empty if none is kept.
-        message: the first reply's message, empty if none is kept.
+        state: `applied`; `rejected` (*code* says why); `cancelled` (by its sender,
+            never applied); `pending` (read by a replica, not settled); `unknown` (never
+            arrived, or forgotten).
+        code: the first reply's code; empty if the reply is not kept.
+        message: the first reply's message; empty if the reply is not kept.
     """
 
     state: Literal["applied", "rejected", "cancelled", "pending", "unknown"]
@@ -324,7 +332,7 @@ class CommandOutcome(msgspec.Struct, frozen=True):
 
 def check_session_id(value: str) -> str:
     """
-    *value*, if it is 1 to 64 letters, digits, `_`, `.` or `-`.
+    Return *value* if it has 1 to 64 letters, digits, `_`, `.` or `-`.
 
     Raises:
         Invalid: naming the field `session`.
@@ -334,7 +342,7 @@ def check_session_id(value: str) -> str:
 
 def check_command_id(value: str) -> str:
     """
-    *value*, if it is 1 to 80 letters, digits, `_`, `.` or `-`.
+    Return *value* if it has 1 to 80 letters, digits, `_`, `.` or `-`.
 
     Raises:
         Invalid: naming the field `id`.
@@ -344,7 +352,7 @@ def check_command_id(value: str) -> str:
 
 def check_mad(value: str) -> str:
     """
-    *value*, if it can name a MAD: 1 to 64 letters, digits, `_` or `-`.
+    Return *value* if it is a MAD's name: 1 to 64 letters, digits, `_` or `-`.
 
     No dots, since names of MADs become keys of documents in MongoDB.
 
@@ -354,104 +362,147 @@ def check_mad(value: str) -> str:
     return _matching(_MAD, "mad", value)
 
 
-def check_name(value: str, field: str) -> str:
-    """
-    *value*, if it can name a user or another principal; else *field* is named.
-
-    Raises:
-        Invalid: the name is empty, over 64 characters or has other characters.
-    """
-    return _matching(_NAME, field, value)
-
-
-def check_json(value: object, field: str) -> None:
-    """
-    Accept *value* if every store of ours can hold it unchanged.
-
-    That is: null, booleans, integers within ±2^53, finite floats, text without
-    lone surrogates, lists, and objects whose keys are text without NUL or `.`
-    and do not begin with `$` (MongoDB reads those as operators and paths), at
-    most MAX_DEPTH deep. Walks without recursion, so depth cannot exhaust it.
-
-    Raises:
-        Invalid: naming *field* and what is wrong with its value.
-    """
-    level: list[object] = [value]
-    for _ in range(MAX_DEPTH):
-        # Plain text is most of what there is, and nothing can be wrong with it.
-        level = [
-            child
-            for item in level
-            for child in _children(item, field)
-            if not (type(child) is str and child.isascii())
-        ]
-        if not level:
-            return
-    # What is left lies in MAX_DEPTH containers; an empty one counts as well.
-    for item in level:
-        if isinstance(item, dict | list | tuple):
-            raise _invalid(field, f"is nested deeper than {MAX_DEPTH} levels")
-        _children(item, field)
-
-
-def _children(item: object, field: str) -> Iterable[object]:
-    kind = type(item)
-    if kind is str:
-        return _check_text(item, field)
-    if kind is dict:
-        return _check_keys(item, field)  # type: ignore[arg-type]
-    if kind is list or kind is tuple:
-        return item  # type: ignore[return-value]
-    if item is None or kind is bool:
-        return ()
-    if kind is int:
-        return _check_integer(item, field)  # type: ignore[arg-type]
-    if kind is float and math.isfinite(item):  # type: ignore[arg-type]
-        return ()
-    raise _invalid(field, f"holds {_shown(item)}, which JSON cannot carry")
-
-
-def _check_text(item: object, field: str) -> Iterable[object]:
-    try:
-        str(item).encode()
-    except UnicodeEncodeError as error:
-        raise _invalid(field, "holds text that is not valid Unicode") from error
-    return ()
-
-
-def _check_integer(item: int, field: str) -> Iterable[object]:
-    if -MAX_INTEGER <= item <= MAX_INTEGER:
-        return ()
-    raise _invalid(field, "holds an integer beyond ±2^53; send it as text")
-
-
-def _check_keys(item: dict[object, object], field: str) -> Iterable[object]:
-    if item.keys() <= _sound_keys:
-        return item.values()
-    for key in item:
-        if type(key) is str and key.isidentifier() and key.isascii():
-            continue
-        if type(key) is not str:
-            raise _invalid(field, f"has a key {_shown(key)} that is not text")
-        if "\0" in key or "." in key or key.startswith("$"):
-            raise _invalid(
-                field, f"has the key {_shown(key)}; no NUL, '.' or leading $"
-            )
-        _check_text(key, field)
-    if len(_sound_keys) + len(item) <= MAX_SOUND_KEYS:
-        _sound_keys.update(key for key in item if len(str(key)) <= MAX_SOUND_KEY)
-    return item.values()
-
-
 def _matching(pattern: re.Pattern[str], field: str, value: object) -> str:
     if isinstance(value, str) and pattern.fullmatch(value):
         return value
-    raise _invalid(field, f"is {_shown(value)}; wanted {pattern.pattern}")
+    raise invalid(field, f"is {quoted(value)}; wanted {pattern.pattern}")
 
 
-def _invalid(field: str, what: str) -> Invalid:
-    return Invalid(f"{field} {what}", field=field)
+def _plain(value: object) -> object:
+    """
+    The JSON value of a subclass that msgspec does not know, as `json.dumps` writes it.
+
+    Raises:
+        NotImplementedError: it is no text and no number.
+    """
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int.__int__(value)
+    if isinstance(value, float):
+        return float.__float__(value)
+    raise NotImplementedError(f"{type(value).__name__} is no JSON value")
 
 
-def _shown(value: object) -> str:
-    return ascii(value)[:80]
+pack = msgspec.msgpack.Encoder(enc_hook=_plain).encode
+_envelope = msgspec.msgpack.Decoder(Envelope)
+_reply = msgspec.msgpack.Decoder(Reply)
+# Eighteen digits at most, so that a forged count stays a 64-bit number.
+_ORDINAL = re.compile(r"([^.]+)\.(0|[1-9][0-9]{0,17})\.([1-9][0-9]{0,17})")
+
+
+class Ordinal(NamedTuple):
+    """
+    The place of a command in its publisher's count, read from its id.
+    """
+
+    instance: str
+    partition: int
+    n: int
+
+
+def pack_envelope(envelope: Envelope) -> bytes:
+    """
+    Encode *envelope* for the wire.
+
+    Raises:
+        TooLarge: it exceeds MAX_COMMAND_BYTES.
+    """
+    packed = pack(envelope)
+    if len(packed) > MAX_COMMAND_BYTES:
+        raise TooLarge(
+            f"command of {len(packed)} bytes; the limit is {MAX_COMMAND_BYTES}. "
+            "Store large things elsewhere and append a reference",
+            size=len(packed),
+            limit=MAX_COMMAND_BYTES,
+        )
+    return packed
+
+
+def unpack_envelope(packed: bytes) -> Envelope:
+    """
+    Decode an envelope.
+
+    Raises:
+        Malformed: too large, not msgpack, a wrong type, or a newer schema; the
+            detail `cause` says which.
+    """
+    if len(packed) > MAX_COMMAND_BYTES:
+        raise Malformed(
+            f"command of {len(packed)} bytes; the limit is {MAX_COMMAND_BYTES}",
+            cause="too_large",
+        )
+    try:
+        envelope = _envelope.decode(packed)
+    # RecursionError is how msgspec refuses a value nested too deep.
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise Malformed(f"not an envelope: {error}", cause="undecodable") from error
+    if envelope.v > SCHEMA:
+        raise Malformed(
+            f"schema {envelope.v} is newer than {SCHEMA}; upgrade this replica",
+            cause="newer_schema",
+            command_id=envelope.id,
+        )
+    return envelope
+
+
+def unpack_reply(packed: bytes) -> Reply:
+    """
+    Decode a reply.
+    """
+    return _reply.decode(packed)
+
+
+def unpack(packed: bytes, kind: type[Any]) -> Any:
+    """
+    Decode a value of type *kind*.
+
+    Raises:
+        msgspec.ValidationError: another type, not msgpack, or nested too deep.
+    """
+    try:
+        # mypy takes a type for unhashable.
+        return _decoder(kind).decode(packed)  # type: ignore[arg-type]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        if isinstance(error, msgspec.ValidationError):
+            raise
+        raise msgspec.ValidationError(f"not msgpack: {error}") from error
+
+
+@lru_cache(maxsize=256)
+def _decoder(kind: type[Any]) -> msgspec.msgpack.Decoder[Any]:
+    return msgspec.msgpack.Decoder(kind)
+
+
+def unpack_body(packed: bytes, kind: type[Any]) -> Any:
+    """
+    Decode a command's body of type *kind*.
+
+    Raises:
+        Invalid: *packed* is not such a body; names the field.
+    """
+    try:
+        return unpack(packed, kind)
+    except msgspec.ValidationError as error:
+        what, _, path = str(error).partition(" - at `$.")
+        field = path.rstrip("`") or "body"
+        raise Invalid(f"{field}: {what}", field=field) from error
+
+
+def command_id(instance: str, partition: int, n: int) -> str:
+    """
+    Id of the *n*-th command (from 1) of an instance in one partition.
+    """
+    return f"{instance}.{partition}.{n}"
+
+
+def ordinal_of(identifier: str) -> Ordinal | None:
+    """
+    Ordinal in a command id; None for an id that the sender chose freely.
+
+    No two ids have the same ordinal: `i.0.7` has one, `i.0.07` has none.
+    """
+    found = _ORDINAL.fullmatch(identifier)
+    if found is None:
+        return None
+    return Ordinal(found[1], int(found[2]), int(found[3]))

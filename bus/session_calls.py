@@ -1,34 +1,43 @@
 """
-The calls for sessions as a whole: from their creation to their end.
+The calls for whole sessions, from creation to deletion.
 """
 
-import uuid
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+import msgspec
 import uuid_utils
 
-from bus.calls import DEFAULT_TIMEOUT_S, Calls, given, session_in
-from bus.codec import unpack
-from bus.messages import (
+from everbus.bus.arguments import (
+    check_choice,
+    check_flag,
+    check_limit,
+    check_optional_text,
+    check_optional_times,
+    check_patch,
+)
+from everbus.bus.derived_ids import user_session_id
+from everbus.bus.errors import AlreadyExists
+from everbus.bus.mad_calls import DEFAULT_TIMEOUT_S, MadCalls, without_none
+from everbus.bus.messages import (
+    STATES,
     Durability,
     Durable,
+    Reply,
     Session,
     SessionPage,
     State,
     Stats,
-    check_json,
+    TimelineEntry,
     check_name,
+    unpack,
 )
 
-# Namespace of the ids of "the session of a user" (RFC 9562, section 5.5).
-USER_SESSIONS = uuid.UUID("6f0f0f4c-6b52-5c0e-9a3b-2f1f3a9c7d10")
 
-
-class SessionCalls(Calls):
+class SessionCalls(MadCalls):
     """
-    Create, read, change, suspend, end and find sessions.
+    Create, read, update, suspend, delete and find sessions.
     """
 
     async def create_session(
@@ -40,23 +49,19 @@ class SessionCalls(Calls):
         timeout: float = DEFAULT_TIMEOUT_S,
     ) -> Session:
         """
-        Begin a session owned by *user_id*, at version 1.
+        Create a session owned by *user_id*, at version 1.
 
         Args:
-            session_id: an id of your own; default: a fresh UUIDv7.
+            session_id: an id of your choice; default: a fresh UUIDv7.
 
         Raises:
-            AlreadyExists: a session with that id is there.
-            Forbidden: the token's role may not create one for that user.
+            AlreadyExists: a session has this id.
+            Forbidden: the token's role may not create sessions for this user.
         """
-        chosen = session_id or str(uuid_utils.uuid7())
+        chosen = str(uuid_utils.uuid7()) if session_id is None else session_id
         body = {"user_id": check_name(user_id, "user_id")}
 
-        return session_in(
-            await self._ask(
-                "session.create", chosen, body, timeout, durability=durability
-            )
-        )
+        return await self._created(chosen, body, timeout, durability)
 
     async def get_or_create_session(
         self,
@@ -66,24 +71,20 @@ class SessionCalls(Calls):
         timeout: float = DEFAULT_TIMEOUT_S,
     ) -> Session:
         """
-        The one session of *user_id* whose id follows from the tenant and the user's
-        name.
+        The one session of *user_id* whose id is derived from tenant and user name;
+        created if it does not exist.
 
-        However many call it at once, all get the same session; those whose
-        token may not work with it get Forbidden.
+        Idempotent: concurrent callers get the same session.
+
+        Raises:
+            Forbidden: the principal may not use this session.
         """
         check_name(user_id, "user_id")
         tenant = await self._requests.tenant(timeout)
-        # No name has a slash, so no tenant's user shares an id with another's.
-        whose = f"{tenant}/{user_id}" if tenant else user_id
-        chosen = str(uuid.uuid5(USER_SESSIONS, whose))
+        chosen = user_session_id(tenant, user_id)
         body = {"user_id": user_id, "or_get": True}
 
-        return session_in(
-            await self._ask(
-                "session.create", chosen, body, timeout, durability=durability
-            )
-        )
+        return await self._created(chosen, body, timeout, durability)
 
     async def get_session(
         self,
@@ -93,16 +94,16 @@ class SessionCalls(Calls):
         timeout: float = DEFAULT_TIMEOUT_S,
     ) -> Session:
         """
-        The session as it is after everything this instance published before.
+        The session after all commands that this instance published before.
 
         Args:
-            full: with its `full_context`, which only MongoDB has.
+            full: include `full_context`, which only MongoDB holds.
 
         Raises:
-            NotFound: there is none.
-            Unavailable: it is not hot, and the tier that has it is away.
+            NotFound: there is no such session.
+            Unavailable: it is not hot, and the tier that holds it is away.
         """
-        body = {"full": full}
+        body = {"full": check_flag(full, "full")}
 
         return session_in(await self._ask("session.get", session_id, body, timeout))
 
@@ -118,22 +119,24 @@ class SessionCalls(Calls):
         """
         Merge *patch* (RFC 7396) into the session; its version rises by one.
 
+        Returns the session after the change.
+
         Args:
             patch: over `acl`, `context_summary`, `fields`, `full_context`, `tags`
                 and `work_in_progress`.
-            expected_version: refuse unless the session has this version.
+            expected_version: the command is refused unless the session has this
+                version.
 
         Raises:
-            VersionConflict: it has another one; see `.current_version`.
+            VersionConflict: it has another version; see `.current_version`.
             Invalid: a field is unknown, protected or of a wrong type.
             TooLarge: the hot state would exceed 48 KiB, or the full context 8 MiB.
         """
-        check_json(dict(patch), "patch")
         return session_in(
             await self._ask(
                 "session.update",
                 session_id,
-                {"patch": dict(patch)},
+                {"patch": check_patch(patch)},
                 timeout,
                 expected_version,
                 durability=durability,
@@ -149,22 +152,20 @@ class SessionCalls(Calls):
         durability: Durability = "hot",
     ) -> str:
         """
-        Merge *patch* as `update_session` does, fire-and-forget; the command's id.
+        Merge *patch* as `update_session`, without waiting; return the command's id.
 
-        Returns at once, keeps its place among this instance's commands, and rests in
-        the spool if there is one. What is refused later, for its version as well,
-        becomes a dead letter, and `outcome` tells it.
+        Keeps its place among this instance's commands, and waits in the spool if there
+        is one. A later refusal, also for the version, becomes a dead letter; `outcome`
+        reports it.
 
         Raises:
             Overloaded: as in `append`.
-            Invalid: *patch* is no JSON object.
+            Invalid: *patch* is not a JSON object.
         """
-        check_json(dict(patch), "patch")
-
         return self._requests.publish(
             "session.update",
             session_id,
-            {"patch": dict(patch)},
+            {"patch": check_patch(patch)},
             expected_version=expected_version,
             durability=durability,
         )
@@ -178,7 +179,11 @@ class SessionCalls(Calls):
         timeout: float = DEFAULT_TIMEOUT_S,
     ) -> None:
         """
-        End the session for good.
+        Delete the session for good.
+
+        Raises:
+            NotFound: there is no such session.
+            VersionConflict: it has another version than *expected_version*.
         """
         await self._ask(
             "session.delete",
@@ -198,9 +203,9 @@ class SessionCalls(Calls):
         timeout: float = DEFAULT_TIMEOUT_S,
     ) -> Session:
         """
-        Let the session rest: `dormant`, and out of Redis when MongoDB holds it.
+        Suspend the session: `dormant`, and out of Redis when MongoDB holds it.
 
-        Suspending it twice is the same as once; the next change resumes it.
+        Idempotent; the next change resumes the session.
         """
         return session_in(
             await self._ask(
@@ -222,7 +227,7 @@ class SessionCalls(Calls):
         timeout: float = DEFAULT_TIMEOUT_S,
     ) -> Session:
         """
-        Wake a dormant session; of one that is awake nothing changes.
+        Resume a dormant session; idempotent.
         """
         return session_in(
             await self._ask(
@@ -246,9 +251,10 @@ class SessionCalls(Calls):
         How much of the session MongoDB holds.
 
         Args:
-            wait: until it holds all that was committed before this call.
+            wait: wait until MongoDB holds all commits before this call.
         """
-        reply = await self._ask("session.durable", session_id, {"wait": wait}, timeout)
+        body = {"wait": check_flag(wait, "wait")}
+        reply = await self._ask("session.durable", session_id, body, timeout)
         durable: Durable = unpack(reply.body, Durable)
 
         return durable
@@ -268,20 +274,25 @@ class SessionCalls(Calls):
         timeout: float = DEFAULT_TIMEOUT_S,
     ) -> SessionPage:
         """
-        Sessions to which all given filters apply, latest activity first.
+        Sessions that match all filters, latest activity first.
 
-        Those are found that the principal owns or is in the ACL of; operators and
-        admins find all. It is read from MongoDB, so the latest changes may not be
-        in it yet.
+        Only sessions that the principal owns or is in the ACL of; operators and admins
+        find all. Read from MongoDB, so the latest changes may be missing.
 
         Args:
-            text: words that are in the owner, tags, summary or fields.
+            text: words that occur in owner, tags, summary or fields.
             active_since: last active at this time or later.
             active_before: last active earlier than this time.
-            cursor: the `next` of the page before.
+            cursor: the `next` of the previous page.
             limit: 1 to 1,000.
         """
-        body = given(
+        check_optional_text(
+            owner=owner, participant=participant, tag=tag, text=text, cursor=cursor
+        )
+        check_optional_times(active_since=active_since, active_before=active_before)
+        if state is not None:
+            check_choice(state, "state", STATES)
+        body = without_none(
             owner=owner,
             participant=participant,
             state=state,
@@ -290,7 +301,7 @@ class SessionCalls(Calls):
             active_since=active_since,
             active_before=active_before,
             cursor=cursor,
-            limit=limit,
+            limit=check_limit(limit),
         )
         reply = await self._requests.ask_anyone("session.list", body, timeout)
         page: SessionPage = unpack(reply.body, SessionPage)
@@ -299,7 +310,7 @@ class SessionCalls(Calls):
 
     async def stats(self, *, timeout: float = DEFAULT_TIMEOUT_S) -> Stats:
         """
-        How many sessions there are, and what each tier holds and costs.
+        Number of sessions; count, bytes and monthly cost per tier.
 
         Raises:
             Forbidden: the token is not an operator's or an admin's.
@@ -308,3 +319,29 @@ class SessionCalls(Calls):
         stats: Stats = unpack(reply.body, Stats)
 
         return stats
+
+    async def _created(
+        self, session_id: str, body: dict[str, Any], timeout: float, durability: str
+    ) -> Session:
+        try:
+            reply = await self._ask(
+                "session.create", session_id, body, timeout, durability=durability
+            )
+        except AlreadyExists as error:
+            if not error.details.get("settled_before"):
+                raise
+            # This command made it; the bus lost the reply together with its memory.
+            return await self.get_session(session_id, timeout=timeout)
+        return session_in(reply)
+
+
+def session_in(reply: Reply) -> Session:
+    """
+    Session in a reply, with its recent entries as TimelineEntry.
+    """
+    session: Session = unpack(reply.body, Session)
+    if not session.recent_timeline:
+        return session
+    tail = tuple(msgspec.convert(e, TimelineEntry) for e in session.recent_timeline)
+
+    return msgspec.structs.replace(session, recent_timeline=tail)

@@ -1,13 +1,13 @@
 """
 The spool: commands that wait on the MAD's own disk until they are on the bus.
 
-One SQLite file, which one process at a time holds. What `add` has returned for
-survives SIGKILL of this process, since it is in the file (WAL) and the kernel
-writes it out; with `synchronous="FULL"` loss of power, too, at a hundred times the
-cost. Each step is one transaction, so nothing is ever half-written.
+One SQLite file, held by one process at a time. After `add` returns, the command
+survives SIGKILL of this process, since it is in the file (WAL) and the kernel writes it
+out; with `synchronous="FULL"` also loss of power, at a hundred times the cost. Each
+step is one transaction, so nothing is ever half-written.
 
-Neither tokens nor grants are in the file. Commands whose fate cannot be known any more
-are set aside in the table `doubtful`, readable as they are:
+Neither tokens nor grants are in the file. Commands whose outcome cannot be known any
+more are moved to the table `doubtful`, in readable form:
 `sqlite3 FILE 'SELECT * FROM doubtful'`.
 """
 
@@ -24,17 +24,17 @@ from zlib import crc32
 import msgspec
 import structlog
 
-from bus.codec import unpack, unpack_envelope
-from bus.errors import EverbusError, Invalid, Malformed, Overloaded
-from bus.sqlite import SqliteFile
+from everbus.bus.errors import EverbusError, Invalid, Malformed, Overloaded
+from everbus.bus.messages import unpack, unpack_envelope
+from everbus.bus.sqlite_file import SqliteFile
 
 log = structlog.get_logger()
 
 MAX_BYTES = 256 * 1024 * 1024
-# What a row costs beside its command.
+# Bytes of a row beside its command.
 ROW_BYTES = 64
 SCHEMA_VERSION = 1
-# "ebsp"; by it a file tells that it is a spool (SQLite, PRAGMA application_id).
+# "ebsp"; marks a file as a spool (SQLite, PRAGMA application_id).
 APPLICATION_ID = 0x65627370
 
 _TABLES = (
@@ -76,13 +76,14 @@ _DOUBT = (
 )
 
 
-class Row(NamedTuple):
+class SpooledCommand(NamedTuple):
     """
-    One command as it lies in the file.
+    One command in the file.
 
     Attributes:
-        attempted_s: unix seconds since when it may have arrived; None if it cannot.
-        crc: CRC-32 of the command when it was kept; SQLite does not look after that.
+        attempted_s: unix seconds since when it may have arrived; None if it cannot
+            have.
+        crc: CRC-32 of the command when it was stored; SQLite has no checksum.
         command: a packed envelope, without grant and epoch.
     """
 
@@ -95,7 +96,7 @@ class Row(NamedTuple):
     @property
     def sound(self) -> bool:
         """
-        Whether the command is as it was kept.
+        Whether the command is undamaged.
         """
         return crc32(self.command) == self.crc
 
@@ -106,12 +107,12 @@ class Spool:
 
     Attributes:
         path: the file.
-        max_bytes: how much it may hold.
-        count: how many commands wait in it.
-        bytes: what they, and those set aside, count against *max_bytes*.
-        last: the newest row that was ever given out.
-        partitions: of the bus that it was used with last; None if with none yet.
-        lease_ms: of that bus; None if it did not say.
+        max_bytes: most bytes it may hold.
+        count: number of waiting commands.
+        bytes: bytes of waiting and doubtful commands, counted against *max_bytes*.
+        last: the newest row ever used.
+        partitions: number of partitions of its last bus; None before the first.
+        lease_ms: lease TTL of that bus; None if unknown.
     """
 
     def __init__(self, file: SqliteFile, mad: str, max_bytes: int) -> None:
@@ -138,12 +139,12 @@ class Spool:
         synchronous: Literal["NORMAL", "FULL"] = "NORMAL",
     ) -> Self:
         """
-        The spool in the file *path*, made with mode 0600 if there is none.
+        Open the spool in the file *path*; create it with mode 0600 if it is missing.
 
         Raises:
             Unavailable: another process uses it.
-            Invalid: it is damaged, of another MAD, of another schema, or no spool;
-                then nothing in it is changed. Or it cannot be made there.
+            Invalid: it is damaged, of another MAD, of another schema, or not a spool;
+                then its content is not changed. Or it cannot be created there.
             Overloaded: the disk is full.
         """
         file = SqliteFile(Path(path).absolute(), APPLICATION_ID, partial(_make, mad))
@@ -158,10 +159,10 @@ class Spool:
 
     def remember(self, partitions: int, lease_ms: int | None) -> None:
         """
-        Keep what the bus says of itself, for a start while it is away.
+        Store the parameters of the bus, for a start while it is away.
 
         Raises:
-            Invalid: commands wait that are numbered for another *partitions*.
+            Invalid: waiting commands are numbered for another number of *partitions*.
         """
         if self.partitions not in (None, partitions) and self.count:
             raise Invalid(
@@ -173,26 +174,27 @@ class Spool:
             )
         if (partitions, lease_ms) == (self.partitions, self.lease_ms):
             return
-        told = {"partitions": partitions, "lease_ms": lease_ms}
-        known = [(name, str(one)) for name, one in told.items() if one is not None]
-        with self._file.together():
+        named = {"partitions": partitions, "lease_ms": lease_ms}
+        known = [(name, str(one)) for name, one in named.items() if one is not None]
+        with self._file.transaction():
             self._file.execute_each(_NOTE, known)
         self.partitions, self.lease_ms = partitions, lease_ms
 
     def add(self, partition: int, command: bytes, *, attempted: bool) -> int:
         """
-        Keep *command* behind all others; its row. It survives SIGKILL from now on.
+        Store *command* behind all others; return its row. It survives SIGKILL from now
+        on.
 
-        An append of 400 bytes takes about 16 us longer for it, removal included (2
-        cores, virtio disk), with FULL about 0.5 ms; once in some hundred it takes
-        ms, when SQLite moves its log into the file.
+        It adds about 16 us to an append of 400 bytes, removal included (2 cores, virtio
+        disk), with FULL about 0.5 ms; about one in some hundred takes ms, when SQLite
+        moves its log into the file.
 
         Args:
-            attempted: whether to take it for one that may have arrived: right for
-                what is about to be sent, since `mark` is then saved.
+            attempted: whether it counts as possibly arrived: right for a command that
+                is sent at once, since that saves `mark`.
 
         Raises:
-            Overloaded: the spool or the disk is full; nothing was kept.
+            Overloaded: the spool or the disk is full; nothing was stored.
         """
         size = len(command) + ROW_BYTES
         if self.bytes + size > self.max_bytes:
@@ -214,18 +216,17 @@ class Spool:
 
         return row
 
-    def read(self, after: int, limit: int, max_bytes: int) -> list[Row]:
+    def read(self, after: int, limit: int, max_bytes: int) -> list[SpooledCommand]:
         """
-        The oldest commands behind the row *after*: at most *limit*, and no more than
-        reach *max_bytes*.
+        The oldest commands behind the row *after*: at most *limit*, up to *max_bytes*.
         """
-        rows: list[Row] = []
+        rows: list[SpooledCommand] = []
         with (
-            self._file.meaning(),
+            self._file.translating_errors(),
             closing(self._file.execute(_READ, after, limit)) as found,
         ):
             for one in found:
-                rows.append(Row(*one))
+                rows.append(SpooledCommand(*one))
                 max_bytes -= len(rows[-1].command)
                 if max_bytes <= 0:
                     break
@@ -233,31 +234,31 @@ class Spool:
 
     def counts(self) -> Counter[int]:
         """
-        How many commands wait for each partition.
+        Number of waiting commands by partition.
         """
         return Counter(dict(self._file.rows(_COUNTS)))
 
     def mark(self, rows: Iterable[int], now_s: float) -> None:
         """
-        Keep that from now on these may have arrived.
+        Record that the commands in *rows* may have arrived from now on.
 
         Raises:
-            Overloaded: the disk is full; then they must not be sent.
+            Overloaded: the disk is full; the commands must not be sent.
         """
-        with self._file.together():
+        with self._file.transaction():
             self._file.execute_each(_MARK, [(int(now_s), row) for row in rows])
 
     def remove(self, rows: Iterable[tuple[int, int]]) -> None:
         """
-        Forget commands that are on the bus: of each its row and the bytes in it.
+        Delete commands that are on the bus, by row and bytes.
 
-        What cannot be written now is tried again with the next ones: a command that
-        stays too long is sent again, and known by its number.
+        A failed deletion is repeated with the next one: a command that stays too long
+        is sent again, and the replicas know its number.
         """
         before = len(self._spent)
         self._spent += rows
         try:
-            with self._file.together():
+            with self._file.transaction():
                 self._file.execute_each(_DELETE, [(row,) for row, _ in self._spent])
         except EverbusError as error:
             if not before:
@@ -271,7 +272,7 @@ class Spool:
         """
         Move commands that must not be sent to the table `doubtful`.
         """
-        with self._file.together():
+        with self._file.transaction():
             for row in rows:
                 [[command]] = self._file.rows(_COMMAND, row)
                 self._file.execute(_DOUBT, cause, *_readable(command), row)
@@ -282,7 +283,7 @@ class Spool:
 
     def close(self) -> None:
         """
-        Let go of the file; what waits stays in it.
+        Close the file; waiting commands stay in it.
         """
         if self._spent:
             self.remove(())

@@ -1,8 +1,8 @@
 """
-The SDK for programs without asyncio: the same calls, and they block.
+The SDK for programs without asyncio: the same calls, blocking.
 
-Each connection runs on an event loop of its own, in a daemon thread. What a
-call means is told in `bus.client` and only there.
+Each connection runs on its own event loop in a daemon thread. `bus.client` describes
+the calls.
 """
 
 import asyncio
@@ -15,14 +15,15 @@ from contextlib import closing, contextmanager, suppress
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from bus import connection
-from bus.client import DEFAULT_TIMEOUT_S, Mad
-from bus.connection import OnLost, SpoolPath
-from bus.credential import TokenSource
-from bus.errors import EverbusError, Invalid, Unavailable
-from bus.events import SessionEvent
-from bus.messages import Durability
-from bus.spool import MAX_BYTES as SPOOL_BYTES
+from everbus.bus import connection
+from everbus.bus.client import DEFAULT_TIMEOUT_S, Mad
+from everbus.bus.connection import OnLost, SpoolPath
+from everbus.bus.credential import TokenSource
+from everbus.bus.errors import EverbusError, Invalid, Unavailable
+from everbus.bus.events import SessionEvent
+from everbus.bus.messages import Durability
+from everbus.bus.spool import MAX_BYTES as SPOOL_BYTES
+from everbus.bus.unsettled import OnRefused
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -38,7 +39,7 @@ class LoopThread:
     def __init__(self, name: str) -> None:
         started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
         self._thread = threading.Thread(
-            target=lambda: asyncio.run(_until_told(started)), name=name, daemon=True
+            target=lambda: asyncio.run(_until_closed(started)), name=name, daemon=True
         )
         self._thread.start()
         self._loop, self._end = started.result(END_WITHIN_S)
@@ -49,8 +50,8 @@ class LoopThread:
     @property
     def runs(self) -> bool:
         """
-        Whether the thread can do anything: not in a forked child, which has none, and
-        not while the interpreter ends, which stops it for good.
+        Whether the thread runs: not in a forked child, and not while the interpreter
+        exits.
         """
         return os.getpid() == self._process and not sys.is_finalizing()
 
@@ -62,13 +63,13 @@ class LoopThread:
         **kwargs: P.kwargs,
     ) -> T:
         """
-        The result of a coroutine function run on the loop; from any thread.
+        Run a coroutine function on the loop, from any thread; return its result.
 
-        A KeyboardInterrupt while it waits cancels the coroutine.
+        A KeyboardInterrupt during the wait cancels the coroutine.
 
         Raises:
-            Unavailable: the loop is closed, before the call or during it; or this is
-                a forked child, or the end of the interpreter.
+            Unavailable: the loop was closed before or during the call; or this is a
+                forked child, or the interpreter exits.
             Invalid: this is the loop's own thread.
         """
         if threading.current_thread() is self._thread:
@@ -94,13 +95,13 @@ class LoopThread:
 
     def close(self) -> None:
         """
-        End the loop, if it runs; calls that still wait are cancelled.
+        End the loop; waiting calls are cancelled. Idempotent.
         """
         if not self.runs:
             return
         with self._lock:
             self._open = False
-            # Behind every call made before: none is left without a loop.
+            # After every earlier call: none is left without a loop.
             self._loop.call_soon_threadsafe(self._end.set)
         self._thread.join(END_WITHIN_S)
 
@@ -109,7 +110,7 @@ def _blocking(
     method: Callable[Concatenate[Mad, P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate["SyncMad", P], T]:
     """
-    The method of SyncMad that blocks until *method* of Mad is done.
+    Blocking method of SyncMad for *method* of Mad.
     """
 
     @wraps(method)
@@ -135,17 +136,20 @@ class SyncMad:
         self._mad = mad
         self._loop = loop
 
+    def __repr__(self) -> str:
+        return f"{self._mad!r:.200} in its own thread"
+
     @property
     def waiting(self) -> int:
         """
-        How many commands are not on the bus yet.
+        Number of commands that are not on the bus yet.
         """
         return self._mad.waiting
 
     @property
     def losses(self) -> int:
         """
-        How often this instance had to join anew, since it was unheard for too long.
+        How often this instance lost its lease and had to join again.
         """
         return self._mad.losses
 
@@ -153,7 +157,7 @@ class SyncMad:
         self, session_id: str, entry: Any, *, durability: Durability = "hot"
     ) -> str:
         """
-        Add *entry* to the timeline, fire-and-forget; returns the command's id.
+        Append *entry* to the timeline without waiting; return the command's id.
 
         Waits for its place in the queue, not for the bus.
         """
@@ -172,7 +176,7 @@ class SyncMad:
         durability: Durability = "hot",
     ) -> str:
         """
-        Merge *patch* into the session, fire-and-forget; returns the command's id.
+        Merge *patch* into the session without waiting; return the command's id.
 
         Waits for its place in the queue, not for the bus.
         """
@@ -191,11 +195,15 @@ class SyncMad:
         self, session_id: str, *, after: str | None = None
     ) -> Iterator[SessionEvent]:
         """
-        Everything that happens in the session, in order, each event once.
+        The events of the session, in order, each once.
 
-        As `bus.client.Mad.watch`, but the loop over it blocks until there is more.
+        As `bus.client.Mad.watch`, but each step blocks until the next event.
         """
-        return self._events(self._mad.watch(session_id, after=after))
+
+        async def begun() -> AsyncGenerator[SessionEvent, None]:
+            return self._mad.watch(session_id, after=after)
+
+        return self._events(self._loop.call(begun))
 
     def _events(
         self, watched: AsyncGenerator[SessionEvent, None]
@@ -250,15 +258,16 @@ def connect(
     timeout: float = DEFAULT_TIMEOUT_S,
     lease: bool = True,
     on_lost: OnLost | None = None,
+    on_refused: OnRefused | None = None,
     spool: SpoolPath | None = None,
     spool_bytes: int = SPOOL_BYTES,
 ) -> Iterator[SyncMad]:
     """
-    A connected MAD; leaving the block flushes what was appended, then closes.
+    Connect a MAD; leaving the block flushes the appended entries, then closes.
 
-    As `bus.connect`. Ctrl-C in the block, or in a call, leaves it unflushed.
-    *on_lost* is called in the connection's own thread: it may set a flag or put
-    something into a queue, but calls of this MAD are refused there.
+    As `bus.connect`. Ctrl-C in the block, or in a call, skips the flush. *on_lost* is
+    called in the connection's thread: it may set a flag or fill a queue, but calls of
+    this MAD raise Invalid there.
     """
     connecting = connection.connect(
         url,
@@ -267,6 +276,7 @@ def connect(
         timeout=timeout,
         lease=lease,
         on_lost=on_lost,
+        on_refused=on_refused,
         spool=spool,
         spool_bytes=spool_bytes,
     )
@@ -282,7 +292,7 @@ def connect(
             loop.call(connecting.__aexit__, None, None, None)
 
 
-async def _until_told(
+async def _until_closed(
     started: "Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]",
 ) -> None:
     end = asyncio.Event()

@@ -5,31 +5,36 @@ The calls for timelines: append entries, read pages.
 from datetime import datetime
 from typing import Any
 
-from bus.calls import DEFAULT_TIMEOUT_S, Calls, given
-from bus.codec import unpack
-from bus.messages import Durability, TimelinePage, check_json
+from everbus.bus.arguments import (
+    check_flag,
+    check_limit,
+    check_optional_integers,
+    check_optional_times,
+)
+from everbus.bus.mad_calls import DEFAULT_TIMEOUT_S, MadCalls, without_none
+from everbus.bus.messages import Durability, TimelinePage, check_json, unpack
 
 
-class TimelineCalls(Calls):
+class TimelineCalls(MadCalls):
     """
-    Append to timelines, and read them.
+    Append to timelines and read them.
     """
 
     def append(
         self, session_id: str, entry: Any, *, durability: Durability = "hot"
     ) -> str:
         """
-        Add *entry* to the timeline, fire-and-forget; returns the command's id.
+        Append *entry* to the timeline without waiting; return the command's id.
 
-        Returns at once; entries of this instance keep their order. What cannot
-        be applied later (no such session, no right) becomes a dead letter.
+        Entries of this instance keep their order. An entry that cannot be applied
+        later (no such session, no right) becomes a dead letter.
 
         Args:
             entry: any JSON value of at most about 256 KiB.
-            durability: when the first reply to this id is there, if it is asked for.
+            durability: when the outcome of this id is available to `outcome`.
 
         Raises:
-            Overloaded: 10,000 commands or 32 MiB wait already, await flush(); or the
+            Overloaded: 10,000 commands or 32 MiB wait already: await flush(). Or the
                 spool, or its disk, is full.
             Invalid: not a JSON value, for example NaN.
         """
@@ -46,7 +51,7 @@ class TimelineCalls(Calls):
         timeout: float = DEFAULT_TIMEOUT_S,
     ) -> int:
         """
-        Add *entry* to the timeline; returns its seq once it is committed.
+        Append *entry* to the timeline; return its seq after the commit.
         """
         reply = await self._ask(
             "timeline.append",
@@ -57,14 +62,22 @@ class TimelineCalls(Calls):
         )
         return int(unpack(reply.body, dict)["seq"])
 
-    async def flush(self, *, timeout: float = DEFAULT_TIMEOUT_S) -> None:
+    async def flush(
+        self, *, settled: bool = False, timeout: float = DEFAULT_TIMEOUT_S
+    ) -> None:
         """
-        Return when everything published so far is on the bus.
+        Wait until all commands published so far are on the bus.
+
+        Args:
+            settled: wait until the managers have applied or refused them as well.
 
         Raises:
-            Unavailable: it is not within *timeout*; it goes on trying.
+            Unavailable: *timeout* seconds have passed; sending goes on. Or no manager
+                answers; the commands stay on the bus.
+            EverbusError: an append or `update_later` was refused since the last
+                flush: the code of the first one; the detail `refused` lists them.
         """
-        await self._requests.flush(timeout)
+        await self._requests.flush(timeout, settled=check_flag(settled, "settled"))
 
     async def timeline(
         self,
@@ -81,23 +94,28 @@ class TimelineCalls(Calls):
         """
         Entries within all bounds, at most *limit*, oldest or newest first.
 
+        A page also ends at about 4 MiB (the manager's EVERBUS_PAGE_MAX_BYTES): read on
+        from `next` until it is None.
+
         Args:
-            after: only those behind this seq; 0 for the beginning. None, without
-                any other bound, for the newest *limit* entries.
-            before: only those ahead of this seq.
-            since: only those at this time or later, with time zone.
-            until: only those earlier than this time.
-            newest_first: in descending seq; the page's `next` is then the `before`
-                of the next one, else its `after`.
+            after: only entries behind this seq; 0 for the beginning. None, without any
+                other bound, for the newest *limit* entries.
+            before: only entries before this seq.
+            since: only entries at this time or later, with time zone.
+            until: only entries earlier than this time, with time zone.
+            newest_first: descending seq; the page's `next` is then the `before` of
+                the next page, else its `after`.
             limit: 1 to 1,000.
         """
-        body = given(
+        check_optional_integers(after=after, before=before)
+        check_optional_times(since=since, until=until)
+        body = without_none(
             after=after,
             before=before,
             since=since,
             until=until,
-            newest_first=newest_first,
-            limit=limit,
+            newest_first=check_flag(newest_first, "newest_first"),
+            limit=check_limit(limit),
         )
         reply = await self._ask("timeline.read", session_id, body, timeout)
         page: TimelinePage = unpack(reply.body, TimelinePage)

@@ -1,67 +1,58 @@
 """
-One connection to the bus, written to and read from in whole batches.
+One connection to the bus, written and read in whole batches.
 
-redis-py owns the connection: address, TLS, authentication, handshake. What it
-would do per command (pack in pure Python, a timeout object per reply, up to
-ten retries that repeat side effects) happens here once per batch: hiredis
-packs, one write, one deadline, and no retry at all. A failed exchange closes
-the connection, since a reply that comes late would answer the wrong command.
+redis-py owns the connection: address, TLS, authentication, handshake. It would encode
+each command in Python, make a timeout object per reply, and retry up to ten times,
+which repeats side effects. Here hiredis encodes the batch, with one write, one deadline
+and no retry. A failed exchange closes the connection, since a late reply would answer
+the wrong command.
 """
 
 import asyncio
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import hiredis
-from redis.asyncio import Connection, ConnectionPool
+from redis.asyncio import Connection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.exceptions import MasterDownError, ReadOnlyError, RedisError, ResponseError
 
-from bus.errors import Forbidden, Overloaded, Unauthenticated, Unavailable
+from everbus.bus.connector import connector_to
+from everbus.bus.errors import Unavailable
+from everbus.bus.server_errors import refusal, translated
 
 Argument = bytes | str | int | float
 Command = tuple[Argument, ...]
 
 CONNECT_TIMEOUT_S = 3.0
 EXCHANGE_TIMEOUT_S = 5.0
-# Refusals of the server that pass by themselves; none of them has an effect.
-PASSING = frozenset(
-    {
-        "ASK",
-        "BUSY",
-        "CLUSTERDOWN",
-        "LOADING",
-        "MASTERDOWN",
-        "MISCONF",
-        "MOVED",
-        "NOREPLICAS",
-        "READONLY",
-        "TRYAGAIN",
-        "UNBLOCKED",
-        "UNREACHED",
-    }
-)
-
 
 _pack: Callable[[Command], bytes] = hiredis.pack_command  # type: ignore[assignment]
+# A server that takes no writes now: behind Sentinels another one may.
+_NO_PRIMARY = frozenset({ReadOnlyError, MasterDownError})
+
+
+# Connections of a parent process, kept from the garbage collector, which closes them.
+_inherited: list[Connection] = []
 
 
 class WireFailed(Unavailable):
     """
-    The connection broke; what was in flight may or may not have happened.
+    The connection broke; commands in flight may or may not have had an effect.
     """
 
 
 class Wire:
     """
-    A connection that one task at a time exchanges batches on.
+    A connection on which one task at a time exchanges batches.
 
-    Opened by the first exchange, and again by the first one after a failure.
+    The first exchange opens it, and so does the first one after a failure.
     """
 
     def __init__(self, url: str, *, name: str = "everbus") -> None:
-        self._pool = ConnectionPool.from_url(
+        self._connector = connector_to(
             url,
             protocol=2,  # one shape of replies on every server version
             decode_responses=False,
@@ -72,22 +63,24 @@ class Wire:
             # Else each connection reads redis-py's metadata from the disk.
             driver_info=None,
         )
+        self._process = os.getpid()
         self._connection: Connection | None = None
         self._expired = False
         self._expiry: asyncio.Task[None] | None = None
-        parts = self._pool.connection_kwargs
-        self._address = f"{parts.get('host', parts.get('path'))}:{parts.get('port')}"
 
     @property
     def connected(self) -> bool:
         """
-        Whether the last exchange left a usable connection.
+        Whether the last exchange left a connection, and the server has not closed it.
         """
-        return self._connection is not None
+        connection = self._connection
+        if connection is None:
+            return False
+        return connection.is_connected and not _has_ended(connection)
 
-    def together(self, keys: Sequence[str]) -> list[Sequence[str]]:
+    def group_by_slot(self, keys: Sequence[str]) -> list[Sequence[str]]:
         """
-        *keys* in groups that one command may name: on one server all of them.
+        Group *keys* by slot; a single server gets one group.
         """
         return [keys] if keys else []
 
@@ -95,9 +88,9 @@ class Wire:
         self, commands: Sequence[Command], *, timeout_s: float = EXCHANGE_TIMEOUT_S
     ) -> list[Any]:
         """
-        The replies to *commands*, in order, after one write.
+        Send *commands* with one write; return the replies in order.
 
-        A reply that is an error is returned, not raised: the others count.
+        An error reply is returned, not raised: the other replies count.
 
         Raises:
             WireFailed: the connection broke or *timeout_s* passed; the effect
@@ -109,13 +102,15 @@ class Wire:
         loop = asyncio.get_running_loop()
         deadline = loop.call_later(timeout_s, self._expire)
         try:
-            connection = self._connection or await self._connect(timeout_s)
+            connection = await self._usable(timeout_s)
             await connection.send_packed_command(packed, check_health=False)
-            return [await read_reply(connection) for _ in commands]
+            return await self._checked([await read_reply(connection) for _ in commands])
         # RuntimeError is uvloop's for an idle connection that was reset (uvloop#506).
         except (TimeoutError, OSError, RuntimeError, RedisError) as error:
-            await self.close()
-            raise WireFailed(self._told(error, timeout_s)) from error
+            failed = WireFailed(self._describe(error, timeout_s))
+            if self._connection is not None:  # else somebody closed it on purpose
+                await self._abandon()
+            raise failed from error
         except BaseException:
             # Cancelled between write and read: the replies belong to nobody.
             await self.close()
@@ -127,12 +122,12 @@ class Wire:
         self, *command: Argument, timeout_s: float = EXCHANGE_TIMEOUT_S
     ) -> Any:
         """
-        The reply to one command; as `exchange`, but an error reply is raised.
+        Send one command and return its reply; an error reply is raised.
 
         Raises:
             WireFailed: as in `exchange`.
-            Unavailable, Overloaded, Forbidden, Unauthenticated: by `refusal`.
-            ResponseError: any other error reply.
+            Unavailable, Overloaded, RightsRefused, CredentialsRefused, CommandRefused:
+                by `bus.server_errors`.
         """
         [reply] = await self.exchange([command], timeout_s=timeout_s)
         if isinstance(reply, ResponseError):
@@ -144,76 +139,80 @@ class Wire:
         Close the connection, if there is one; never raises.
         """
         connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.disconnect(nowait=True)
+        if connection is None:
+            return
+        if os.getpid() != self._process:
+            # A forked child: its socket, and the poll of it, are the parent's too.
+            _inherited.append(connection)
+            return
+        await self._connector.close(connection)
+
+    async def _checked(self, replies: list[Any]) -> list[Any]:
+        """
+        *replies*; when the server is no primary, the next exchange looks for one.
+        """
+        if any(type(reply) in _NO_PRIMARY for reply in replies):
+            await self._abandon()
+        return replies
+
+    async def _abandon(self) -> None:
+        """
+        Close the connection and look the server up anew: it may be another by now.
+        """
+        self._connector.forget()
+        await self.close()
 
     def _expire(self) -> None:
         self._expired = True
-        self._expiry = asyncio.create_task(self.close())
+        self._expiry = asyncio.create_task(self._abandon())
 
-    def _told(self, error: BaseException, timeout_s: float) -> str:
+    def _describe(self, error: BaseException, timeout_s: float) -> str:
         expired, self._expired = self._expired, False
+        server = self._connector.address
         if expired or isinstance(error, TimeoutError):
-            return f"the bus at {self._address} did not answer within {timeout_s:g} s"
-        return f"no connection to the bus at {self._address}: {error}"
+            return f"the bus at {server} did not answer within {timeout_s:g} s"
+        return f"no connection to the bus at {server}: {error}"
+
+    async def _usable(self, timeout_s: float) -> Connection:
+        connection = self._connection
+        if connection is None:
+            return await self._connect(timeout_s)
+        if not self.connected:
+            # Closed for another primary, to whose server redis-py would connect again;
+            # or by a server that closes idle connections.
+            await self._abandon()
+            return await self._connect(timeout_s)
+        return connection
 
     async def _connect(self, timeout_s: float) -> Connection:
-        # redis-py types neither of the two calls.
-        connection: Connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
         try:
             async with asyncio.timeout(timeout_s):
-                await connection.connect()  # type: ignore[no-untyped-call]
+                connection = await self._connector.open()
         except BaseException as error:
-            await connection.disconnect(nowait=True)
-            meant = meaning(error)
-            if meant is error:
+            translated_error = translated(error)
+            if translated_error is error:
                 raise
-            raise meant from error
+            raise translated_error from error
         self._connection = connection
         return connection
 
 
-def meaning(error: BaseException) -> BaseException:
+def _has_ended(connection: Connection) -> bool:
     """
-    What an error on a connection means in our words; itself if nothing.
+    Whether the server has closed an idle connection, and nothing is left to read.
     """
-    if isinstance(error, AuthenticationError):
-        return Unauthenticated(f"the bus refuses the credentials: {error}")
-    return refusal(error) if isinstance(error, ResponseError) else error
+    reader = connection._reader  # noqa: SLF001 - there is no public way to ask
 
-
-def refusal(error: ResponseError) -> Exception:
-    """
-    What an error reply of the server means in our words; itself if nothing.
-    """
-    text = str(error)
-    # redis-py cuts the codes that it knows off the text.
-    word = error_word(error)
-    if word == "OOM":
-        return Overloaded(f"the bus is out of memory: {text}")
-    if word == "NOPERM":
-        return Forbidden(f"the bus refuses: {text}. Rights of a MAD: bus/README.md")
-    if word in ("NOAUTH", "WRONGPASS"):
-        return Unauthenticated(f"the bus refuses the credentials: {text}")
-    if word in PASSING:
-        return Unavailable(f"the bus refuses for now: {text}")
-    return error
-
-
-def error_word(error: ResponseError) -> str:
-    """
-    The code that an error reply begins with, for example `NOGROUP`.
-    """
-    return getattr(error, "status_code", None) or str(error).partition(" ")[0]
+    return reader is not None and reader.at_eof()
 
 
 async def read_reply(connection: Connection) -> Any:
     """
     The next reply; an error reply is returned, a broken connection raised.
 
-    Reads from the connection's own parser, the one private name of redis-py that
-    we touch: its public way costs as much again per reply, for a timeout and an
-    error text that nobody asks for. `tests/unit/test_wire.py` holds it to this.
+    Reads from the connection's parser, the only private name of redis-py in use: the
+    public way costs as much again per reply, for an unused timeout and error text.
+    `tests/unit/test_wire.py` checks that the name exists.
     """
-    parser: Any = connection._parser  # noqa: SLF001 - as told above
+    parser: Any = connection._parser  # noqa: SLF001 - see above
     return await parser.read_response(disable_decoding=True)

@@ -1,36 +1,53 @@
 """
-Redis ACL rules: what each user of a bus may do, and no more.
+Redis ACL rules: the rights of each user of a bus, and no more.
 
-The one place where they are made; `everbus acl` prints them and `everbus mads add`
-sets them. They need Redis 7 or Valkey: a MAD's rights are selectors, so that what
-may be read cannot be deleted, and what may be published cannot be read.
+Only this module makes the rules; `everbus acl` prints them and `everbus mads add`
+sets them. They need Redis 7 or Valkey: a MAD's rights are selectors, so that it
+cannot read what it publishes, nor delete what it only reads.
 """
 
 from typing import Literal, get_args
 
-from bus.errors import Invalid
-from bus.keys import CONFIG, EDGE, GATEWAY, NEWS, ingress, reply, token, wake
-from bus.messages import check_mad
-from gateway.store.names import owner
+from everbus.bus.errors import Invalid
+from everbus.bus.keys import (
+    CONFIG,
+    EDGE,
+    GATEWAY,
+    NEWS,
+    PRESENCE,
+    ingress,
+    reply,
+    token,
+    wake,
+)
+from everbus.bus.messages import check_mad
+from everbus.gateway.store.key_names import owner
 
 Role = Literal["manager", "archiver", "edge"]
 ROLES: tuple[Role, ...] = get_args(Role)
 
-# Names of the gateway's own processes, and of the user that every server has.
+# Names of the gateway's own processes, and of the user that exists on every server.
 RESERVED = frozenset({GATEWAY, EDGE, "default"})
 
-# From nothing, whatever the user could do before; passwords are not of the rules.
+# Partitions of a bus that nobody configured.
+PARTITIONS = 16
+
+# First take all earlier rights away; passwords are not part of the rules.
 _NOTHING = ("resetkeys", "resetchannels", "-@all", "clearselectors")
-# redis-py names its connections, and ends the connection if it may not.
-_CONNECTING = ("+client|setname", "+ping")
-# Everything that is no danger to the server itself, on the bus's own keys.
+# redis-py names its connections, and closes one that it may not name.
+# On a Cluster a client asks for the nodes, so that it outlives those in its URL.
+_CONNECTING = ("+client|setname", "+ping", "+cluster|slots")
+# All commands that cannot harm the server itself, on the keys of the bus.
 _GATEWAYS = (
     "~eb:*",
     *("+@read", "+@write", "+@pubsub", "+@connection", "-@dangerous"),
     *("+evalsha", "+script|load", "+time", "+wait", "+info", "+config|get"),
+    "+cluster|slots",
 )
-# Patterns that are listened to have to be told as they are. Only managers hear the
-# tokens of MADs.
+# A rule must name a subscribed pattern literally. Only managers receive the tokens
+# of MADs.
+# A manager disables the user of a MAD that is above its quota.
+_QUOTAS = ("+acl|getuser", "+acl|setuser", "+client|kill", "+client|list")
 _CHANNELS: dict[Role, tuple[str, ...]] = {
     "manager": (
         *("&eb:*", f"&{token('*')}"),
@@ -42,58 +59,72 @@ _CHANNELS: dict[Role, tuple[str, ...]] = {
 
 def check_mad_user(mad: str) -> str:
     """
-    *mad*, if it can be the name of a MAD's user.
+    *mad*, if it is a valid name for a MAD's user.
 
     Raises:
-        Invalid: it is no name of a MAD, or reserved.
+        Invalid: the name is malformed or reserved.
     """
     if check_mad(mad) in RESERVED:
         raise Invalid(f"{mad} is no name for a MAD; choose another", field="mad")
     return mad
 
 
-def mad_rules(mad: str, *, database: int = 0) -> tuple[str, ...]:
+def mad_rules(
+    mad: str, *, database: int = 0, partitions: int = PARTITIONS
+) -> tuple[str, ...]:
     """
-    The rules of a MAD's user: what bus/README.md says that a MAD needs.
+    The rules of a MAD's user: the needs of a MAD as in bus/README.md.
 
-    The server always allows AUTH, HELLO, QUIT and RESET, to everybody.
+    The server always allows AUTH, HELLO, QUIT and RESET to every user.
 
     Args:
-        database: the bus's; the MAD must choose it, unless it is the first.
+        database: the number of the bus's database; unless 0, the MAD selects it.
+        partitions: of the bus. Each ingress is named: a pattern would fit streams
+            that no lane reads, and the MAD could fill the bus with them.
 
     Raises:
-        Invalid: *mad* cannot be a name, or is reserved.
+        Invalid: the name *mad* is malformed or reserved.
     """
     # Its own token channel and no other: a forged event must not be possible.
     showing = f"(+publish resetchannels &{token(check_mad_user(mad))})"
 
-    return (*_speaking(mad, database), showing)
+    return (*_publisher_rules(mad, database, partitions), showing)
 
 
-def role_rules(role: Role, *, database: int = 0) -> tuple[str, ...]:
+def role_rules(
+    role: Role, *, database: int = 0, partitions: int = PARTITIONS
+) -> tuple[str, ...]:
     """
-    The rules of a gateway process's user: everything on the bus's keys, and nothing
-    that could harm the server or what else lies on it. The edge's are those of a MAD:
-    no session's key, and no token to show, since it seals its own grants.
+    The rules of a gateway process's user: all rights on the keys of the bus, no
+    command that could harm the server, no other key. A manager also sets users, since
+    it disables MADs above their quota; without that right it only reports them. An edge
+    has the rights of a MAD: no key of a session, and no token channel, since it seals
+    its own grants.
     """
     if role == "edge":
-        # And whether lanes are served, which its readiness tells of.
-        return (*_speaking(EDGE, database), f"(+exists ~{_of_any_partition(owner(0))})")
-    return (*_NOTHING, *_GATEWAYS, *_CHANNELS[role])
+        # EXISTS of a lane's owner key is for its readiness check.
+        return (
+            *_publisher_rules(EDGE, database, partitions),
+            f"(+exists ~{_of_any_partition(owner(0))})",
+        )
+    quotas = _QUOTAS if role == "manager" else ()
+
+    return (*_NOTHING, *_GATEWAYS, *quotas, *_CHANNELS[role])
 
 
 def wake_rule(mad: str) -> str:
     """
-    The rule by which a MAD hears of its replies; by it the users of MADs are known.
+    The rule for a MAD's wake channel; it also identifies the user as a MAD's.
     """
     return f"&{wake(mad, '*')}"
 
 
-def _speaking(name: str, database: int) -> tuple[str, ...]:
+def _publisher_rules(name: str, database: int, partitions: int) -> tuple[str, ...]:
     """
-    What whoever publishes commands as *name* needs, and their replies.
+    Rights to publish commands as *name* and to read their replies.
     """
-    ingresses = _of_any_partition(ingress(0, name))
+    streams = (*range(partitions), PRESENCE)
+    ingresses = " ".join(f"%W~{ingress(one, name)}" for one in streams)
     replies = _of_any_partition(reply(0, name, "*"))
 
     return (
@@ -102,7 +133,7 @@ def _speaking(name: str, database: int) -> tuple[str, ...]:
         *(("+select",) if database else ()),
         *("+hmget", f"%R~{CONFIG}"),
         *("+subscribe", wake_rule(name)),
-        f"(+xadd %W~{ingresses})",
+        f"(+xadd {ingresses})",
         f"(+xread +unlink ~{replies})",
     )
 

@@ -4,44 +4,52 @@
 
 import asyncio
 import os
-from typing import Annotated
+from typing import Annotated, TypedDict
 
 import typer
 
-from bus.errors import Invalid
-from bus.keys import MADS
-from compose.acl import RESERVED, ROLES, Role, mad_rules, role_rules
-from compose.answers import OutputOption, print_json, tell
-from compose.bus_access import bus_access
-from compose.bus_url import database_of
-from compose.exits import USAGE, Failed
-from compose.replay_command import Output
-from compose.settings import load_settings
+from everbus.bus.errors import Invalid
+from everbus.bus.keys import MADS
+from everbus.compose.acl import RESERVED, ROLES, Role, mad_rules, role_rules
+from everbus.compose.bus_access import bus_access
+from everbus.compose.bus_url import database_of
+from everbus.compose.command_output import OutputOption, notify, print_json
+from everbus.compose.exit_codes import USAGE, Failed
+from everbus.compose.replay_command import Output
+from everbus.compose.settings import load_settings
 
-_Mad = Annotated[str | None, typer.Option(help="The user of this MAD.")]
-_Role = Annotated[Role | None, typer.Option(help="The user of processes of this role.")]
+_Mad = Annotated[str | None, typer.Option(help="The rules of this MAD's user.")]
+_Role = Annotated[Role | None, typer.Option(help="The rules of a role's user.")]
+
+
+class _OfBus(TypedDict):
+    database: int
+    partitions: int
 
 
 def acl(
     mad: _Mad = None, role: _Role = None, output: OutputOption = Output.table
 ) -> None:
     """
-    Print the Redis ACL rules of a MAD, of a role, or of all that the bus knows.
+    Print the Redis ACL rules of a MAD, of a role, or of all MADs and roles of the bus.
 
-    One user a line, as ACL SETUSER takes it; give it a password of your own:
-    `on >PASSWORD`. `everbus mads add` does all of it for a MAD.
+    Each line is one user in the form of ACL SETUSER; add a password of your own:
+    `on >PASSWORD`. For a MAD `everbus mads add` does all of this. The partitions are
+    those of EVERBUS_PARTITIONS, with neither --mad nor --role those of the bus.
 
     Example: redis-cli ACL SETUSER $(everbus acl --role manager) on '>PASSWORD'
     """
     if mad is not None and role is not None:
         raise Failed("--mad or --role, not both", USAGE)
-    database = database_of(load_settings(os.environ).redis_url)
+    settings = load_settings(os.environ)
+    database = database_of(settings.redis_url)
+    of_bus: _OfBus = {"database": database, "partitions": settings.partitions}
     if mad is not None:
-        users = {mad: mad_rules(mad, database=database)}
+        users = {mad: mad_rules(mad, **of_bus)}
     elif role is not None:
-        users = {_user_of(role): role_rules(role, database=database)}
+        users = {_user_of(role): role_rules(role, **of_bus)}
     else:
-        users = {_user_of(one): role_rules(one, database=database) for one in ROLES}
+        users = {_user_of(one): role_rules(one, **of_bus) for one in ROLES}
         users |= asyncio.run(_known(database))
     if output is Output.json:
         print_json(users)
@@ -52,19 +60,20 @@ def acl(
 
 async def _known(database: int) -> dict[str, tuple[str, ...]]:
     """
-    The rules of every MAD that the bus knows.
+    The rules of every MAD that is registered on the bus.
     """
     async with bus_access("acl") as bus:
         mads = sorted(mad.decode() for mad in await bus.wire.call("HKEYS", MADS))
+        partitions = bus.partitions
     users = {}
     for mad in mads:
         if mad in RESERVED:
             continue
         try:
-            users[mad] = mad_rules(mad, database=database)
+            users[mad] = mad_rules(mad, database=database, partitions=partitions)
         except Invalid as error:
-            # Whoever may write eb:mads can write anything into it.
-            tell(f"left out: {error.message}")
+            # A user with write access to eb:mads can put any name there.
+            notify(f"left out: {error.message}")
     return users
 
 

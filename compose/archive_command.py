@@ -1,5 +1,5 @@
 """
-`everbus archive`: one pass over the idle sessions, now, with somebody watching.
+`everbus archive`: one archiving pass over the idle sessions, now.
 
 Results go to stdout, the progress bar and log records to stderr.
 """
@@ -17,33 +17,34 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from archiver.archiving import Archiving, Progress, Report
-from archiver.commands import gateway_commands
-from bus.cluster import wire_to
-from compose.bus_access import partitions_of
-from compose.exits import FINDING, UNREACHABLE, USAGE, Failed
-from compose.logs import configure_logs
-from compose.replay_command import Output
-from compose.settings import Settings, load_settings
-from compose.tiers import cold_tier, warm_tier
-from gateway.failpoints import FailPoint, armed, disarmed
-from gateway.store.cold.vault import Vault
-from gateway.store.hot import RedisHot
-from gateway.store.tiers import ColdTier, Held, WarmTier
+from everbus.archiver.archiving import ArchiveProgress, ArchiveReport, Archiving
+from everbus.archiver.gateway_commands import gateway_commands
+from everbus.bus.cluster_wire import wire_to
+from everbus.compose.bus_access import partitions_of
+from everbus.compose.exit_codes import FINDING, UNREACHABLE, USAGE, Failed
+from everbus.compose.logs import configure_logs
+from everbus.compose.replay_command import Output
+from everbus.compose.sealing_settings import sealing_of
+from everbus.compose.settings import Settings, load_settings
+from everbus.compose.tier_settings import cold_tier, warm_tier
+from everbus.gateway.failpoints import FailPoint, armed, disarmed
+from everbus.gateway.sealing.sealing import Sealing
+from everbus.gateway.store.cold.archives import Archives
+from everbus.gateway.store.hot_copy import RedisHot
+from everbus.gateway.store.tiers import ColdTier, WarmSession
+from everbus.gateway.store.warm_roles import WarmTier
 
 _Days = Annotated[
     float | None,
     typer.Option(
-        min=0, help="Idle at least so long; default: EVERBUS_ARCHIVE_AFTER_DAYS."
+        min=0, help="Minimum of idle days; default: EVERBUS_ARCHIVE_AFTER_DAYS."
     ),
 ]
-_Dry = Annotated[bool, typer.Option("--dry-run", help="Only tell what there is to do.")]
-_Limit = Annotated[
-    int | None, typer.Option(min=1, help="Take up so many sessions at most.")
+_Dry = Annotated[
+    bool, typer.Option("--dry-run", help="Change nothing; report what a run would do.")
 ]
-_Output = Annotated[
-    Output, typer.Option("--output", "-o", help="How to print the result.")
-]
+_Limit = Annotated[int | None, typer.Option(min=1, help="Maximum of sessions.")]
+_Output = Annotated[Output, typer.Option("--output", "-o", help="Output format.")]
 
 
 def archive(
@@ -53,11 +54,11 @@ def archive(
     output: _Output = Output.table,
 ) -> None:
     """
-    Move sessions that were idle for long from MongoDB to S3.
+    Move sessions that are idle for long from MongoDB to S3, once and now.
 
-    The archiver does so by itself; this is for now and for once. Managers and an
-    archiver have to run: the sessions' lanes are asked to let go of them. Exits with
-    1 if a session could not be archived, with 3 if a part is away.
+    The archiver does the same by itself. Managers and an archiver must run, since the
+    lane of each session has to release it. The exit code is 1 if a session could not
+    be archived, and 3 if a tier or the bus is away.
 
     Example: everbus archive --idle-days 90 --dry-run
     """
@@ -65,9 +66,8 @@ def archive(
     configure_logs(settings.log_format, settings.log_level)
     days = settings.archive_after_days if idle_days is None else idle_days
     wanted = _Wanted(datetime.now(UTC) - timedelta(days=days), dry_run, limit)
-    tiers = _tiers(settings)
     with _bar() as progress:
-        report = asyncio.run(_archive(settings, tiers, wanted, progress))
+        report = asyncio.run(_archive(settings, wanted, progress))
     _print(report, output, dry_run=dry_run)
     if report.ended:
         raise Failed(f"the pass ended early: {report.ended}", UNREACHABLE)
@@ -75,9 +75,9 @@ def archive(
         raise typer.Exit(FINDING)
 
 
-async def archive_once(settings: Settings, idle_days: float) -> Report:
+async def archive_once(settings: Settings, idle_days: float) -> ArchiveReport:
     """
-    One pass, without a word.
+    Run one archiving pass without any output.
 
     Raises:
         Failed: a tier is not configured.
@@ -86,13 +86,14 @@ async def archive_once(settings: Settings, idle_days: float) -> Report:
     idle_before = datetime.now(UTC) - timedelta(days=idle_days)
     wanted = _Wanted(idle_before, dry_run=False, limit=None)
 
-    return await _archive(settings, _tiers(settings), wanted, Progress())
+    return await _archive(settings, wanted, ArchiveProgress())
 
 
 class _Tiers(NamedTuple):
     warm: WarmTier
     cold: ColdTier
     fail: FailPoint
+    sealing: Sealing | None
 
 
 class _Wanted(NamedTuple):
@@ -102,15 +103,24 @@ class _Wanted(NamedTuple):
 
 
 async def _archive(
-    settings: Settings, tiers: _Tiers, wanted: _Wanted, progress: Progress
-) -> Report:
+    settings: Settings, wanted: _Wanted, progress: ArchiveProgress
+) -> ArchiveReport:
+    async with sealing_of(settings) as sealing:
+        tiers = _tiers(settings, sealing)
+        return await _archived(settings, tiers, wanted, progress)
+
+
+async def _archived(
+    settings: Settings, tiers: _Tiers, wanted: _Wanted, progress: ArchiveProgress
+) -> ArchiveReport:
     wire = wire_to(settings.redis_url, name="everbus-archive")
     try:
         partitions = await partitions_of(wire)
         hot = RedisHot(wire, partitions)
         async with gateway_commands(settings.redis_url, partitions) as send:
-            vault = Vault(tiers.cold, fail=tiers.fail)
-            archiving = Archiving(tiers.warm, vault, send, hot.exists, tiers.fail)
+            sealing, fail = tiers.sealing, tiers.fail
+            archives = Archives(tiers.cold, fail=fail, sealing=sealing)
+            archiving = Archiving(tiers.warm, archives, send, hot.exists, tiers.fail)
             return await archiving.run(
                 wanted.idle_before,
                 limit=wanted.limit,
@@ -123,15 +133,15 @@ async def _archive(
         tiers.cold.close()
 
 
-def _tiers(settings: Settings) -> _Tiers:
+def _tiers(settings: Settings, sealing: Sealing | None) -> _Tiers:
     """
-    Where sessions are moved from and to.
+    The source and the target of archiving.
 
     Raises:
-        Failed: one of the two is not configured.
+        Failed: a tier is not configured.
     """
     fail = armed(settings.fail_point) if settings.fail_point else disarmed
-    warm, cold = warm_tier(settings), cold_tier(settings)
+    warm, cold = warm_tier(settings, sealing), cold_tier(settings)
     if warm is None:
         raise Failed(
             "there is nothing to archive from: set EVERBUS_MONGO_URL "
@@ -144,16 +154,16 @@ def _tiers(settings: Settings) -> _Tiers:
             "EVERBUS_COLD_STORE=folder and EVERBUS_COLD_FOLDER",
             USAGE,
         )
-    return _Tiers(warm, cold, fail)
+    return _Tiers(warm, cold, fail, sealing)
 
 
-class _Bar(Progress):
+class _Bar(ArchiveProgress):
     """
-    A progress bar: one session after the other, by its entries.
+    A progress bar that counts the entries of the present session.
     """
 
     def __init__(self, console: Console) -> None:
-        # Late: elsewhere nobody needs it.
+        # Imported late: only a terminal needs it.
         from rich.progress import BarColumn, MofNCompleteColumn
         from rich.progress import Progress as Bars
 
@@ -162,10 +172,7 @@ class _Bar(Progress):
         self._sessions = 0
         self._task = self.bars.add_task("looking for idle sessions", total=None)
 
-    def began(self, held: Held) -> None:
-        """
-        See Progress.
-        """
+    def began(self, held: WarmSession) -> None:
         self._sessions += 1
         self.bars.reset(
             self._task,
@@ -174,31 +181,28 @@ class _Bar(Progress):
         )
 
     def reached(self, seq: int) -> None:
-        """
-        See Progress.
-        """
         self.bars.update(self._task, completed=seq)
 
 
 @contextmanager
-def _bar() -> Iterator[Progress]:
+def _bar() -> Iterator[ArchiveProgress]:
     """
     A progress bar on stderr, if that is a terminal.
     """
     if not sys.stderr.isatty():
-        yield Progress()
+        yield ArchiveProgress()
         return
     bar = _Bar(Console(stderr=True))
     with bar.bars:
         yield bar
 
 
-def _print(report: Report, output: Output, *, dry_run: bool) -> None:
-    told = {"dry_run": dry_run, **msgspec.structs.asdict(report)}
+def _print(report: ArchiveReport, output: Output, *, dry_run: bool) -> None:
+    fields = {"dry_run": dry_run, **msgspec.structs.asdict(report)}
     if output is Output.json:
-        typer.echo(msgspec.json.encode(told))
+        typer.echo(msgspec.json.encode(fields))
         return
     table = Table("", "would do" if dry_run else "done", show_header=True)
     for name in ("archived", "skipped", "failed", "entries", "bytes"):
-        table.add_row(name, f"{told[name]:,}")
+        table.add_row(name, f"{fields[name]:,}")
     Console().print(table)

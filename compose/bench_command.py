@@ -1,8 +1,8 @@
 """
-`everbus bench`: load, figures, and the verdict whether anything was lost by it.
+`everbus bench`: load, figures, and the verdict whether a command was lost.
 
-The report goes to stdout, talk and progress bars to stderr. What is done is in
-`compose.bench`; here are the options, the stack of its own, and Ctrl-C.
+The report goes to stdout, notices and progress bars to stderr. `compose.bench` does
+the work; this module has the options and prints the report.
 """
 
 import os
@@ -13,104 +13,107 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bus.messages import Durability
-from compose.bench.plan import (
+from everbus.bus.messages import Durability
+from everbus.compose.bench.plan import (
     MAX_BYTES,
     MAX_IN_FLIGHT,
     MAX_MADS,
     MAX_SESSIONS,
     MIXES,
-    Plan,
-    Work,
+    BenchPlan,
+    Workload,
     check_own_stack,
     checked,
     mix_in,
 )
-from compose.exits import FINDING, USAGE, Failed
-from compose.logs import configure_logs
-from compose.replay_command import Output
-from compose.settings import load_settings
+from everbus.compose.exit_codes import FINDING, USAGE, Failed
+from everbus.compose.logs import configure_logs
+from everbus.compose.replay_command import Output
+from everbus.compose.settings import load_settings
 
 if TYPE_CHECKING:
-    from compose.bench.order import Outcome
-    from compose.bench.report import Report
+    from everbus.compose.bench.execution import BenchOutcome
+    from everbus.compose.bench.report import BenchReport
 
 _HEADS = ("until", "count", "/s", "p50 ms", "p90", "p99", "p99.9", "max")
 
-_Work = Annotated[Work, typer.Option(help="Which calls, as a mix that has a name.")]
+_Work = Annotated[Workload, typer.Option(help="A named mix of calls.")]
 _Mix = Annotated[
     str,
-    typer.Option(help="Or a mix of your own: update=5,append=4,get=1."),
+    typer.Option(help="A mix of your own: update=5,append=4,get=1."),
 ]
-_Seconds = Annotated[float, typer.Option(help="How long to measure.")]
-_WarmUp = Annotated[float, typer.Option(min=0, help="Seconds ahead of that.")]
+_Seconds = Annotated[float, typer.Option(help="Seconds of measurement.")]
+_WarmUp = Annotated[
+    float, typer.Option(min=0, help="Seconds of load before the measurement.")
+]
 _Rate = Annotated[
     float | None,
     typer.Option(
         help="Commands a second, sent when due (open loop); default: as fast as "
-        "--in-flight lets them."
+        "--in-flight allows."
     ),
 ]
-_Mads = Annotated[int, typer.Option(min=1, max=MAX_MADS, help="How many MADs.")]
+_Mads = Annotated[int, typer.Option(min=1, max=MAX_MADS, help="Number of MADs.")]
 _Sessions = Annotated[
-    int, typer.Option(min=1, max=MAX_SESSIONS, help="How many sessions they share.")
+    int,
+    typer.Option(min=1, max=MAX_SESSIONS, help="Number of sessions that they share."),
 ]
 _Bytes = Annotated[
     int,
     typer.Option(
-        "--bytes", min=0, max=MAX_BYTES, help="Text in each update and append."
+        "--bytes", min=0, max=MAX_BYTES, help="Bytes of text in each update and append."
     ),
 ]
 _InFlight = Annotated[
-    int, typer.Option(min=1, max=MAX_IN_FLIGHT, help="Commands under way, at most.")
+    int, typer.Option(min=1, max=MAX_IN_FLIGHT, help="Maximum of commands in flight.")
 ]
 _Expect = Annotated[
     bool,
-    typer.Option("--expect", help="Updates expect the version last heard of."),
+    typer.Option("--expect", help="Updates expect the last known version."),
 ]
 _Durability = Annotated[
-    Durability, typer.Option(help="How safe a write is before its reply.")
+    Durability, typer.Option(help="Safety of a write before its reply.")
 ]
 _Timeout = Annotated[float, typer.Option(help="Seconds to wait for a reply.")]
 _Limit = Annotated[
     int,
-    typer.Option(min=1, max=50_000_000, help="Commands, at most; then it stops."),
+    typer.Option(min=1, max=50_000_000, help="Stop after so many commands."),
 ]
 _OwnStack = Annotated[
     bool,
     typer.Option(
-        "--own-stack", help="On a throw-away Valkey with replicas of its own."
+        "--own-stack", help="Use a temporary Valkey with replicas of its own."
     ),
 ]
 _Replicas = Annotated[
     int,
     typer.Option(
-        "--replicas", "--managers", min=1, max=64, help="How many it starts there."
+        "--replicas",
+        "--managers",
+        min=1,
+        max=64,
+        help="Number of replicas on this stack.",
     ),
 ]
-_Aof = Annotated[
-    bool, typer.Option("--aof/--no-aof", help="Whether that Valkey has an AOF.")
-]
+_Aof = Annotated[bool, typer.Option("--aof/--no-aof", help="AOF of this Valkey.")]
 _KillEvery = Annotated[
     float | None,
-    typer.Option(help="Kill one of these replicas every so many seconds."),
+    typer.Option(help="Seconds between two kills of one of these replicas."),
 ]
-_Output = Annotated[
-    Output, typer.Option("--output", "-o", help="How to print the report.")
-]
-_Json = Annotated[bool, typer.Option("--json", help="The same as -o json.")]
+_Output = Annotated[Output, typer.Option("--output", "-o", help="Output format.")]
+_Json = Annotated[bool, typer.Option("--json", help="Same as -o json.")]
 _Html = Annotated[
-    Path | None, typer.Option(help="Write the report with its charts to this file.")
+    Path | None, typer.Option(help="Write the report with charts to this file.")
 ]
 _Keep = Annotated[
     bool,
-    typer.Option("--keep", help="Leave the sessions, and the stack's folder, behind."),
+    typer.Option("--keep", help="Keep the sessions and the folder of the stack."),
 ]
-_Seed = Annotated[int, typer.Option(help="Decides which call goes to which session.")]
+_Seed = Annotated[int, typer.Option(help="Seed of the choice of calls and sessions.")]
 
 
 def bench(
-    work: _Work = Work.mix,
+    work: _Work = Workload.mix,
     mix: _Mix = "",
     seconds: _Seconds = 10.0,
     warm_up: _WarmUp = 1.0,
@@ -134,19 +137,19 @@ def bench(
     seed: _Seed = 0,
 ) -> None:
     """
-    Put load on a bus, measure it, and judge that nothing was lost by it.
+    Put load on a bus, measure it, and check that nothing was lost by it.
 
-    Every command is made through the SDK and marked. Afterwards all sessions are read
-    back: what was acknowledged has to be there, once and in order. Exits with 1 if it
-    is not. It takes about 1 byte of memory for an acknowledged update, nothing for
-    other commands, and 60 bytes for one that was refused or never answered.
+    The SDK sends every command with a mark. Afterwards the bench reads all sessions
+    back: each acknowledged command must be there, once and in order; else the exit
+    code is 1. The bench takes about 1 byte of memory for an acknowledged update, none
+    for other commands, and 60 bytes for a refused or unanswered command.
 
     Example: everbus bench --own-stack --replicas 2 --kill-every 3 --html bench.html
 
     On the bus of the environment (EVERBUS_REDIS_URL and EVERBUS_TOKEN, or
     EVERBUS_JWT_SECRET): everbus bench --work updates --rate 500 --seconds 30
     """
-    plan = Plan(
+    plan = BenchPlan(
         mix=mix_in(mix) if mix else dict(MIXES[work]),
         seconds=seconds,
         warm_up_s=warm_up,
@@ -164,15 +167,15 @@ def bench(
     check_own_stack(checked(plan), own_stack, kill_every)
     _check_file(html)
     settings = load_settings(os.environ)
-    # The SDK's warnings are what this is about; the report tells of them.
+    # The report contains the outages; the SDK's warnings would repeat them.
     level = settings.log_level if os.environ.get("EVERBUS_LOG_LEVEL") else "error"
     configure_logs(settings.log_format, level)
-    # Late: other commands do without.
-    from compose.bench.order import Order, carried_out
+    # Imported late: other commands do not need it.
+    from everbus.compose.bench.execution import BenchRequest, carried_out
 
     count = replicas if own_stack else 0
-    outcome = carried_out(Order(plan, settings, count, aof, kill_every, keep))
-    _tell(outcome, Output.json if as_json else output, html)
+    outcome = carried_out(BenchRequest(plan, settings, count, aof, kill_every, keep))
+    _report(outcome, Output.json if as_json else output, html)
     if not outcome.report.clean:
         raise typer.Exit(FINDING)
     if outcome.signal:
@@ -181,12 +184,12 @@ def bench(
 
 def _check_file(html: Path | None) -> None:
     if html is not None and (html.is_dir() or not html.absolute().parent.is_dir()):
-        raise Failed(f"--html {html}: wanted a file in a folder that exists", USAGE)
+        raise Failed(f"--html {html}: wanted a file in an existing folder", USAGE)
 
 
-def _tell(outcome: "Outcome", output: Output, html: Path | None) -> None:
-    from compose.bench.page import page_of
-    from compose.bench.report import json_of
+def _report(outcome: "BenchOutcome", output: Output, html: Path | None) -> None:
+    from everbus.compose.bench.page import page_of
+    from everbus.compose.bench.report import json_of
 
     report = outcome.report
     if output is Output.json:
@@ -202,8 +205,8 @@ def _tell(outcome: "Outcome", output: Output, html: Path | None) -> None:
     typer.echo(f"charts: {html}", err=True)
 
 
-def _print(report: "Report") -> None:
-    from compose.bench.report import notes
+def _print(report: "BenchReport") -> None:
+    from everbus.compose.bench.report import notes
 
     table = Table(pad_edge=False, collapse_padding=True)
     table.add_column("call", no_wrap=True)
@@ -228,7 +231,7 @@ def _print(report: "Report") -> None:
 
 def _short(ms: float) -> str:
     """
-    Three digits are enough in a column.
+    A time with about three digits.
     """
     digits = 2 if ms < 10 else 1 if ms < 100 else 0
 

@@ -1,5 +1,5 @@
 """
-How commands for operators reach the bus itself, past managers and tokens.
+Direct access to the bus for operators' commands, without managers and tokens.
 """
 
 import os
@@ -8,17 +8,17 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from bus.cluster import wire_to
-from bus.introduction import partitions_in
-from bus.keys import CONFIG
-from bus.wire import Wire
-from compose.logs import configure_logs
-from compose.settings import Settings, load_settings
+from everbus.bus.cluster_wire import wire_to
+from everbus.bus.handshake import partitions_in
+from everbus.bus.keys import CONFIG
+from everbus.bus.wire import Wire
+from everbus.compose.logs import configure_logs
+from everbus.compose.settings import Settings, load_settings
 
 
 class BusAccess(NamedTuple):
     """
-    One connection as the user in EVERBUS_REDIS_URL, and what it leads to.
+    One connection as the user in EVERBUS_REDIS_URL, and the facts of its bus.
     """
 
     settings: Settings
@@ -29,12 +29,12 @@ class BusAccess(NamedTuple):
 @asynccontextmanager
 async def bus_access(command: str) -> AsyncIterator[BusAccess]:
     """
-    Access to the bus that the environment names, for `everbus <command>`.
+    Access to the bus in the environment, for `everbus <command>`.
 
     Raises:
-        SettingsError: the environment does not say how to run.
-        Unavailable: no bus, or none that a manager has ever started on.
-        Forbidden, Unauthenticated: the bus turns the URL's user away.
+        SettingsError: a setting in the environment is wrong.
+        Unavailable: the bus is away, or no manager has ever started on it.
+        Forbidden, Unauthenticated: the bus refuses the user in the URL.
     """
     settings = load_settings(os.environ)
     configure_logs(settings.log_format, settings.log_level)
@@ -47,16 +47,16 @@ async def bus_access(command: str) -> AsyncIterator[BusAccess]:
 
 async def partitions_of(wire: Wire) -> int:
     """
-    The number of partitions that the bus was set up with.
+    The number of partitions of the bus, fixed at its set-up.
 
     Raises:
-        Unavailable: no manager has ever started on it.
+        Unavailable: no manager has ever started on this bus.
     """
     return partitions_in(await wire.call("HGET", CONFIG, "partitions"))
 
 
-def when(at_ms: int) -> datetime:
+def bus_time(at_ms: int) -> datetime:
     """
-    A time of the bus's clock.
+    A time on the bus's clock as a datetime in UTC.
     """
     return datetime.fromtimestamp(at_ms / 1000, UTC)

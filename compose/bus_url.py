@@ -1,23 +1,27 @@
 """
-The bus's URL for somebody else: the same server, another user.
+The URL of the same bus for another user.
 """
 
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from redis.connection import parse_url
 
-from bus.routing import is_cluster
+from everbus.bus.cluster_routing import is_cluster
+from everbus.bus.sentinel import PASSWORD, USER, is_sentinel, sentinel_address
 
-# Parameters that say who somebody is, which the user part says as well.
-_CREDENTIALS = frozenset({"username", "password", "client_name"})
+# Query parameters that name the user, as the user part of the URL does.
+# The Sentinels' password is the operator's: a MAD gets its own by EVERBUS_SENTINEL_….
+_CREDENTIALS = frozenset({"username", "password", "client_name", USER, PASSWORD})
 
 
 def database_of(url: str) -> int:
     """
-    The number of the database in a Redis URL, as redis-py reads it.
+    The database number in a Redis URL, as redis-py reads it.
     """
     if is_cluster(url):
-        return 0  # a cluster has no other
+        return 0  # a cluster has only this one
+    if is_sentinel(url):
+        url = sentinel_address(url).server_url("any")
     options = parse_url(url)  # type: ignore[no-untyped-call]
 
     return int(options.get("db") or 0)

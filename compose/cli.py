@@ -1,73 +1,115 @@
 """
-The `everbus` command: which commands there are, and how they end.
+The `everbus` command: its subcommands and its exit codes.
 
-Each command lives in a module of its own; this one only registers them and
-turns errors into exit codes, once.
+Each subcommand lives in a module of its own. This module registers them and turns
+errors into exit codes, in one place.
 """
 
+import io
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
-from compose.acl_command import acl
-from compose.archive_command import archive
-from compose.bench_command import bench
-from compose.dead_command import dead_app
-from compose.demo import demo
-from compose.dev import dev
-from compose.doctor_command import doctor
-from compose.edge_command import edge
-from compose.exits import exit_code_of, told
-from compose.explanations import explain
-from compose.mads_command import mads_app
-from compose.replay_command import replay_file
-from compose.roles import archiver, manager
-from compose.session_command import session_app
-from compose.timeline_command import timeline
-from compose.tokens import token
-from compose.watch_command import watch
+from everbus.compose.lazy_commands import LazyGroup, read_table
 
-# Tracebacks of defects stay plain: rich's would print locals, secrets among them.
+# Name, place below `everbus.compose`, and line in the list of commands.
+COMMANDS = """
+demo     demo_command:demo             See a replica killed, and every message counted
+dev      dev_command:dev               Run the whole stack on this machine
+session  session_command:session_app   Find, show and change sessions
+append   append_command:append         Append an entry to a timeline
+join     append_command:join           Take part in a session
+timeline timeline_command:timeline     Print the entries of a timeline
+watch    watch_command:watch           Print a session's events as they happen
+request  request_command:request_app   Show what became of a command
+manager  role_processes:manager        Serve commands: one replica
+archiver role_processes:archiver       Drain commits into MongoDB, move sessions
+edge     edge_command:edge             Serve REST and live updates over HTTP
+doctor   doctor_command:doctor         Examine a bus, with a remedy for each problem
+lanes    lanes_command:lanes           List the lanes, their owners and what waits
+verify   verify_command:verify         Compare Redis, MongoDB and S3, without a write
+archive  archive_command:archive       Move idle sessions to S3, once and now
+dead     dead_command:dead_app         List, redrive and drop dead letters
+keys     keys_command:keys_app         Show, rotate and drop keys of encryption at rest
+mads     mads_command:mads_app         List, add and remove MADs
+acl      acl_command:acl               Print the Redis ACL rules of MADs and roles
+token    token_command:token           Print a JWT for development and tests
+replay   replay_command:replay_file    Play recorded conversations and compare
+bench    bench_command:bench           Put load on a bus, and check what it did
+explain  explain_command:explain       Explain an error code
+"""
+
+
+class Everbus(LazyGroup):
+    """
+    All commands of `everbus`.
+    """
+
+    table = read_table(COMMANDS, "everbus.compose")
+
+
+# Plain tracebacks: those of rich print local variables, secrets among them.
 app = typer.Typer(
     name="everbus",
+    cls=Everbus,
     help="The SessionManager for multi-agent systems. Example: everbus dev",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
-app.command()(demo)
-app.command()(dev)
-app.command()(manager)
-app.command()(archiver)
-app.command()(edge)
-app.command()(archive)
-app.command()(doctor)
-app.add_typer(session_app, name="session")
-app.command()(timeline)
-app.command()(watch)
-app.add_typer(mads_app, name="mads")
-app.command()(acl)
-app.add_typer(dead_app, name="dead")
-app.command("replay")(replay_file)
-app.command()(bench)
-app.command()(token)
-app.command()(explain)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"everbus {version('everbus')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_print_version,
+            is_eager=True,
+            help="Print the version and exit.",
+        ),
+    ] = False,
+) -> None:
+    """
+    Options of `everbus` itself; each takes effect before any command.
+    """
 
 
 def main() -> None:
     """
     Run the command that sys.argv names, and exit with its code.
     """
+    _never_fail_to_print()
     try:
         app()
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
+        # Late, like the commands: it knows the errors of every part.
+        from everbus.compose.exit_codes import describe, exit_code_of
+
         code = exit_code_of(error)
         if code is None:
             raise
-        typer.echo(f"everbus: {told(error)}", err=True)
+        typer.echo(f"everbus: {describe(error)}", err=True)
         sys.exit(code)
+
+
+def _never_fail_to_print() -> None:
+    """
+    Escape what the terminal's encoding lacks; output must not end a command.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 """
-`everbus dead`: commands that could not be applied, looked at, sent again, dropped.
+`everbus dead`: list, show, redrive and drop commands that could not be applied.
 """
 
 import asyncio
@@ -7,20 +7,20 @@ from typing import Annotated, Any
 
 import typer
 
-from compose.answers import OutputOption, print_json, print_table, tell
-from compose.bus_access import bus_access, when
-from compose.dead_letters import (
+from everbus.compose.bus_access import bus_access, bus_time
+from everbus.compose.command_output import OutputOption, notify, print_json, print_table
+from everbus.compose.dead_letter_view import letter_fields
+from everbus.compose.dead_letters import (
     CAP,
     Filters,
     Group,
-    full,
-    group,
-    letters,
-    warn_of_full,
+    add_to_group,
+    matching_letters,
+    partitions_near_cap,
+    warn_near_cap,
 )
-from compose.letter_view import letter_fields
-from compose.progress import counting_bar
-from compose.redrive_command import (
+from everbus.compose.progress import counting_bar
+from everbus.compose.redrive_command import (
     Cause,
     Kind,
     OfMad,
@@ -30,17 +30,29 @@ from compose.redrive_command import (
     lanes_of,
     redrive_,
 )
-from compose.replay_command import Output
-from gateway.redriving import NotRedrivable, redriven
-from gateway.store.letters import Buried, lengths_of, newest, one, parse_letter_id
+from everbus.compose.replay_command import Output
+from everbus.gateway.lane.redrive import NotRedrivable, redriven
+from everbus.gateway.store.dead_letters import (
+    Buried,
+    lengths_of,
+    newest,
+    one,
+    parse_letter_id,
+)
 
-# Of the MADs and kinds of a group, so many are named in a table.
+# A table names at most so many MADs and kinds of a group.
 MOST_NAMED = 3
 
-_LetterId = Annotated[str, typer.Argument(help="The letter's id.", metavar="ID")]
-_Each = Annotated[bool, typer.Option("--each", help="One by one, oldest first.")]
-_Cursor = Annotated[str, typer.Option(help="With --each: where the page before ended.")]
-_Limit = Annotated[int, typer.Option(min=1, max=1000, help="With --each: how many.")]
+_LetterId = Annotated[str, typer.Argument(help="The dead letter's id.", metavar="ID")]
+_Each = Annotated[
+    bool, typer.Option("--each", help="One row per letter, oldest first.")
+]
+_Cursor = Annotated[
+    str, typer.Option(help="With --each: the end of the previous page.")
+]
+_Limit = Annotated[
+    int, typer.Option(min=1, max=1000, help="With --each: letters per page.")
+]
 
 
 def list_(
@@ -55,9 +67,9 @@ def list_(
     output: OutputOption = Output.table,
 ) -> None:
     """
-    List the dead letters to which all filters apply, grouped by cause.
+    List the dead letters that match all filters, grouped by cause.
 
-    Exits with 0 whether there are any or not; it is `everbus doctor` that judges.
+    The exit code is 0 with letters and without; `everbus doctor` has the verdict.
 
     Example: everbus dead list --mad fiedler --each -o json
     """
@@ -70,7 +82,7 @@ def list_(
 
 def show(letter_id: _LetterId, output: OutputOption = Output.table) -> None:
     """
-    Show one dead letter: the command, who sent it, and what it died of.
+    Show one dead letter: the command, its sender, and the cause.
 
     Example: everbus dead show 3-1700000000000-0
     """
@@ -84,19 +96,24 @@ async def _list_groups(filters: Filters, output: Output) -> None:
         lengths = await lengths_of(bus.wire, bus.partitions)
         ends = await newest(bus.wire, bus.partitions)
         with counting_bar("reading", sum(lengths.values())) as advance:
-            async for buried in letters(
+            async for buried in matching_letters(
                 bus.wire, lanes, filters, ends, advance=advance
             ):
-                group(groups, buried)
+                add_to_group(groups, buried)
     in_order = sorted(groups.values(), key=lambda one: (-one.count, one.cause))
     if output is Output.json:
         print_json(
-            {"groups": in_order, "lengths": lengths, "cap": CAP, "full": full(lengths)}
+            {
+                "groups": in_order,
+                "lengths": lengths,
+                "cap": CAP,
+                "full": partitions_near_cap(lengths),
+            }
         )
     else:
         columns = ("cause", "count", "oldest", "newest", "MADs", "kinds")
         print_table(columns, (_group_row(one) for one in in_order))
-    warn_of_full(lengths)
+    warn_near_cap(lengths)
 
 
 async def _list_each(filters: Filters, cursor: str, limit: int, output: Output) -> None:
@@ -105,7 +122,7 @@ async def _list_each(filters: Filters, cursor: str, limit: int, output: Output) 
         after = parse_letter_id(cursor, bus.partitions) if cursor else None
         lengths = await lengths_of(bus.wire, bus.partitions)
         ends = await newest(bus.wire, bus.partitions)
-        async for buried in letters(
+        async for buried in matching_letters(
             bus.wire, lanes_of(bus, filters), filters, ends, after=after
         ):
             if len(page) == limit:
@@ -121,8 +138,8 @@ async def _list_each(filters: Filters, cursor: str, limit: int, output: Output) 
         columns = ("id", "at", "cause", "MAD", "kind", "session", "message")
         print_table(columns, (_letter_row(buried) for buried in page))
     if following:
-        tell(f"more: --cursor {following}")
-    warn_of_full(lengths)
+        notify(f"more: --cursor {following}")
+    warn_near_cap(lengths)
 
 
 async def _show(letter_id: str, output: Output) -> None:
@@ -140,7 +157,7 @@ async def _show(letter_id: str, output: Output) -> None:
     else:
         named = ((name.replace("_", " "), value) for name, value in fields.items())
         print_table(("field", "value"), named)
-    warn_of_full({buried.id.partition: lengths[buried.id.partition]})
+    warn_near_cap({buried.id.partition: lengths[buried.id.partition]})
 
 
 def _group_row(one: Group) -> tuple[Any, ...]:  # as print_table takes them
@@ -157,7 +174,7 @@ def _letter_row(buried: Buried) -> tuple[Any, ...]:  # as print_table takes them
     letter, envelope = buried.letter, buried.letter.envelope
 
     return (
-        *(str(buried.id), when(letter.at_ms), letter.cause, letter.mad),
+        *(str(buried.id), bus_time(letter.at_ms), letter.cause, letter.mad),
         *(envelope.kind if envelope else "", envelope.session if envelope else ""),
         letter.message,
     )

@@ -1,5 +1,5 @@
 """
-The dead letters of a whole bus: which a command is about, and what became of them.
+The dead letters of a whole bus: filters, groups and counts.
 """
 
 from collections import Counter
@@ -9,23 +9,23 @@ from typing import NamedTuple
 
 import msgspec
 
-from bus.wire import Wire
-from compose.answers import tell
-from compose.bus_access import when
-from compose.progress import Advance
-from gateway.batch import Limits
-from gateway.store.letters import Buried, LetterId, page
+from everbus.bus.wire import Wire
+from everbus.compose.bus_access import bus_time
+from everbus.compose.command_output import notify
+from everbus.compose.progress import Advance
+from everbus.gateway.lane.commit import BatchLimits
+from everbus.gateway.store.dead_letters import Buried, LetterId, page
 
-CAP = Limits().dead_letters
-# From here on people are told that the oldest letters will soon be pushed out.
+CAP = BatchLimits().dead_letters
+# From here on commands warn that new letters will soon push the oldest out.
 NEAR_CAP = CAP * 9 // 10
-# Of those that were left, so many are named.
+# At most so many of the remaining letters are named.
 MAX_NAMED = 20
 
 
 class Filters(NamedTuple):
     """
-    Which letters are meant; what is None leaves nothing out.
+    Filters for letters; None matches every letter.
     """
 
     cause: str | None = None
@@ -34,9 +34,9 @@ class Filters(NamedTuple):
     session: str | None = None
     partition: int | None = None
 
-    def fit(self, buried: Buried) -> bool:
+    def match(self, buried: Buried) -> bool:
         """
-        Whether the letter is meant.
+        Whether all filters match the letter.
         """
         letter, envelope = buried.letter, buried.letter.envelope
         facts = (
@@ -57,8 +57,8 @@ class Group(msgspec.Struct):
     The letters of one cause.
 
     Attributes:
-        mads: MAD → how many of them are its own.
-        kinds: kind → how many of them are of it; empty for what is no command.
+        mads: number of letters by MAD.
+        kinds: number of letters by kind; the empty kind is no command.
     """
 
     cause: str
@@ -69,15 +69,15 @@ class Group(msgspec.Struct):
     kinds: Counter[str]
 
 
-class Errand(msgspec.Struct):
+class LetterCounts(msgspec.Struct):
     """
-    What became of the letters that were to be redriven or dropped.
+    Counts of the letters of one run of redrive or drop.
 
     Attributes:
-        done: redriven or dropped; in a dry run, those that would be.
-        gone: somebody else was faster.
-        left: cannot be redriven, and lie where they lay.
-        named: the first of those, each with its reason.
+        done: redriven or dropped letters; in a dry run, those it would take.
+        gone: letters that another run took first.
+        left: letters that cannot be redriven; they stay where they are.
+        named: the first of these, each with its reason.
     """
 
     done: int = 0
@@ -87,7 +87,7 @@ class Errand(msgspec.Struct):
 
     def leave(self, identifier: LetterId, why: str) -> None:
         """
-        Note that a letter stays where it is.
+        Count a letter that stays where it is.
         """
         self.left += 1
         if len(self.named) < MAX_NAMED:
@@ -95,7 +95,7 @@ class Errand(msgspec.Struct):
 
     def note(self, reply: int) -> None:
         """
-        Note what the server said of one letter: 1, or 0 if it is gone.
+        Count a letter by the server's reply: 1, or 0 if the letter is gone.
         """
         if reply:
             self.done += 1
@@ -103,7 +103,7 @@ class Errand(msgspec.Struct):
             self.gone += 1
 
 
-async def letters(
+async def matching_letters(
     wire: Wire,
     lanes: Sequence[int],
     filters: Filters,
@@ -113,10 +113,10 @@ async def letters(
     advance: Advance = lambda _: None,
 ) -> AsyncIterator[Buried]:
     """
-    Those behind *after*, by partition, in each the oldest first, up to *ends*.
+    The matching letters behind *after*, by partition, oldest first, up to *ends*.
 
-    The ends are the newest at the beginning: a command that is redriven and dies again
-    must not be redriven for ever, and nobody is asked about what comes later.
+    The ends are the newest letters at the start of the run. A redriven command that
+    dies again is a later letter, so no run redrives it for ever.
     """
     for partition in lanes:
         last = ""
@@ -131,16 +131,16 @@ async def letters(
             last = found[-1].id.entry
             advance(len(found))
             for buried in found:
-                if filters.fit(buried):
+                if filters.match(buried):
                     yield buried
 
 
-def group(into: dict[str, Group], buried: Buried) -> None:
+def add_to_group(into: dict[str, Group], buried: Buried) -> None:
     """
     Count a letter in the group of its cause.
     """
     letter = buried.letter
-    at = when(letter.at_ms)
+    at = bus_time(letter.at_ms)
     known = into.get(letter.cause)
     if known is None:
         known = Group(letter.cause, 0, at, at, Counter(), Counter())
@@ -151,19 +151,19 @@ def group(into: dict[str, Group], buried: Buried) -> None:
     known.kinds[letter.envelope.kind if letter.envelope else ""] += 1
 
 
-def full(lengths: Mapping[int, int]) -> list[int]:
+def partitions_near_cap(lengths: Mapping[int, int]) -> list[int]:
     """
-    The partitions whose oldest letters will soon be pushed out.
+    The partitions with NEAR_CAP letters or more.
     """
     return [partition for partition, length in lengths.items() if length >= NEAR_CAP]
 
 
-def warn_of_full(lengths: Mapping[int, int]) -> None:
+def warn_near_cap(lengths: Mapping[int, int]) -> None:
     """
-    Say which partitions those are.
+    Warn of each partition that is near the cap.
     """
-    for partition in full(lengths):
-        tell(
+    for partition in partitions_near_cap(lengths):
+        notify(
             f"partition {partition} has {lengths[partition]:,} dead letters; from "
-            f"about {CAP:,} on the oldest are lost: redrive or drop them"
+            f"about {CAP:,} on the oldest are lost: redrive or drop some"
         )

@@ -1,5 +1,5 @@
 """
-`everbus doctor`: every health indicator, with a verdict and what to do about it.
+`everbus doctor`: every health indicator, with a verdict and a remedy.
 """
 
 import asyncio
@@ -16,47 +16,47 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
-from bus.errors import Forbidden
-from bus.wire import Wire
-from compose.answers import OutputOption, shown
-from compose.exits import FINDING
-from compose.lane_pings import slowest_reply_ms
-from compose.logs import configure_logs
-from compose.replay_command import Output
-from compose.settings import Settings, load_settings
-from compose.settings_checks import check_settings
-from compose.starting import refuse_cluster
-from gateway.health.indicators import INDICATORS
-from gateway.health.readings import Readings, follower_priorities, read_bus
-from gateway.health.verdicts import Finding, Verdict, examine
+from everbus.bus.errors import Forbidden
+from everbus.bus.wire import Wire
+from everbus.compose.command_output import OutputOption, cell_text
+from everbus.compose.exit_codes import FINDING
+from everbus.compose.lane_pings import slowest_reply_ms
+from everbus.compose.logs import configure_logs
+from everbus.compose.replay_command import Output
+from everbus.compose.settings import Settings, load_settings
+from everbus.compose.settings_checks import check_settings
+from everbus.compose.startup_checks import refuse_cluster
+from everbus.gateway.health.indicators import INDICATORS
+from everbus.gateway.health.readings import Readings, follower_priorities, read_bus
+from everbus.gateway.health.verdicts import IndicatorResult, Verdict, examine
 
 _STYLES: dict[Verdict, str] = {"pass": "", "warn": "yellow", "fail": "bold red"}
 _Watch = Annotated[
     float | None,
-    typer.Option(min=1, help="Look again every so many seconds, until Ctrl-C."),
+    typer.Option(min=1, help="Repeat after so many seconds, until Ctrl-C."),
 ]
 
 
 class Diagnosis(msgspec.Struct, frozen=True):
     """
-    What doctor has found.
+    The result of one examination.
 
     Attributes:
-        at_ms: when, on the bus's clock.
-        verdicts: how many passed, warned and failed.
+        at_ms: the time on the bus's clock.
+        verdicts: number of indicators by verdict.
     """
 
     at_ms: int
     verdicts: dict[Verdict, int]
-    findings: list[Finding]
+    findings: list[IndicatorResult]
 
 
 def doctor(output: OutputOption = Output.table, watch: _Watch = None) -> None:
     """
-    Examine the bus, its lanes and tiers, and say what to do about each trouble.
+    Examine the bus, its lanes and tiers, and name a remedy for each problem.
 
-    Needs the managers' own EVERBUS_REDIS_URL. Exits with 0 if all is well or only
-    warned of, with 1 if something failed, with 3 if the bus cannot be reached.
+    Needs the EVERBUS_REDIS_URL of the managers. The exit code is 0 without a failure
+    (warnings count as success), 1 with one, and 3 if the bus is unreachable.
 
     Example: everbus doctor -o json
     """
@@ -75,11 +75,11 @@ def doctor(output: OutputOption = Output.table, watch: _Watch = None) -> None:
 
 async def diagnose(settings: Settings) -> Diagnosis:
     """
-    Every indicator's verdict, and that on what is set here.
+    The verdict of every indicator, and of the settings here.
 
     Raises:
-        Unavailable: the bus cannot be reached, or nobody ever set it up.
-        Forbidden, Unauthenticated: the bus does not let us in.
+        Unavailable: the bus is unreachable, or no manager ever started on it.
+        Forbidden, Unauthenticated: the bus refuses the user in its URL.
     """
     wire = Wire(settings.redis_url, name="everbus-doctor")
     try:
@@ -99,8 +99,8 @@ async def diagnose(settings: Settings) -> Diagnosis:
 
 async def _ping_ms(wire: Wire, readings: Readings) -> float | None:
     """
-    How long the slowest of the served lanes takes to reply; None if there is none,
-    or if we may not ask.
+    The reply time of the slowest lane with an owner; None without such a lane, or
+    without the right to publish.
     """
     served = [
         int(one.name) for one in readings.lanes if one.owner and _counts(one.name)
@@ -119,14 +119,14 @@ def _counts(lane: str) -> bool:
 
 def _print(diagnosis: Diagnosis, output: Output) -> None:
     if output is Output.json:
-        told = {
+        document = {
             "at_ms": diagnosis.at_ms,
             "verdicts": diagnosis.verdicts,
             "findings": [finding._asdict() for finding in diagnosis.findings],
         }
-        typer.echo(msgspec.json.encode(told))
+        typer.echo(msgspec.json.encode(document))
         return
-    # Without markup: brackets in somebody's names are no colours.
+    # Without markup: brackets in names are not colours.
     console = Console(markup=False, highlight=False, emoji=False)
     console.print(_table(diagnosis.findings))
     for finding in diagnosis.findings:
@@ -136,7 +136,7 @@ def _print(diagnosis: Diagnosis, output: Output) -> None:
     console.print(_summary(diagnosis))
 
 
-def _table(findings: Sequence[Finding]) -> Table:
+def _table(findings: Sequence[IndicatorResult]) -> Table:
     table = Table("indicator", "verdict", "value", "threshold")
     table.columns[0].no_wrap = True
     for column in table.columns[2:]:
@@ -145,7 +145,7 @@ def _table(findings: Sequence[Finding]) -> Table:
         table.add_row(
             finding.name,
             finding.verdict,
-            shown(finding.shown),
+            cell_text(finding.shown),
             finding.threshold or "-",
             style=_STYLES[finding.verdict],
         )

@@ -1,39 +1,39 @@
 """
-`everbus session at|diff|checkpoint|checkpoints|restore`: a session's past.
+`everbus session at|diff|checkpoint|checkpoints|restore`: a session's history.
 """
 
 from typing import Annotated, Literal
 
 import typer
 
-from bus.client import DEFAULT_TIMEOUT_S
-from bus.messages import Checkpoint
-from compose.answers import (
+from everbus.bus.client import DEFAULT_TIMEOUT_S
+from everbus.bus.messages import Checkpoint
+from everbus.compose.command_output import (
     Expected,
     OutputOption,
     SessionId,
     Timeout,
-    a_mad,
+    connected_mad,
+    notify,
     print_fields,
     print_json,
     print_table,
-    tell,
 )
-from compose.replay_command import Output
+from everbus.compose.replay_command import Output
 
 
 def at(
     session_id: SessionId,
-    version: Annotated[int, typer.Argument(help="Which version.")],
+    version: Annotated[int, typer.Argument(help="The version.")],
     output: OutputOption = Output.table,
     timeout: Timeout = DEFAULT_TIMEOUT_S,
 ) -> None:
     """
-    Show a session as it was at a version.
+    Show the state of a session at a version.
 
     Example: everbus session at 0198a1c2-7b1e-7000-8000-5b8f0c2d1e3f 7
     """
-    with a_mad() as mad:
+    with connected_mad() as mad:
         then = mad.session_at(session_id, version, timeout=timeout)
     if output is Output.json:
         print_json(then)
@@ -49,11 +49,11 @@ def diff(
     timeout: Timeout = DEFAULT_TIMEOUT_S,
 ) -> None:
     """
-    Show what changed between two versions, and who changed it.
+    Show the changes between two versions, each with its author.
 
     Example: everbus session diff 0198a1c2-7b1e-7000-8000-5b8f0c2d1e3f 3 7
     """
-    with a_mad() as mad:
+    with connected_mad() as mad:
         found = mad.diff(session_id, from_version, to_version, timeout=timeout)
     if output is Output.json:
         print_json(found)
@@ -70,20 +70,22 @@ def diff(
 
 def checkpoint(
     session_id: SessionId,
-    name: Annotated[str, typer.Option(help="What to call it.")] = "",
+    name: Annotated[str, typer.Option(help="A name for it.")] = "",
     kind: Annotated[
         Literal["full", "incremental"],
-        typer.Option(help="All of the state, or what differs from the last one."),
+        typer.Option(
+            help="The whole state, or the difference from the last checkpoint."
+        ),
     ] = "full",
     output: OutputOption = Output.table,
     timeout: Timeout = DEFAULT_TIMEOUT_S,
 ) -> None:
     """
-    Keep a session's present state, to bring it back later.
+    Store a session's present state, for a later restore.
 
     Example: everbus session checkpoint 0198a1c2-7b1e-7000-8000-5b8f0c2d1e3f --name v1
     """
-    with a_mad() as mad:
+    with connected_mad() as mad:
         made = mad.create_checkpoint(session_id, name=name, kind=kind, timeout=timeout)
     if output is Output.json:
         print_json(made)
@@ -94,9 +96,9 @@ def checkpoint(
 def checkpoints(
     session_id: SessionId,
     before: Annotated[
-        str | None, typer.Option(help="Where the page before ended.")
+        str | None, typer.Option(help="The end of the previous page.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Rows per page.")] = 20,
     output: OutputOption = Output.table,
     timeout: Timeout = DEFAULT_TIMEOUT_S,
 ) -> None:
@@ -105,7 +107,7 @@ def checkpoints(
 
     Example: everbus session checkpoints 0198a1c2-7b1e-7000-8000-5b8f0c2d1e3f
     """
-    with a_mad() as mad:
+    with connected_mad() as mad:
         page = mad.checkpoints(session_id, before=before, limit=limit, timeout=timeout)
     if output is Output.json:
         print_json(page)
@@ -113,27 +115,27 @@ def checkpoints(
     columns = ("id", "name", "version", "kind", "at", "author")
     print_table(columns, (_row(kept) for kept in page.checkpoints))
     if page.next is not None:
-        tell(f"more: --before {page.next}")
+        notify(f"more: --before {page.next}")
 
 
 def restore(
     session_id: SessionId,
     checkpoint_id: Annotated[
-        str, typer.Argument(help="Which checkpoint.", metavar="CHECKPOINT")
+        str, typer.Argument(help="The checkpoint's id.", metavar="CHECKPOINT")
     ],
     expected_version: Expected = None,
     output: OutputOption = Output.table,
     timeout: Timeout = DEFAULT_TIMEOUT_S,
 ) -> None:
     """
-    Bring summary, work in progress, tags and fields back to a checkpoint's.
+    Restore summary, work in progress, tags and fields from a checkpoint.
 
-    It is a new version: nothing of the history is lost. Owner, ACL and participants
+    This makes a new version: the history stays complete. Owner, ACL and participants
     stay as they are.
 
     Example: everbus session restore 0198a1c2-7b1e-7000-8000-5b8f0c2d1e3f 7d1f.3.42
     """
-    with a_mad() as mad:
+    with connected_mad() as mad:
         restored = mad.restore_checkpoint(
             session_id,
             checkpoint_id,

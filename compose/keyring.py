@@ -1,23 +1,23 @@
 """
-The keys of the settings, in the hands of those who judge and seal with them.
+Settings → keys: the identity that checks tokens, and the seal of grants.
 """
 
 import json
 
-from compose.exits import USAGE, Failed
-from compose.settings import Settings
-from gateway.identity.grants import Grants, derived_key
-from gateway.identity.jwks import PublishedKeys
-from gateway.identity.keys import Key
-from gateway.identity.tokens import Identity
+from everbus.compose.exit_codes import USAGE, Failed
+from everbus.compose.settings import Settings
+from everbus.gateway.identity.grants import Grants, derived_key
+from everbus.gateway.identity.jwks import PublishedKeys
+from everbus.gateway.identity.keys import Key
+from everbus.gateway.identity.tokens import Identity
 
 
 def identity_of(settings: Settings) -> Identity:
     """
-    The judge of tokens, with the configured keys.
+    The identity that checks tokens, with the configured keys.
 
     Raises:
-        Failed: no key is configured, or one of them is unfit.
+        Failed: no key is configured, or a key is unusable.
     """
     try:
         found = [
@@ -33,6 +33,7 @@ def identity_of(settings: Settings) -> Identity:
             found,
             issuer=settings.jwt_issuer,
             audience=settings.jwt_audience,
+            wanted=tuple(filter(None, settings.jwt_require.split(","))),
             published=PublishedKeys(settings.jwt_jwks) if settings.jwt_jwks else None,
         )
     except ValueError as error:
@@ -46,10 +47,10 @@ def identity_of(settings: Settings) -> Identity:
 
 def grants_of(settings: Settings) -> Grants:
     """
-    What seals and opens grants.
+    The seal of grants, which makes and opens them.
 
     Raises:
-        Failed: there is no key for it, or it is too short.
+        Failed: the key is missing or too short.
     """
     secret = settings.jwt_secret.get_secret_value()
     key = settings.grant_key.get_secret_value().encode()
@@ -60,7 +61,8 @@ def grants_of(settings: Settings) -> Grants:
         return Grants(key, [previous] if previous else [])
     except ValueError as error:
         raise Failed(
-            f"no usable key for grants: {error}. Set EVERBUS_GRANT_KEY to the same in "
-            "all managers and edges: make one by `openssl rand -hex 32`",
+            f"no usable key for grants: {error}. Set EVERBUS_JWT_SECRET, from "
+            "which it is derived, or EVERBUS_GRANT_KEY, to the same value in all "
+            "managers and edges; `openssl rand -hex 32` makes one",
             USAGE,
         ) from error

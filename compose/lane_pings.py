@@ -1,8 +1,8 @@
 """
-Asking every lane something that needs nothing, to see how long a reply takes.
+A ping of every lane, to measure how long a reply takes.
 
-The question comes from the MAD `gateway`, needs no token and changes nothing; that
-it is refused is an answer as well.
+The ping is a command of the MAD `gateway`. It needs no token and changes nothing; a
+refusal is a reply as well.
 """
 
 import time
@@ -11,40 +11,39 @@ from collections.abc import Sequence
 
 import msgspec
 
-from bus import keys
-from bus.codec import COMMAND_FIELD, pack, pack_envelope
-from bus.messages import SCHEMA, Envelope
-from bus.wire import Command, Wire
-from gateway.delivery import OUTCOME_KIND
+from everbus.bus import keys
+from everbus.bus.messages import COMMAND_FIELD, SCHEMA, Envelope, pack, pack_envelope
+from everbus.bus.wire import Command, Wire
+from everbus.gateway.lane.delivery import OUTCOME_KIND
 
 WAIT_MS = 3_000
-# Lanes that are asked; with more of them these stand for all.
+# At most so many lanes are pinged; these stand for all others.
 MOST_LANES = 64
 
 
 async def slowest_reply_ms(wire: Wire, lanes: Sequence[int]) -> float:
     """
-    How long the last of these lanes took to reply; WAIT_MS or more if one did not.
+    The reply time of the slowest of these lanes; WAIT_MS or more without a reply.
 
     Raises:
         WireFailed: the bus is away.
-        Forbidden: it does not let us publish as the gateway.
+        Forbidden: this user may not publish as the gateway.
     """
-    asked = {_question(): lane for lane in lanes[:MOST_LANES]}
+    questions = {_question(): lane for lane in lanes[:MOST_LANES]}
     began = time.perf_counter()
-    for reply in await wire.exchange([_publish(*one) for one in asked.items()]):
+    for reply in await wire.exchange([_publish(*one) for one in questions.items()]):
         if isinstance(reply, Exception):
             raise reply
-    waiting = [keys.reply(p, keys.GATEWAY, name) for name, p in asked.items()]
+    waiting = [keys.reply(p, keys.GATEWAY, name) for name, p in questions.items()]
     came = list(waiting)
     while waiting and (left_ms := WAIT_MS - _since_ms(began)) > 0:
-        told = await wire.call(
+        replies = await wire.call(
             *("XREAD", "COUNT", 1, "BLOCK", max(1, round(left_ms)), "STREAMS"),
             *waiting,
             *(["0"] * len(waiting)),
             timeout_s=left_ms / 1000 + 2,
         )
-        there = {stream.decode() for stream, _ in told or ()}
+        there = {stream.decode() for stream, _ in replies or ()}
         waiting = [stream for stream in waiting if stream not in there]
     took_ms = _since_ms(began)
     await wire.call("UNLINK", *came)
@@ -67,7 +66,7 @@ def _publish(name: str, lane: int) -> Command:
     )
     stream = keys.ingress(lane, keys.GATEWAY)
 
-    # Never makes a stream: without one there is nobody who reads it.
+    # NOMKSTREAM: without the stream nobody reads it either.
     return ("XADD", stream, "NOMKSTREAM", "*", COMMAND_FIELD, pack_envelope(envelope))
 
 

@@ -1,9 +1,9 @@
 """
-What log records look like, and what never gets into one.
+The format of log records, and the masking of secrets in them.
 
-One record per event, on one line, as JSON or for people. Secrets are masked by
-the name of their field and by their look, for our own records and for those of
-libraries that use the standard library's logging.
+One record per event, on one line, as JSON or for people. Masking works by the name of
+a field and by the form of a value, in everbus's own records and in those of libraries
+that use the standard library's logging.
 """
 
 import logging
@@ -15,12 +15,12 @@ from typing import Any, Literal, TextIO
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from compose.settings import shown_url
+from everbus.compose.settings import masked_url
 
 MASK = "***"
 
 _SECRET_NAMES = re.compile(r"(?i)token|secret|password|authorization")
-# Header and the dot suffice: half a token in a truncated message is masked too.
+# The header and the dot suffice, so half a token in a cut message is masked too.
 _JWT = re.compile(r"eyJ[A-Za-z0-9_-]+\.?[A-Za-z0-9_.-]*")
 # Line breaks forge records; escape sequences steer the reader's terminal.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -32,9 +32,9 @@ def configure_logs(
     stream: TextIO | None = None,
 ) -> None:
     """
-    Send all records of this process to *stream* (stderr), from *level* on.
+    Send all records of this process from *level* on to *stream* (stderr).
 
-    Calling it again replaces what was configured before.
+    A second call replaces the first configuration.
 
     Args:
         format: auto is console if *stream* is a terminal, else json.
@@ -55,18 +55,18 @@ def configure_logs(
 
 def redact(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     """
-    *event* without secrets: by the field's name, and wherever a JWT stands.
+    *event* with secrets masked: fields with secret names, and JWTs anywhere.
     """
     return {key: _masked(key, value) for key, value in event.items()}
 
 
 def one_line(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     """
-    *event* with control characters escaped, the traceback's line breaks too.
+    *event* with control characters escaped, also line breaks of the traceback.
     """
     lined = {key: _escaped(value) for key, value in event.items()}
     if "exception" in lined:
-        # Under its own name the console renderer would put it on new lines.
+        # The console renderer prints a field "exception" on lines of its own.
         lined["traceback"] = lined.pop("exception")
     return lined
 
@@ -90,7 +90,7 @@ def _masked(key: str, value: Any) -> Any:  # anything that is logged
     if isinstance(value, list | tuple | set | frozenset):
         return [_masked(key, part) for part in value]
     text = value if isinstance(value, str) else repr(value)
-    return _JWT.sub(MASK, shown_url(text) if "://" in text else text)
+    return _JWT.sub(MASK, masked_url(text) if "://" in text else text)
 
 
 def _escaped(value: Any) -> Any:  # anything that is logged
@@ -108,7 +108,7 @@ def _adopt_libraries(
     shared: list[Processor], renderer: Processor, threshold: int, stream: TextIO
 ) -> None:
     """
-    Give the standard library's root logger one handler: the same chain.
+    Give the standard library's root logger one handler with the same chain.
     """
     handler = logging.StreamHandler(stream)
     handler.setFormatter(
@@ -125,5 +125,5 @@ def _adopt_libraries(
         if isinstance(known.formatter, structlog.stdlib.ProcessorFormatter):
             root.removeHandler(known)
     root.addHandler(handler)
-    # Libraries tell their every step at debug; that is not our debug.
+    # At debug, libraries log their every step; everbus's debug does not include it.
     root.setLevel(max(threshold, logging.INFO))

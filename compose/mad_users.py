@@ -1,5 +1,5 @@
 """
-The Redis users of MADs: made, renewed, ended, and what else their safety hangs on.
+The Redis users of MADs: make, renew and end them, and warn of unsafe servers.
 """
 
 import hashlib
@@ -8,19 +8,26 @@ from typing import Any, NamedTuple
 
 from redis.exceptions import ResponseError
 
-from bus.errors import AlreadyExists, Forbidden, Unavailable
-from bus.wire import Wire
-from compose.acl import wake_rule
-from compose.exits import USAGE, Failed
+from everbus.bus.errors import AlreadyExists, Forbidden, Unavailable
+from everbus.bus.wire import Wire
+from everbus.compose.acl import wake_rule
+from everbus.compose.exit_codes import USAGE, Failed
+
+# Of rules made before each ingress was named.
+_ANY_PARTITION = "eb:{*}:in:"
 
 
 class User(NamedTuple):
     """
-    A user of the server, as far as we ask.
+    The flags and channels of a Redis user.
+
+    Attributes:
+        is_broad: it may write streams of partitions that do not exist.
     """
 
     flags: frozenset[str]
     channels: frozenset[str]
+    is_broad: bool = False
 
 
 async def find_user(wire: Wire, name: str) -> User | None:
@@ -29,33 +36,37 @@ async def find_user(wire: Wire, name: str) -> User | None:
 
     Raises:
         Failed: the server has no ACLs.
-        Forbidden: we may not look.
+        Forbidden: this connection may not read users.
     """
     try:
-        told = await wire.call("ACL", "GETUSER", name)
+        reply = await wire.call("ACL", "GETUSER", name)
     except ResponseError as error:
         raise Failed(
-            f"the server has no ACLs as we need them ({error}); use --no-acl, and "
+            f"the server has no ACLs of the needed form ({error}); use --no-acl, and "
             "know that every MAD may then do everything",
             USAGE,
         ) from error
-    if told is None:
+    if reply is None:
         return None
-    fields: dict[bytes, Any] = dict(zip(told[::2], told[1::2], strict=True))
+    fields: dict[bytes, Any] = dict(zip(reply[::2], reply[1::2], strict=True))
 
-    return User(_words(fields[b"flags"]), _words(fields[b"channels"]))
+    return User(
+        _words(fields[b"flags"]),
+        _words(fields[b"channels"]),
+        _ANY_PARTITION in repr(fields.get(b"selectors")),
+    )
 
 
 def check_replaceable(user: User | None, mad: str, *, rotate: bool) -> None:
     """
-    See that nobody's user is taken away by giving *mad* one.
+    Check that a new user for *mad* replaces no user that must stay.
 
     Raises:
-        AlreadyExists: there is a user of that name, and it is to stay as it is.
+        AlreadyExists: a user of that name exists and must stay as it is.
     """
     if user is None:
         return
-    if not is_mads(user, mad):
+    if not is_user_of(user, mad):
         raise AlreadyExists(
             f"the server has a user {mad} that is no MAD's; choose another name"
         )
@@ -66,20 +77,20 @@ def check_replaceable(user: User | None, mad: str, *, rotate: bool) -> None:
         )
 
 
-def is_mads(user: User, mad: str) -> bool:
+def is_user_of(user: User, mad: str) -> bool:
     """
-    Whether it is the user that `mads add` makes for *mad*.
+    Whether `mads add` made this user for *mad*.
     """
     return user.channels == {wake_rule(mad)}
 
 
 async def set_user(wire: Wire, name: str, password: str, rules: Sequence[str]) -> None:
     """
-    Make the user anew, whatever it was before; its password does not travel.
+    Make the user, or replace it; only a hash of the password is sent.
 
     Raises:
         Failed: the server does not understand the rules.
-        Forbidden: we may not.
+        Forbidden: this connection may not set users.
     """
     digest = hashlib.sha256(password.encode()).hexdigest()
     try:
@@ -91,16 +102,24 @@ async def set_user(wire: Wire, name: str, password: str, rules: Sequence[str]) -
         ) from error
 
 
+async def renew_user(wire: Wire, name: str, rules: Sequence[str]) -> None:
+    """
+    Give the user these rights and no others; its passwords stay.
+    """
+    await wire.call("ACL", "SETUSER", name, *rules)
+    await save_users(wire)
+
+
 async def end_user(wire: Wire, name: str) -> None:
     """
-    Remove the user, if it is there; its connections are closed.
+    Remove the user, if it exists; the server closes its connections.
     """
     await wire.call("ACL", "DELUSER", name)
 
 
 async def save_users(wire: Wire) -> bool:
     """
-    Have the server write its users to its aclfile; whether it has one and did.
+    Make the server save its users to its aclfile; False without an aclfile.
     """
     try:
         await wire.call("ACL", "SAVE")
@@ -109,9 +128,9 @@ async def save_users(wire: Wire) -> bool:
     return True
 
 
-async def weaknesses(wire: Wire) -> list[str]:
+async def user_warnings(wire: Wire) -> list[str]:
     """
-    What has to be known of the users on this server, each with its remedy.
+    Warnings about the users of this server, each with its remedy.
     """
     found = []
     if not await save_users(wire):
@@ -122,29 +141,29 @@ async def weaknesses(wire: Wire) -> list[str]:
     default = await find_user(wire, "default")
     if default is not None and default.flags >= {"on", "nopass"}:
         found.append(
-            "the user default needs no password, so anybody may do anything there: "
-            "ACL SETUSER default off, once no part of yours uses it"
+            "the user default needs no password, so everybody has all rights: "
+            "ACL SETUSER default off, once no process of yours uses it"
         )
     if await _has_followers(wire):
         found.append(
-            "users are not replicated: give each replica the same, by the line that "
-            "ACL LIST shows here, or a failover locks this MAD out"
+            "users are not replicated: copy the line of ACL LIST to each replica, or "
+            "a failover locks this MAD out"
         )
     return found
 
 
 async def _has_followers(wire: Wire) -> bool:
     try:
-        told = await wire.call("INFO", "replication")
+        reply = await wire.call("INFO", "replication")
     except (ResponseError, Forbidden, Unavailable):
         return False
-    return b"connected_slaves:0" not in told
+    return b"connected_slaves:0" not in reply
 
 
-def _words(told: Any) -> frozenset[str]:
+def _words(reply: Any) -> frozenset[str]:
     """
-    A list of words, or one text of them, as Redis 7 has it.
+    The words of a reply: a list, or one text as in Redis 7.
     """
-    words = told.split() if isinstance(told, bytes) else told
+    words = reply.split() if isinstance(reply, bytes) else reply
 
     return frozenset(word.decode() for word in words)

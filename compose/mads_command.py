@@ -1,5 +1,5 @@
 """
-`everbus mads`: which MADs there are and who of them is alive; let in, and put out.
+`everbus mads`: list the MADs and their instances; add, remove and enable a MAD.
 """
 
 import asyncio
@@ -9,52 +9,59 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from bus.errors import NotFound
-from bus.keys import GROUP, MADS, NEWS, PRESENCE, ingress
-from bus.wire import Wire
-from compose.acl import check_mad_user, mad_rules
-from compose.answers import OutputOption, print_json, print_table, tell
-from compose.bus_access import BusAccess, bus_access
-from compose.bus_url import database_of, url_for_user
-from compose.exits import CONFLICT, Failed
-from compose.mad_roll import MadRow, roll
-from compose.mad_users import (
+from everbus.bus.errors import NotFound
+from everbus.bus.keys import GROUP, MADS, NEWS, PRESENCE, ingress
+from everbus.bus.wire import Wire
+from everbus.compose.acl import check_mad_user, mad_rules
+from everbus.compose.bus_access import BusAccess, bus_access
+from everbus.compose.bus_url import database_of, url_for_user
+from everbus.compose.command_output import OutputOption, notify, print_json, print_table
+from everbus.compose.exit_codes import CONFLICT, Failed
+from everbus.compose.mad_overview import MadRow, mad_rows
+from everbus.compose.mad_users import (
     check_replaceable,
     end_user,
     find_user,
-    is_mads,
+    is_user_of,
+    renew_user,
     save_users,
     set_user,
-    weaknesses,
+    user_warnings,
 )
-from compose.replay_command import Output
-from compose.starting import refuse_cluster
-from gateway.store.leases import Watch, instances, watch
-from gateway.store.scripts import load_scripts, script
+from everbus.compose.replay_command import Output
+from everbus.compose.startup_checks import refuse_cluster
+from everbus.gateway.store.lease_records import SweepStatus, instances, watch
+from everbus.gateway.store.mad_access import DISABLED, disabled_mads, switch_user
+from everbus.gateway.store.scripts import load_scripts, script
 
-# Longer than this nobody has looked at the leases: the list may be out of date.
+# After so long without a sweep of the leases the list may be out of date.
 IDLE_MS = 5_000
-# Managers look once a second which MADs there are.
-HEARD_S = 1.2
-_USERS = (
+# Managers look once a second for new and removed MADs.
+NOTICED_WITHIN_S = 1.2
+_NO_CLUSTER_USERS = (
     "each node has its own users. Add --no-acl, and run ACL SETUSER on each node with "
     "the rules that `everbus acl` prints"
 )
 
 _Name = Annotated[str, typer.Argument(help="The MAD's name.", metavar="NAME")]
-_Of = Annotated[str, typer.Option("--mad", help="Only those of this MAD.")]
-_Rotate = Annotated[bool, typer.Option("--rotate", help="A new password.")]
+_Of = Annotated[str, typer.Option("--mad", help="Only instances of this MAD.")]
+_Rotate = Annotated[
+    bool, typer.Option("--rotate", help="Give the user a new password.")
+]
 _NoAcl = Annotated[
-    bool, typer.Option("--no-acl", help="No user: for a bus without ACLs.")
+    bool, typer.Option("--no-acl", help="Make no Redis user: for a bus without ACLs.")
 ]
 _Force = Annotated[
-    bool, typer.Option("--force", help="Also if commands of it are lost by that.")
+    bool, typer.Option("--force", help="Remove it even if its commands are lost.")
+]
+_Trim = Annotated[
+    bool, typer.Option("--trim", help="Drop all entries of its streams: they are lost.")
 ]
 
 
-class _Left(NamedTuple):
+class _IngressState(NamedTuple):
     """
-    What lies on the ingress of a MAD in one partition.
+    The entries on the ingress stream of a MAD in one partition.
     """
 
     partition: int
@@ -65,14 +72,14 @@ class _Left(NamedTuple):
     @property
     def unsettled(self) -> int:
         """
-        How many entries nobody will hear of if it goes.
+        Number of entries that are lost with the stream.
         """
         return self.pending + self.unread
 
 
 def list_(mad: _Of = "", output: OutputOption = Output.table) -> None:
     """
-    List the MADs and their instances: who is alive, who was lost, and in what.
+    List the MADs and their instances: alive, lost or left, and their sessions.
 
     Example: everbus mads list --mad fiedler -o json
     """
@@ -86,10 +93,11 @@ def add(
     output: OutputOption = Output.table,
 ) -> None:
     """
-    Let a MAD use the bus: register it, make its Redis user, print its URL once.
+    Add a MAD to the bus: register it, make its Redis user, print its URL once.
 
-    The user may do what `everbus acl --mad NAME` shows and nothing else. Needs a
-    user in EVERBUS_REDIS_URL who may do ACL SETUSER.
+    The user has the rights that `everbus acl --mad NAME` shows, and no others. A user
+    that an earlier version made with broader rights gets these, and keeps its URL. The
+    user in EVERBUS_REDIS_URL needs the right to ACL SETUSER.
 
     Example: EVERBUS_MAD_URL=$(everbus mads add fiedler)
     """
@@ -97,36 +105,96 @@ def add(
     url = asyncio.run(_add(name, rotate=rotate, no_acl=no_acl))
     if output is Output.json:
         print_json({"mad": name, "url": url})
-    else:
+    elif url:
         typer.echo(url)
 
 
 def remove(name: _Name, force: _Force = False, no_acl: _NoAcl = False) -> None:
     """
-    Put a MAD out: end its user and its connections, and delete its streams.
+    Remove a MAD: end its user and its connections, and delete its streams.
 
-    While commands of it wait to be settled nothing is done, but with --force, which
-    loses them. What it has said in its sessions stays.
+    While commands of the MAD are unsettled, this changes nothing. --force removes the
+    MAD all the same and loses these commands. Its entries in sessions stay.
 
     Example: everbus mads remove fiedler
     """
     check_mad_user(name)
     asyncio.run(_remove(name, force=force, no_acl=no_acl))
-    tell(f"{name} is removed")
+    notify(f"{name} is removed")
+
+
+def enable(name: _Name, trim: _Trim = False) -> None:
+    """
+    Enable a MAD that was disabled for what it took of the bus.
+
+    While its streams are above EVERBUS_INGRESS_MAX_BYTES this changes nothing: let
+    managers settle its commands, or lose those by --trim. Its URL stays as it is.
+
+    Example: everbus mads enable fiedler
+    """
+    check_mad_user(name)
+    asyncio.run(_enable(name, trim=trim))
+    notify(f"{name} is enabled")
+
+
+async def _enable(name: str, *, trim: bool) -> None:
+    async with bus_access("mads") as bus:
+        known = {one.mad: one for one in await disabled_mads(bus.wire)}
+        if name not in known and not await bus.wire.call("HEXISTS", MADS, name):
+            raise NotFound(f"there is no MAD {name}; `everbus mads list` shows them")
+        if trim:
+            await _trim(bus, name)
+        size = await _stream_bytes(bus, name)
+        limit = bus.settings.ingress_max_bytes
+        if size > limit:
+            raise Failed(
+                f"{name} stays disabled: its streams have {size:,} bytes, and the "
+                f"quota is {limit:,}. Let managers settle them, or lose them by --trim",
+                CONFLICT,
+            )
+        # First the record, since managers switch off what has one.
+        await bus.wire.call("HDEL", DISABLED, name)
+        await switch_user(bus.settings.redis_url, name, on=True)
+
+
+async def _trim(bus: BusAccess, name: str) -> None:
+    """
+    Drop all entries of the MAD's streams.
+    """
+    for lane in (*range(bus.partitions), PRESENCE):
+        dropped = await bus.wire.call("XTRIM", ingress(lane, name), "MAXLEN", 0)
+        if dropped and lane != PRESENCE:
+            notify(f"lost in partition {lane}: {dropped:,} entries")
+
+
+async def _stream_bytes(bus: BusAccess, name: str) -> int:
+    await load_scripts(bus.wire, "sizes")
+    total = 0
+    for lane in (*range(bus.partitions), PRESENCE):
+        _, size = await bus.wire.call(*script("sizes", [ingress(lane, name)]))
+        total += size
+    return total
 
 
 async def _list(mad: str, output: Output) -> None:
     async with bus_access("mads") as bus:
         registered = [one.decode() for one in await bus.wire.call("HKEYS", MADS)]
         records = await instances(bus.wire, mad)
-        rows = await roll(bus, [one for one in registered if mad in ("", one)], records)
+        rows = await mad_rows(
+            bus, [one for one in registered if mad in ("", one)], records
+        )
         watched = await watch(bus.wire)
+        disabled = [
+            one for one in await disabled_mads(bus.wire) if mad in ("", one.mad)
+        ]
     if output is Output.json:
-        print_json({"mads": rows, "watch": watched})
+        print_json({"mads": rows, "watch": watched, "disabled": disabled})
     else:
         columns = ("MAD", "instance", "state", "epoch", "lease left", "last heartbeat")
         print_table((*columns, "sessions", "noticed by"), map(_row, rows))
-    _tell_of(watched)
+    for one in disabled:
+        notify(f"above its quota: {one.shown}. Then: everbus mads enable {one.mad}")
+    _warn_of_sweep(watched)
 
 
 def _row(row: MadRow) -> Sequence[Any]:  # as print_table takes them
@@ -139,16 +207,16 @@ def _row(row: MadRow) -> Sequence[Any]:  # as print_table takes them
     )
 
 
-def _tell_of(watched: Watch) -> None:
+def _warn_of_sweep(watched: SweepStatus) -> None:
     if watched.idle_ms is None:
-        tell("nobody watches over the heartbeats: start `everbus manager`")
+        notify("no manager watches the heartbeats: start `everbus manager`")
     elif watched.idle_ms > IDLE_MS:
-        tell(
-            f"nobody has looked at the heartbeats for {watched.idle_ms / 1000:.0f} s, "
-            "so this may be out of date: see whether a manager runs"
+        notify(
+            f"no manager swept the heartbeats for {watched.idle_ms / 1000:.0f} s, so "
+            "this list may be out of date: check that a manager runs"
         )
     if watched.untold:
-        tell(f"{watched.untold:,} losses are still being told to the sessions")
+        notify(f"{watched.untold:,} losses are not yet announced to all their sessions")
 
 
 async def _add(name: str, *, rotate: bool, no_acl: bool) -> str:
@@ -157,18 +225,23 @@ async def _add(name: str, *, rotate: bool, no_acl: bool) -> str:
         if no_acl:
             await _register(bus.wire, name)
             return url_for_user(url)
-        refuse_cluster(bus.settings, "mads add", _USERS)
+        refuse_cluster(bus.settings, "mads add", _NO_CLUSTER_USERS)
         user = await find_user(bus.wire, name)
+        rules = mad_rules(name, database=database_of(url), partitions=bus.partitions)
+        if user is not None and is_user_of(user, name) and user.is_broad and not rotate:
+            await renew_user(bus.wire, name, rules)
+            await _register(bus.wire, name)
+            notify(f"the rights of {name} are renewed; its URL stays as it is")
+            return ""
         check_replaceable(user, name, rotate=rotate)
-        # First, so that whatever crashes, no user is there that nobody serves.
+        # First, so that a crash never leaves a user whose MAD nobody serves.
         await _register(bus.wire, name)
         password = secrets.token_urlsafe(32)
-        rules = mad_rules(name, database=database_of(url))
         await set_user(bus.wire, name, password, rules)
-        found = await weaknesses(bus.wire)
+        found = await user_warnings(bus.wire)
     for weakness in found:
-        tell(f"warning: {weakness}")
-    tell(f"{name} may use the bus. Its URL, with its password, is shown only now:")
+        notify(f"warning: {weakness}")
+    notify(f"{name} may use the bus. Its URL, with its password, is shown only now:")
 
     return url_for_user(url, name, password)
 
@@ -181,10 +254,10 @@ async def _register(wire: Wire, name: str) -> None:
 async def _remove(name: str, *, force: bool, no_acl: bool) -> None:
     async with bus_access("mads") as bus:
         if not no_acl:
-            refuse_cluster(bus.settings, "mads remove", _USERS)
+            refuse_cluster(bus.settings, "mads remove", _NO_CLUSTER_USERS)
         user = None if no_acl else await find_user(bus.wire, name)
-        if user is not None and not is_mads(user, name):
-            tell(f"the server's user {name} is no MAD's; it stays")
+        if user is not None and not is_user_of(user, name):
+            notify(f"the server's user {name} is no MAD's; it stays")
             user = None
         if user is None and not await bus.wire.call("HEXISTS", MADS, name):
             raise NotFound(f"there is no MAD {name}; `everbus mads list` shows them")
@@ -192,37 +265,37 @@ async def _remove(name: str, *, force: bool, no_acl: bool) -> None:
         if not force:
             _check_settled(name, await _ingresses(bus, name, "look"))
         if user is not None:
-            await _put_out(bus.wire, name)
-        lost = await _dismiss(bus, name, force=force)
+            await _end_user(bus.wire, name)
+        lost = await _deregister(bus, name, force=force)
         await bus.wire.call("UNLINK", ingress(PRESENCE, name))
     for one in lost:
         if one.unsettled:
-            tell(
+            notify(
                 f"lost in partition {one.partition}: {one.pending:,} entries that were "
-                f"read and not settled, {one.unread:,} that nobody had read"
+                f"read and not settled, {one.unread:,} unread entries"
             )
 
 
-async def _put_out(wire: Wire, name: str) -> None:
+async def _end_user(wire: Wire, name: str) -> None:
     await end_user(wire, name)
     if not await save_users(wire):
-        tell(
+        notify(
             f"warning: if the server's configuration file names the user {name}, a "
             "restart brings it back: run CONFIG REWRITE on it now"
         )
 
 
-async def _dismiss(bus: BusAccess, name: str, *, force: bool) -> list[_Left]:
+async def _deregister(bus: BusAccess, name: str, *, force: bool) -> list[_IngressState]:
     """
-    Take the MAD off the list and delete its streams; what lay on them.
+    Deregister the MAD and delete its streams; returns their former entries.
 
     Raises:
-        Failed: it published something meanwhile; then it is on the list again.
+        Failed: the MAD published meanwhile; then it is registered again.
     """
     if await bus.wire.call("HDEL", MADS, name):
         await bus.wire.call("PUBLISH", NEWS, "mads")
-        # A lane begins anew when a stream of its own goes, and would make it again.
-        await asyncio.sleep(HEARD_S)
+        # A lane that still reads the stream would start over and make it again.
+        await asyncio.sleep(NOTICED_WITHIN_S)
     left = await _ingresses(bus, name, "any" if force else "settled")
     if any(not one.gone for one in left):
         await _register(bus.wire, name)
@@ -231,39 +304,40 @@ async def _dismiss(bus: BusAccess, name: str, *, force: bool) -> list[_Left]:
     return left
 
 
-async def _ingresses(bus: BusAccess, name: str, how: str) -> list[_Left]:
+async def _ingresses(bus: BusAccess, name: str, how: str) -> list[_IngressState]:
     """
-    What lies on the MAD's ingress streams, each deleted by the rule *how*.
+    The entries on the MAD's ingress streams; deletes each stream by the rule *how*.
     """
     left = []
     for partition in range(bus.partitions):
         stream = [ingress(partition, name)]
         reply = await bus.wire.call(*script("dismiss", stream, GROUP, how))
-        left.append(_Left(partition, *reply))
+        left.append(_IngressState(partition, *reply))
     return left
 
 
-def _check_settled(name: str, left: Sequence[_Left]) -> None:
+def _check_settled(name: str, left: Sequence[_IngressState]) -> None:
     """
     Raises:
-        Failed: commands of the MAD wait to be settled.
+        Failed: commands of the MAD are unsettled.
     """
     waiting = [one for one in left if one.unsettled]
     if waiting:
         entries = sum(one.unsettled for one in waiting)
         where = ", ".join(str(one.partition) for one in waiting)
         raise Failed(
-            f"{name} is not removed: {entries:,} entries of it wait to be settled, in "
-            f"partition {where}. Let a manager run until they are, or lose them by "
-            "--force",
+            f"{name} is not removed: {entries:,} of its entries are unsettled, in "
+            f"partition {where}. Let a manager run until they are settled, or lose "
+            "them by --force",
             CONFLICT,
         )
 
 
 mads_app = typer.Typer(
-    help="MADs: who is alive, let in, put out. Example: everbus mads list",
+    help="List, add, remove and enable MADs. Example: everbus mads list",
     no_args_is_help=True,
 )
 mads_app.command("list")(list_)
 mads_app.command()(add)
 mads_app.command()(remove)
+mads_app.command()(enable)

@@ -1,8 +1,8 @@
 """
-The small port on which manager and archiver tell of themselves.
+The health port of a process, for probes and Prometheus.
 
-It is served in the process's own event loop, so that a loop that stands still fails
-`/livez` like any other request. Without EVERBUS_HEALTH_PORT none of this runs.
+It runs in the process's own event loop, so a blocked loop fails `/livez` like any
+other request. Without EVERBUS_HEALTH_PORT nothing of this module runs.
 """
 
 import asyncio
@@ -16,120 +16,167 @@ import uvicorn
 from prometheus_client import REGISTRY
 from starlette.applications import Starlette
 
-from archiver.drain import Drain
-from compose.exits import CONFLICT, Failed
-from compose.settings import Settings
-from gateway import metrics
-from gateway.edge.checks import bus_check
-from gateway.edge.health import Check, Finding, Health, Status, health_routes
-from gateway.edge.serving import Guest
-from gateway.edge.watchdog import Watchdog
-from gateway.replica import Replica
+from everbus.archiver.drain import Drain
+from everbus.compose.exit_codes import CONFLICT, Failed
+from everbus.compose.settings import Settings
+from everbus.gateway.health.bus_watchdog import Watchdog
+from everbus.gateway.health.connections import ConnectionLimits, Connections
+from everbus.gateway.health.embedded_server import EmbeddedServer
+from everbus.gateway.health.probe_routes import probe_routes
+from everbus.gateway.health.process import (
+    Check,
+    CheckResult,
+    ProcessHealth,
+    Status,
+)
+from everbus.gateway.health.process_checks import bus_check
+from everbus.gateway.session_manager import SessionManager
+from everbus.gateway.telemetry import metrics
 
 log = structlog.get_logger()
 
-# Nobody waits here for its verdicts as the edge's callers do, so it asks seldom.
+# Slower than in the edge: no caller waits for these results.
 PING_EVERY_S = 1.0
 PING_DEADLINE_S = 2.0
 STOP_S = 1.0
 MAX_CONNECTIONS = 64
-# A lane is given up as deaf after 10 s, see `gateway.replica`.
+# One address cannot take the port from the others.
+MAX_PER_ADDRESS = 32
+HEAD_TIMEOUT_S = 5.0
+# `gateway.session_manager` gives a silent lane up after 10 s.
 SILENT_S = 5.0
 DRAIN_WARN_S, DRAIN_FAIL_S = 5.0, 60.0
-_BREAKERS: dict[float, Finding] = {
-    0.0: Finding("pass"),
-    1.0: Finding("warn", "its breaker is half open: being tried"),
-    2.0: Finding("fail", "its breaker is open: it does not answer"),
+_BREAKERS: dict[float, CheckResult] = {
+    0.0: CheckResult("pass"),
+    1.0: CheckResult("warn", "its breaker is half open: one call tries the tier"),
+    2.0: CheckResult("fail", "its breaker is open: it does not answer"),
 }
 _VERDICTS: dict[float, Status] = {0.0: "pass", 1.0: "warn", 2.0: "fail"}
 
 
 @asynccontextmanager
-async def probed(
+async def serve_health(
     role: str, settings: Settings, stop: asyncio.Event
-) -> AsyncIterator[Health]:
+) -> AsyncIterator[ProcessHealth]:
     """
-    The health of this process, told on EVERBUS_HEALTH_PORT while the block runs.
+    The health of this process, served on EVERBUS_HEALTH_PORT during the block.
 
-    The process has `started` once the block says so; while *stop* is set and until the
-    block ends it answers that it is not ready.
+    The block sets `started`. From *stop* to the end of the block the process reports
+    that it is not ready.
 
     Raises:
-        Failed: the port cannot be had.
+        Failed: the port is not available.
     """
     watchdog = Watchdog(
         settings.redis_url, every_s=PING_EVERY_S, deadline_s=PING_DEADLINE_S
     )
-    health = Health(role, bus_check(watchdog), *_breakers(), stopping=stop.is_set)
+    health = ProcessHealth(
+        role, bus_check(watchdog), *_breakers(), stopping=stop.is_set
+    )
     if not settings.health_port:
         yield health
         return
+    async with serve_probes(health, settings):
+        watching = asyncio.create_task(watchdog.run())
+        try:
+            yield health
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+
+
+@asynccontextmanager
+async def serve_probes(
+    health: ProcessHealth, settings: Settings
+) -> AsyncIterator[None]:
+    """
+    Serve *health* on EVERBUS_HEALTH_PORT during the block.
+
+    Raises:
+        Failed: the port is not available.
+    """
     listener = _listener(settings.health_host, settings.health_port)
-    server = Guest(_config(health))
-    tasks = [
-        asyncio.create_task(watchdog.run()),
-        asyncio.create_task(server.serve(sockets=[listener])),
-    ]
+    server = EmbeddedServer(_config(health))
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
     log.info("probes.ready", host=settings.health_host, port=settings.health_port)
     try:
-        yield health
+        yield
     finally:
         server.should_exit = True
-        tasks[0].cancel()
-        await asyncio.wait(tasks, timeout=2 * STOP_S)
-        tasks[1].cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.wait((serving,), timeout=2 * STOP_S)
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
         listener.close()
 
 
-def lane_checks(replica: Replica, clock: Callable[[], float]) -> tuple[Check, ...]:
+def lane_checks(
+    replica: SessionManager, clock: Callable[[], float]
+) -> tuple[Check, ...]:
     """
-    Whether the lanes of *replica* get on, and what its managers' first says of all.
+    Checks of the lanes of *replica*, and of the whole deployment.
     """
 
-    def lanes() -> Finding:
+    def lanes() -> CheckResult:
         silent_s = [clock() - lane.polled_at for lane in replica.lanes.values()]
         count = len(silent_s)
         if max(silent_s, default=0.0) > SILENT_S:
             deaf = sum(one > SILENT_S for one in silent_s)
-            return Finding(
+            return CheckResult(
                 "fail", f"{deaf} of {count} lanes are silent", count, "lanes"
             )
-        return Finding("pass", value=count, unit="lanes")
+        return CheckResult("pass", value=count, unit="lanes")
 
-    return Check("lanes", lanes), Check("deployment", _deployment)
+    def bus() -> CheckResult:
+        if replica.trouble:
+            return CheckResult("fail", "the bus answers pings and refuses this manager")
+        return CheckResult("pass")
+
+    return (
+        Check("lanes", lanes),
+        Check("deployment", _deployment),
+        Check("rights", bus, essential=True),
+    )
 
 
 def drain_checks(drain: Drain) -> tuple[Check, ...]:
     """
-    Whether *drain* works or stands by, and gets something done.
+    Checks of *drain*: whether it holds the lease, and whether it makes progress.
     """
 
-    def lease() -> Finding:
-        return Finding("pass", value=float(drain.lease.held), unit="held")
+    def lease() -> CheckResult:
+        return CheckResult("pass", value=float(drain.lease.held), unit="held")
 
-    def draining() -> Finding:
-        failing_s = _value("everbus_drain_failing_seconds") or 0.0
-        told = f"nothing has got into MongoDB for {failing_s:.0f} s"
+    def draining() -> CheckResult:
+        failing_s = _metric_value("everbus_drain_failing_seconds") or 0.0
+        detail = f"no record reached MongoDB for {failing_s:.0f} s"
         if failing_s >= DRAIN_FAIL_S:
-            return Finding("fail", told, failing_s, "s")
+            return CheckResult("fail", detail, failing_s, "s")
         if failing_s >= DRAIN_WARN_S:
-            return Finding("warn", told, failing_s, "s")
-        return Finding("pass", value=failing_s, unit="s")
+            return CheckResult("warn", detail, failing_s, "s")
+        return CheckResult("pass", value=failing_s, unit="s")
 
-    return Check("lease", lease), Check("drain", draining)
+    def bus() -> CheckResult:
+        if drain.trouble:
+            return CheckResult("fail", "the bus refuses this archiver")
+        return CheckResult("pass")
+
+    return (
+        Check("lease", lease),
+        Check("drain", draining),
+        Check("rights", bus, essential=True),
+    )
 
 
 def _breakers() -> Iterator[Check]:
     """
-    The tiers that this process calls, as their breakers see them.
+    Checks of the warm and the cold tier, by the state of their breakers.
     """
 
-    def look(tier: str) -> Callable[[], Finding]:
-        def breaker() -> Finding:
-            state = _value("everbus_breaker_state", {"tier": tier})
+    def look(tier: str) -> Callable[[], CheckResult]:
+        def breaker() -> CheckResult:
+            state = _metric_value("everbus_breaker_state", {"tier": tier})
             if state is None:
-                return Finding("pass", "not configured")
+                return CheckResult("pass", "not configured")
             return _BREAKERS[state]
 
         return breaker
@@ -138,9 +185,9 @@ def _breakers() -> Iterator[Check]:
         yield Check(tier, look(tier))
 
 
-def _deployment() -> Finding:
+def _deployment() -> CheckResult:
     """
-    The verdicts on the whole bus, if this manager is the one that looks at it.
+    The verdicts on the whole bus, if this manager examines it.
     """
     verdicts = {
         sample.labels["indicator"]: _VERDICTS[sample.value]
@@ -148,36 +195,39 @@ def _deployment() -> Finding:
         for sample in metric.samples
     }
     if not verdicts:
-        return Finding("pass", "another manager looks at it")
+        return CheckResult("pass", "another manager examines the bus")
     for status in ("fail", "warn"):
         named = sorted(name for name, verdict in verdicts.items() if verdict == status)
         if named:
-            told = f"{', '.join(named)}; everbus doctor tells more"
-            return Finding(status, told, len(named), "indicators")
-    return Finding("pass")
+            detail = f"{', '.join(named)}; for details: everbus doctor"
+            return CheckResult(status, detail, len(named), "indicators")
+    return CheckResult("pass")
 
 
-def _value(name: str, labels: Mapping[str, str] | None = None) -> float | None:
+def _metric_value(name: str, labels: Mapping[str, str] | None = None) -> float | None:
     """
-    What this process has told Prometheus under that name; None: nothing.
+    The value of a Prometheus metric of this process; None without a sample.
     """
     return REGISTRY.get_sample_value(name, dict(labels or {}))
 
 
-def _config(health: Health) -> uvicorn.Config:
+def _config(health: ProcessHealth) -> uvicorn.Config:
+    connections = Connections(
+        ConnectionLimits(MAX_CONNECTIONS, MAX_PER_ADDRESS, HEAD_TIMEOUT_S)
+    )
     options: dict[str, Any] = {
         "access_log": False,
         "h11_max_incomplete_event_size": 8 * 1024,
         "lifespan": "off",
-        "limit_concurrency": MAX_CONNECTIONS,
         "log_config": None,
         "log_level": "warning",
         "server_header": False,
         "timeout_graceful_shutdown": round(STOP_S),
         "timeout_keep_alive": 5,
+        **connections.protocols(),
         "ws": "none",
     }
-    return uvicorn.Config(Starlette(routes=health_routes(health)), **options)
+    return uvicorn.Config(Starlette(routes=probe_routes(health)), **options)
 
 
 def _listener(host: str, port: int) -> socket.socket:

@@ -1,8 +1,8 @@
 """
 One child process of the embedded stack: its start, its readiness, its end.
 
-A part holds a kernel lock of its own for life, inherited at its start, so that
-two servers on one folder are impossible even if nobody knows of the first.
+Each process holds a kernel lock of its own for life, inherited at its start. So two
+servers on one folder are impossible, even without a record of the first.
 """
 
 import asyncio
@@ -13,11 +13,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from compose.folder import StackError, try_lock
-from compose.records import (
+from everbus.compose.process_records import (
     POLL_S,
     STOP_WITHIN_S,
-    Record,
+    ProcessRecord,
     end,
     holders,
     incarnations,
@@ -25,26 +24,27 @@ from compose.records import (
     started_at,
     write_record,
 )
+from everbus.compose.stack_folder import StackError, try_lock
 
 LOG_LINES = 12
 MAX_OUTPUT_BYTES = 2**16
 MAX_LOG_BYTES = 16 * 2**20
 
 
-class PartFailed(StackError):
+class ProcessFailed(StackError):
     """
-    A part of the stack ended or never became ready; its last log lines follow.
+    A process of the stack ended or never became ready; its last log lines follow.
     """
 
 
 @dataclass(frozen=True, kw_only=True)
-class Server:
+class ProcessSpec:
     """
-    How to run one part of the stack that lives in the folder *data*.
+    How to run one process of the stack in the folder *data*.
 
     Attributes:
-        env: the part's whole environment; nothing is inherited.
-        ready: asks the part whether it serves; called until it says so.
+        env: the whole environment; the process inherits nothing.
+        ready: asks the process whether it serves; called until the answer is yes.
         rank: place in the order of starts, from 0.
     """
 
@@ -61,29 +61,29 @@ class Server:
     @property
     def log(self) -> Path:
         """
-        Where the part's output goes.
+        The log file of the process's output.
         """
         return self.data / "log" / f"{self.name}.log"
 
     @property
     def record(self) -> Path:
         """
-        Where it is told which process the part is.
+        The file of its process record.
         """
         return self.data / "run" / f"{self.name}.json"
 
 
-class Running:
+class RunningProcess:
     """
-    One incarnation of a part, from its start to its end.
+    One incarnation of a process, from its start to its end.
     """
 
-    def __init__(self, server: Server, process: Process, log_from: int) -> None:
+    def __init__(self, server: ProcessSpec, process: Process, log_from: int) -> None:
         """
-        Watch *process*; what it writes begins at byte *log_from* of the log.
+        Watch *process*; its output begins at byte *log_from* of the log.
         """
         self.server = server
-        self.record = Record(
+        self.record = ProcessRecord(
             name=server.name,
             pid=process.pid,
             created=started_at(process.pid),
@@ -111,7 +111,7 @@ class Running:
 
     async def wait(self) -> int:
         """
-        Wait for the process's end; its exit code, negative for a signal.
+        Wait for the process's end; returns its exit code, negative for a signal.
         """
         return await self._process.wait()
 
@@ -130,7 +130,7 @@ class Running:
 
     def output(self) -> str:
         """
-        What this incarnation has written; of much, the end.
+        The output of this incarnation, its last MAX_OUTPUT_BYTES at most.
         """
         with self.server.log.open("rb") as log:
             size = log.seek(0, os.SEEK_END)
@@ -140,10 +140,10 @@ class Running:
 
     async def until_ready(self) -> None:
         """
-        Wait until the part serves.
+        Wait until the process serves.
 
         Raises:
-            PartFailed: it ended, or was not ready within ready_within_s.
+            ProcessFailed: it ended, or was not ready within ready_within_s.
         """
         within_s = self.server.ready_within_s
         try:
@@ -153,16 +153,16 @@ class Running:
                     await asyncio.sleep(POLL_S)
         except TimeoutError:
             raise self.failure(f"was not ready within {within_s:g} s") from None
-        # The answer may have come from a stranger on the same port.
+        # The answer may come from another program on the same port.
         self._check_alive()
 
-    def failure(self, what: str) -> PartFailed:
+    def failure(self, what: str) -> ProcessFailed:
         """
-        The error that tells *what* happened, with the last log lines.
+        The error for *what* happened, with the last log lines.
         """
         lines = self.output().strip().splitlines()[-LOG_LINES:]
-        quoted = "\n".join(f"  | {line}" for line in lines) or "  | (it said nothing)"
-        return PartFailed(
+        quoted = "\n".join(f"  | {line}" for line in lines) or "  | (no output)"
+        return ProcessFailed(
             f"{self.server.name} {what}; the end of {self.server.log}:\n{quoted}"
         )
 
@@ -171,15 +171,15 @@ class Running:
             raise self.failure(f"ended ({self._process.returncode}) before it served")
 
 
-Ready = Callable[[Running], Awaitable[bool]]
+Ready = Callable[[RunningProcess], Awaitable[bool]]
 
 
-async def start(server: Server) -> Running:
+async def start(server: ProcessSpec) -> RunningProcess:
     """
-    Start a part and wait until it serves; if it does not, it is ended again.
+    Start a process and wait until it serves; on failure the process is ended.
 
     Raises:
-        PartFailed: it cannot be run, ended, or was not ready in time.
+        ProcessFailed: it cannot run, ended, or was not ready in time.
     """
     for folder in (server.log.parent, server.record.parent):
         folder.mkdir(parents=True, exist_ok=True)
@@ -187,15 +187,15 @@ async def start(server: Server) -> Running:
     try:
         write_record(server.record, running.record)
         await running.until_ready()
-    except BaseException:  # cancelled or failed: no part without a supervisor
+    except BaseException:  # cancelled or failed: leave no orphan
         await running.stop()
         raise
 
     return running
 
 
-async def _spawn(server: Server) -> Running:
-    lock = await _own_lock(server)
+async def _spawn(server: ProcessSpec) -> RunningProcess:
+    lock = await _take_lock(server)
     log = _open_log(server.log)
     log_from = os.fstat(log).st_size
     try:
@@ -206,25 +206,25 @@ async def _spawn(server: Server) -> Running:
             stderr=STDOUT,
             env=server.env,
             pass_fds=(lock,),
-            start_new_session=True,  # the terminal's Ctrl-C is for us alone
+            start_new_session=True,  # Ctrl-C reaches the supervisor alone
         )
     except OSError as error:
-        raise PartFailed(
+        raise ProcessFailed(
             f"{server.name}: cannot run {server.argv[0]}: {error}"
         ) from error
     finally:
-        # From here on the part alone holds its lock.
+        # From here on only the process holds its lock.
         os.close(lock)
         os.close(log)
 
-    return Running(server, process, log_from)
+    return RunningProcess(server, process, log_from)
 
 
-async def _own_lock(server: Server) -> int:
+async def _take_lock(server: ProcessSpec) -> int:
     """
-    The lock that says that this part runs on its folder; a file descriptor.
+    Take the lock of this process on its folder; returns a file descriptor.
 
-    A predecessor's helper may hold it a little longer than the part itself.
+    A helper process of a predecessor may hold the lock a little longer.
     """
     path = server.record.with_suffix(".lock")
     lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -232,9 +232,9 @@ async def _own_lock(server: Server) -> int:
     while not try_lock(lock):
         if time.monotonic() > deadline:
             os.close(lock)
-            raise PartFailed(
+            raise ProcessFailed(
                 f"{server.name} already runs on {server.data} (pid {holders(path)}); "
-                "two servers on one folder would destroy it: end that one first"
+                "two servers would destroy the folder: end that one first"
             )
         await asyncio.sleep(POLL_S)
 

@@ -1,5 +1,5 @@
 """
-A progress bar for people, and a pace that spares the bus.
+A progress bar for people, and a pace that limits the load on the bus.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
-# Told of how many more are done.
+# Called with the number of newly finished items.
 Advance = Callable[[int], None]
 
 
@@ -21,7 +21,7 @@ def counting_bar(what: str, total: int) -> Iterator[Advance]:
     if not sys.stderr.isatty():
         yield lambda _: None
         return
-    # Late: elsewhere nobody needs it.
+    # Imported late: only a terminal needs it.
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn())
@@ -35,7 +35,7 @@ def counting_bar(what: str, total: int) -> Iterator[Advance]:
 
 class Pace:
     """
-    Lets through at most *rate* a second, evenly; a late one is not caught up with.
+    At most *rate* turns a second, evenly spaced; a late turn is not made up for.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Pace:
 
     async def turn(self) -> None:
         """
-        Return when the next one may go.
+        Wait for the next turn.
         """
         now = self._now()
         if self._next > now:

@@ -1,5 +1,5 @@
 """
-Recorded conversations: one JSON object a line, checked before any is played.
+Recorded conversations: one JSON object per line, all checked before the replay.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,10 +9,16 @@ from typing import Any
 
 import msgspec
 
-from bus.codec import pack
-from bus.errors import Invalid
-from bus.messages import MAX_COMMAND_BYTES, check_json, check_name, check_session_id
-from compose.exits import USAGE, Failed
+from everbus.bus.errors import Invalid, Rejection
+from everbus.bus.messages import (
+    MAX_COMMAND_BYTES,
+    check_json,
+    check_name,
+    check_session_id,
+    pack,
+)
+from everbus.bus.principal_names import check_short_name
+from everbus.compose.exit_codes import USAGE, Failed
 
 MAX_ROLES = 32  # each is a MAD, and a MAD holds three connections
 MAX_MESSAGE_BYTES = MAX_COMMAND_BYTES - 16 * 1024  # envelope and token travel too
@@ -32,7 +38,7 @@ class Run(msgspec.Struct, frozen=True):
 
 class Recording(msgspec.Struct, frozen=True):
     """
-    One conversation, and the session that it is played into.
+    One conversation, and the session of its replay.
     """
 
     conversation_id: str
@@ -43,13 +49,13 @@ class Recording(msgspec.Struct, frozen=True):
     @property
     def roles(self) -> list[str]:
         """
-        Who speaks, in the order of their first words.
+        The roles, in the order of their first messages.
         """
         return list(dict.fromkeys(message["role"] for message in self.messages))
 
     def runs(self) -> Iterator[Run]:
         """
-        The messages in their order, cut where the role changes.
+        The messages in order, split where the role changes.
         """
         for role, messages in groupby(self.messages, lambda message: message["role"]):
             yield Run(role, tuple(messages))
@@ -63,7 +69,7 @@ class _Line(msgspec.Struct, frozen=True):
 
 def roles_of(recordings: Sequence[Recording]) -> list[str]:
     """
-    All who speak in *recordings*.
+    The roles in *recordings*.
     """
     return list(dict.fromkeys(r for recording in recordings for r in recording.roles))
 
@@ -78,7 +84,8 @@ def read_recordings(
         suffix: a session's id is `<conversation_id>-<suffix>`.
 
     Raises:
-        Failed: it cannot be read, or a line is no conversation; which and why.
+        Failed: the file cannot be read, or a line is no conversation; it names the
+            line and the reason.
     """
     recordings: dict[str, Recording] = {}
     try:
@@ -110,9 +117,14 @@ def _recording(where: str, line: bytes, suffix: str) -> Recording:
             read.messages,
         )
         _check_messages(recording.messages)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, Invalid) as error:
+    except (
+        msgspec.MsgspecError,
+        UnicodeDecodeError,
+        RecursionError,
+        Rejection,
+    ) as error:
         raise Failed(
-            f"{where}: {error}. Mend or delete the line; wanted is {_WANTED}", USAGE
+            f"{where}: {error}. Correct or delete the line; wanted is {_WANTED}", USAGE
         ) from error
     return recording
 
@@ -122,7 +134,7 @@ def _check_messages(messages: Sequence[Message]) -> None:
         raise Invalid("messages is empty", field="messages")
     for n, message in enumerate(messages):
         field = f"messages[{n}]"
-        check_name(message.get("role", ""), f"{field}.role")
+        check_short_name(message.get("role", ""), f"{field}.role")
         check_json(message, field)
         size = len(pack(message))
         if size > MAX_MESSAGE_BYTES:
@@ -134,7 +146,7 @@ def _check_messages(messages: Sequence[Message]) -> None:
 def _check_new(where: str, recording: Recording, known: dict[str, Recording]) -> None:
     if recording.conversation_id in known:
         raise Failed(
-            f"{where}: conversation_id {recording.conversation_id!r} was there before; "
+            f"{where}: conversation_id {recording.conversation_id!r} stands twice; "
             "give each conversation its own",
             USAGE,
         )
@@ -148,7 +160,7 @@ def _check_all(path: Path, recordings: Sequence[Recording]) -> None:
         )
     if len(roles) > MAX_ROLES:
         raise Failed(
-            f"{path}: {len(roles)} roles, each of which is a MAD; at most {MAX_ROLES}. "
-            "Play the file in parts",
+            f"{path}: {len(roles)} roles, one MAD each; at most {MAX_ROLES}. "
+            "Split the file",
             USAGE,
         )

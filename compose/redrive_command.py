@@ -1,5 +1,5 @@
 """
-`everbus dead redrive` and `drop`: dead letters taken away, one by one.
+`everbus dead redrive` and `everbus dead drop`: take dead letters away, one by one.
 """
 
 import asyncio
@@ -13,15 +13,15 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 import typer
 
-from bus.codec import pack_envelope
-from compose.answers import OutputOption, print_json, print_table, tell
-from compose.bus_access import BusAccess, bus_access
-from compose.dead_letters import Errand, Filters, letters
-from compose.exits import FINDING, USAGE, Failed
-from compose.progress import Advance, Pace, counting_bar
-from compose.replay_command import Output
-from gateway.redriving import UNCHANGED, Edit, NotRedrivable, redriven
-from gateway.store.letters import (
+from everbus.bus.messages import pack_envelope
+from everbus.compose.bus_access import BusAccess, bus_access
+from everbus.compose.command_output import OutputOption, notify, print_json, print_table
+from everbus.compose.dead_letters import Filters, LetterCounts, matching_letters
+from everbus.compose.exit_codes import FINDING, USAGE, Failed
+from everbus.compose.progress import Advance, Pace, counting_bar
+from everbus.compose.replay_command import Output
+from everbus.gateway.lane.redrive import UNCHANGED, Edit, NotRedrivable, redriven
+from everbus.gateway.store.dead_letters import (
     Buried,
     drop,
     lengths_of,
@@ -30,32 +30,38 @@ from gateway.store.letters import (
     parse_letter_id,
     redrive,
 )
-from gateway.store.scripts import load_scripts
+from everbus.gateway.store.scripts import load_scripts
 
-Cause = Annotated[str | None, typer.Option(help="Those that died of this.")]
-OfMad = Annotated[str | None, typer.Option("--mad", help="Those that this MAD sent.")]
+Cause = Annotated[str | None, typer.Option(help="Letters with this cause.")]
+OfMad = Annotated[str | None, typer.Option("--mad", help="Letters of this MAD.")]
 Kind = Annotated[str | None, typer.Option(help="Commands of this kind.")]
-Session = Annotated[str | None, typer.Option(help="Those for this session.")]
-Partition = Annotated[int | None, typer.Option(min=0, help="Those of this partition.")]
+Session = Annotated[str | None, typer.Option(help="Commands for this session.")]
+Partition = Annotated[
+    int | None, typer.Option(min=0, help="Letters of this partition.")
+]
 _LetterId = Annotated[
     str | None, typer.Argument(help="Only this letter.", metavar="ID")
 ]
-_All = Annotated[bool, typer.Option("--all", help="All of them.")]
-_Dry = Annotated[bool, typer.Option("--dry-run", help="Only tell what there is to do.")]
+_All = Annotated[bool, typer.Option("--all", help="All letters.")]
+_Dry = Annotated[
+    bool, typer.Option("--dry-run", help="Change nothing; report what a run would do.")
+]
 _Rate = Annotated[
-    float, typer.Option(min=0.01, max=1e6, help="How many a second, at most.")
+    float, typer.Option(min=0.01, max=1e6, help="Maximum of commands per second.")
 ]
 _Edit = Annotated[
     str,
-    typer.Option(metavar="FILE", help="JSON for the one letter's payload; -: stdin."),
+    typer.Option(
+        metavar="FILE", help="JSON as the new payload of the one letter; -: stdin."
+    ),
 ]
-_AsKind = Annotated[str, typer.Option(help="Another kind for the one letter.")]
+_AsKind = Annotated[str, typer.Option(help="A new kind for the one letter.")]
 _Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
 
-class _Chosen(NamedTuple):
+class _Selection(NamedTuple):
     """
-    Which letters: the one with that id, or those that fit the filters.
+    The selected letters: one by its id, or all that match the filters.
     """
 
     letter_id: str
@@ -79,19 +85,22 @@ def redrive_(
     """
     Send the commands of dead letters once more, on behalf of their senders.
 
-    Each at most once, whoever else redrives and whatever crashes meanwhile; one that
-    dies again is a new letter. Exits with 1 if some could not be redriven.
+    Each command is sent at most once, even with other runs and crashes at the same
+    time. A command that dies again is a new letter. The exit code is 1 if a letter
+    could not be redriven.
 
     Example: everbus dead redrive --cause poison --rate 20 --dry-run
     """
-    chosen = _chosen(letter_id, Filters(cause, mad, kind, session, partition), every)
+    selection = _selection(
+        letter_id, Filters(cause, mad, kind, session, partition), every
+    )
     change = Edit(body=_body_in(edit), kind=as_kind)
-    if not chosen.letter_id and change != UNCHANGED:
+    if not selection.letter_id and change != UNCHANGED:
         raise Failed("--edit and --as-kind are for one letter; name its ID", USAGE)
-    errand = Errand()
-    with _told_if_interrupted(errand, "redriven"):
-        asyncio.run(_redrive(chosen, change, errand, rate, dry_run=dry_run))
-    _finish(errand, "would be redriven" if dry_run else "redriven", output)
+    counts = LetterCounts()
+    with _report_if_interrupted(counts, "redriven"):
+        asyncio.run(_redrive(selection, change, counts, rate, dry_run=dry_run))
+    _report(counts, "would be redriven" if dry_run else "redriven", output)
 
 
 def drop_(
@@ -111,72 +120,86 @@ def drop_(
 
     Example: everbus dead drop --cause unknown_kind --mad fiedler --yes
     """
-    chosen = _chosen(letter_id, Filters(cause, mad, kind, session, partition), every)
-    errand = Errand()
-    with _told_if_interrupted(errand, "dropped"):
-        asyncio.run(_drop(chosen, errand, dry_run=dry_run, yes=yes))
-    _finish(errand, "would be dropped" if dry_run else "dropped", output)
+    selection = _selection(
+        letter_id, Filters(cause, mad, kind, session, partition), every
+    )
+    counts = LetterCounts()
+    with _report_if_interrupted(counts, "dropped"):
+        asyncio.run(_drop(selection, counts, dry_run=dry_run, yes=yes))
+    _report(counts, "would be dropped" if dry_run else "dropped", output)
 
 
 async def _redrive(
-    chosen: _Chosen, change: Edit, errand: Errand, rate: float, *, dry_run: bool
+    selection: _Selection,
+    change: Edit,
+    counts: LetterCounts,
+    rate: float,
+    *,
+    dry_run: bool,
 ) -> None:
     async with bus_access("dead") as bus:
         await load_scripts(bus.wire)
         pace = Pace(rate, time.monotonic)
-        with counting_bar("redriving", await _most(bus)) as advance:
+        with counting_bar("redriving", await _letter_count(bus)) as advance:
             ends = await newest(bus.wire, bus.partitions)
-            async for buried in _found(bus, chosen, ends, advance):
+            async for buried in _chosen_letters(bus, selection, ends, advance):
                 try:
                     envelope = redriven(buried, bus.partitions, change)
                 except NotRedrivable as error:
-                    errand.leave(buried.id, error.message)
+                    counts.leave(buried.id, error.message)
                     continue
                 if dry_run:
-                    errand.note(1)
+                    counts.note(1)
                     continue
                 await pace.turn()
                 packed = pack_envelope(envelope)
-                errand.note(await bus.wire.call(*redrive(buried.id, packed)))
+                counts.note(await bus.wire.call(*redrive(buried.id, packed)))
 
 
-async def _drop(chosen: _Chosen, errand: Errand, *, dry_run: bool, yes: bool) -> None:
+async def _drop(
+    selection: _Selection, counts: LetterCounts, *, dry_run: bool, yes: bool
+) -> None:
     async with bus_access("dead") as bus:
         ends = await newest(bus.wire, bus.partitions)
-        with counting_bar("reading", await _most(bus)) as advance:
-            count = len([1 async for _ in _found(bus, chosen, ends, advance)])
+        with counting_bar("reading", await _letter_count(bus)) as advance:
+            count = len(
+                [1 async for _ in _chosen_letters(bus, selection, ends, advance)]
+            )
         if dry_run:
-            errand.done = count
+            counts.done = count
             return
         if count and not yes:
-            _ask_whether(f"drop {count:,} for good?")
-        with counting_bar("dropping", await _most(bus)) as advance:
-            async for buried in _found(bus, chosen, ends, advance):
-                errand.note(await bus.wire.call(*drop(buried.id)))
+            _confirm(f"drop {count:,} for good?")
+        await load_scripts(bus.wire, "drop_letter")
+        with counting_bar("dropping", await _letter_count(bus)) as advance:
+            async for buried in _chosen_letters(bus, selection, ends, advance):
+                counts.note(await bus.wire.call(*drop(buried.id)))
 
 
-def _ask_whether(what: str) -> None:
+def _confirm(what: str) -> None:
     """
-    Go on if somebody says yes; not click's prompt, which writes to stdout.
+    Ask for a confirmation; the prompt of click would write to stdout.
     """
     typer.echo(f"{what} [y/N] ", err=True, nl=False)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        tell("nothing was done")
+        notify("nothing was done")
         raise typer.Exit(FINDING)
 
 
-async def _found(
-    bus: BusAccess, chosen: _Chosen, ends: dict[int, str], advance: Advance
+async def _chosen_letters(
+    bus: BusAccess, selection: _Selection, ends: dict[int, str], advance: Advance
 ) -> AsyncIterator[Buried]:
-    if chosen.letter_id:
-        yield await one(bus.wire, parse_letter_id(chosen.letter_id, bus.partitions))
+    if selection.letter_id:
+        yield await one(bus.wire, parse_letter_id(selection.letter_id, bus.partitions))
         return
-    lanes = lanes_of(bus, chosen.filters)
-    async for buried in letters(bus.wire, lanes, chosen.filters, ends, advance=advance):
+    lanes = lanes_of(bus, selection.filters)
+    async for buried in matching_letters(
+        bus.wire, lanes, selection.filters, ends, advance=advance
+    ):
         yield buried
 
 
-async def _most(bus: BusAccess) -> int:
+async def _letter_count(bus: BusAccess) -> int:
     lengths = await lengths_of(bus.wire, bus.partitions)
 
     return sum(lengths.values())
@@ -184,29 +207,31 @@ async def _most(bus: BusAccess) -> int:
 
 def lanes_of(bus: BusAccess, filters: Filters) -> range:
     """
-    The partitions that have to be looked through.
+    The partitions that the filters select.
 
     Raises:
-        Failed: there is no such partition.
+        Failed: the bus has no such partition.
     """
     wanted = filters.partition
     if wanted is None:
         return range(bus.partitions)
     if wanted >= bus.partitions:
         raise Failed(
-            f"--partition {wanted}: this bus has {bus.partitions}, from 0 on", USAGE
+            f"--partition {wanted}: this bus has the partitions 0 to "
+            f"{bus.partitions - 1}",
+            USAGE,
         )
     return range(wanted, wanted + 1)
 
 
-def _chosen(letter_id: str | None, filters: Filters, every: bool) -> _Chosen:
+def _selection(letter_id: str | None, filters: Filters, every: bool) -> _Selection:
     if sum((letter_id is not None, filters != Filters(), every)) != 1:
         raise Failed(
-            "say which letters: an ID, filters such as --cause, or --all; one of "
-            "these. `everbus dead list` shows what there is",
+            "name the letters by one of these: an ID, filters such as --cause, or "
+            "--all. `everbus dead list` shows the letters",
             USAGE,
         )
-    return _Chosen(letter_id or "", filters)
+    return _Selection(letter_id or "", filters)
 
 
 def _body_in(edit: str) -> dict[str, Any] | None:  # JSON values
@@ -226,34 +251,34 @@ def _body_in(edit: str) -> dict[str, Any] | None:  # JSON values
 
 
 @contextmanager
-def _told_if_interrupted(errand: Errand, done: str) -> Iterator[None]:
+def _report_if_interrupted(counts: LetterCounts, done: str) -> Iterator[None]:
     """
-    Say how far it came if it does not come to its end.
+    Report the counts if the block does not finish.
     """
     try:
         yield
     except BaseException:
-        if errand.done or errand.gone:
-            tell(
-                f"interrupted: {errand.done:,} {done}, perhaps one more; the others "
-                "lie where they lay, and no harm is done by asking again"
+        if counts.done or counts.gone:
+            notify(
+                f"interrupted: {counts.done:,} {done}, perhaps one more; the others "
+                "are unchanged, and the same command may run again"
             )
         raise
 
 
-def _finish(errand: Errand, done: str, output: Output) -> None:
+def _report(counts: LetterCounts, done: str, output: Output) -> None:
     """
-    Print what became of it, and end with 1 if that is not what was asked for.
+    Print the counts; exit with 1 if a letter is gone or left.
     """
-    counted = {done: errand.done, "gone": errand.gone, "left": errand.left}
+    counted = {done: counts.done, "gone": counts.gone, "left": counts.left}
     if output is Output.json:
-        named = {"left_letters": dict(errand.named)}
+        named = {"left_letters": dict(counts.named)}
         print_json({name.replace(" ", "_"): n for name, n in counted.items()} | named)
     else:
         print_table(("letters", "count"), ((k, f"{n:,}") for k, n in counted.items()))
-    for identifier, why in errand.named:
-        tell(f"left {identifier}: {why}")
-    if errand.left > len(errand.named):
-        tell(f"and {errand.left - len(errand.named):,} more")
-    if errand.gone or errand.left:
+    for identifier, why in counts.named:
+        notify(f"left {identifier}: {why}")
+    if counts.left > len(counts.named):
+        notify(f"and {counts.left - len(counts.named):,} more")
+    if counts.gone or counts.left:
         raise typer.Exit(FINDING)

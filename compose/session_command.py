@@ -1,67 +1,74 @@
 """
-`everbus session`: sessions found, shown, suspended, ended.
+`everbus session`: find, show, suspend, resume and delete sessions.
 """
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from bus.client import DEFAULT_TIMEOUT_S
-from bus.messages import Session, State
-from compose.answers import (
+from everbus.bus.client import DEFAULT_TIMEOUT_S
+from everbus.bus.messages import Session, State
+from everbus.compose.command_output import (
     Expected,
     OutputOption,
     SessionId,
     Timeout,
-    a_mad,
-    moment,
+    connected_mad,
+    notify,
+    parse_time,
     print_fields,
     print_json,
     print_table,
-    tell,
 )
-from compose.history_command import (
+from everbus.compose.history_command import (
     at,
     checkpoint,
     checkpoints,
     diff,
     restore,
 )
-from compose.replay_command import Output
-from compose.watch_command import broadcast
+from everbus.compose.json_argument import parse_object
+from everbus.compose.replay_command import Output
+from everbus.compose.watch_command import broadcast
 
 _Since = Annotated[
     datetime | None,
-    typer.Option(parser=moment, metavar="TIME", help="Active then or later."),
+    typer.Option(
+        parser=parse_time, metavar="TIME", help="Last active at this time or later."
+    ),
 ]
 _Before = Annotated[
     datetime | None,
-    typer.Option(parser=moment, metavar="TIME", help="Last active earlier."),
+    typer.Option(
+        parser=parse_time, metavar="TIME", help="Last active before this time."
+    ),
 ]
 
 
 def list_(
-    owner: Annotated[str | None, typer.Option(help="Whose they are.")] = None,
-    participant: Annotated[str | None, typer.Option(help="A MAD in them.")] = None,
-    state: Annotated[State | None, typer.Option(help="In which state.")] = None,
-    tag: Annotated[str | None, typer.Option(help="A tag that they have.")] = None,
-    text: Annotated[str | None, typer.Option(help="Words in them.")] = None,
+    owner: Annotated[str | None, typer.Option(help="The owner.")] = None,
+    participant: Annotated[
+        str | None, typer.Option(help="A MAD that takes part.")
+    ] = None,
+    state: Annotated[State | None, typer.Option(help="The state.")] = None,
+    tag: Annotated[str | None, typer.Option(help="A tag.")] = None,
+    text: Annotated[str | None, typer.Option(help="Words to search for.")] = None,
     active_since: _Since = None,
     active_before: _Before = None,
     cursor: Annotated[
-        str | None, typer.Option(help="Where the page before ended.")
+        str | None, typer.Option(help="The end of the previous page.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Rows per page.")] = 20,
     output: OutputOption = Output.table,
     timeout: Timeout = DEFAULT_TIMEOUT_S,
 ) -> None:
     """
-    List the sessions to which all filters apply, latest activity first.
+    List the sessions that match all filters, latest activity first.
 
     Example: everbus session list --owner ada --state dormant -o json
     """
-    with a_mad() as mad:
+    with connected_mad() as mad:
         page = mad.list_sessions(
             owner=owner,
             participant=participant,
@@ -80,7 +87,7 @@ def list_(
     columns = ("id", "owner", "state", "version", "entries", "last active", "tags")
     print_table(columns, (_row(session) for session in page.sessions))
     if page.next is not None:
-        tell(f"more: --cursor {page.next}")
+        notify(f"more: --cursor {page.next}")
 
 
 def show(
@@ -94,8 +101,52 @@ def show(
 
     Example: everbus session show 0198a1c2-7b1e-7000-8000-5b8f0c2d1e3f --full
     """
-    with a_mad() as mad:
+    with connected_mad() as mad:
         print_session(mad.get_session(session_id, full=full, timeout=timeout), output)
+
+
+def create(
+    user_id: Annotated[str, typer.Argument(help="The owner.", metavar="USER")],
+    session_id: Annotated[
+        str | None, typer.Option("--id", help="An id of your choice.")
+    ] = None,
+    output: OutputOption = Output.table,
+    timeout: Timeout = DEFAULT_TIMEOUT_S,
+) -> None:
+    """
+    Create a session.
+
+    Example: everbus session create ada
+    """
+    with connected_mad() as mad:
+        session = mad.create_session(user_id, session_id=session_id, timeout=timeout)
+    print_session(session, output)
+
+
+def update(
+    session_id: SessionId,
+    patch: Annotated[
+        dict[str, Any],
+        typer.Argument(
+            parser=parse_object,
+            metavar="JSON",
+            help="The merge patch (RFC 7396): JSON, @file, or - for stdin.",
+        ),
+    ],
+    expected_version: Expected = None,
+    output: OutputOption = Output.table,
+    timeout: Timeout = DEFAULT_TIMEOUT_S,
+) -> None:
+    """
+    Merge a patch into a session.
+
+    Example: everbus session update ID '{"tags": ["sea"]}' --expected-version 3
+    """
+    with connected_mad() as mad:
+        session = mad.update_session(
+            session_id, patch, expected_version=expected_version, timeout=timeout
+        )
+    print_session(session, output)
 
 
 def suspend(
@@ -105,11 +156,11 @@ def suspend(
     timeout: Timeout = DEFAULT_TIMEOUT_S,
 ) -> None:
     """
-    Let a session rest: out of Redis, safe in MongoDB, until something changes it.
+    Suspend a session: it leaves Redis and stays in MongoDB until its next change.
 
     Example: everbus session suspend 0198a1c2-7b1e-7000-8000-5b8f0c2d1e3f
     """
-    with a_mad() as mad:
+    with connected_mad() as mad:
         rested = mad.suspend_session(
             session_id, expected_version=expected_version, timeout=timeout
         )
@@ -123,11 +174,11 @@ def resume(
     timeout: Timeout = DEFAULT_TIMEOUT_S,
 ) -> None:
     """
-    Wake a session that was suspended.
+    Resume a suspended session.
 
     Example: everbus session resume 0198a1c2-7b1e-7000-8000-5b8f0c2d1e3f
     """
-    with a_mad() as mad:
+    with connected_mad() as mad:
         awake = mad.resume_session(
             session_id, expected_version=expected_version, timeout=timeout
         )
@@ -137,32 +188,39 @@ def resume(
 def delete(
     session_id: SessionId,
     expected_version: Expected = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     timeout: Timeout = DEFAULT_TIMEOUT_S,
 ) -> None:
     """
-    End a session for good, with its timeline and its archive.
+    Delete a session for good, with its timeline and its archive.
 
-    Example: everbus session delete 0198a1c2-7b1e-7000-8000-5b8f0c2d1e3f
+    Asks first, unless --yes is given.
+
+    Example: everbus session delete 0198a1c2-7b1e-7000-8000-5b8f0c2d1e3f --yes
     """
-    with a_mad() as mad:
+    if not yes:
+        typer.confirm(f"Delete {session_id} for good?", abort=True, err=True)
+    with connected_mad() as mad:
         mad.delete_session(
             session_id, expected_version=expected_version, timeout=timeout
         )
-    tell(f"{session_id} is deleted")
+    notify(f"{session_id} is deleted")
 
 
 def durable(
     session_id: SessionId,
-    wait: Annotated[bool, typer.Option(help="Until it is all of it.")] = False,
+    wait: Annotated[
+        bool, typer.Option(help="Wait until MongoDB has all of it.")
+    ] = False,
     output: OutputOption = Output.table,
     timeout: Timeout = DEFAULT_TIMEOUT_S,
 ) -> None:
     """
-    Tell how much of a session MongoDB holds: its version and its last entry's seq.
+    Show how much of a session MongoDB holds: its version and its last entry's seq.
 
     Example: everbus session durable 0198a1c2-7b1e-7000-8000-5b8f0c2d1e3f --wait
     """
-    with a_mad() as mad:
+    with connected_mad() as mad:
         held = mad.durable(session_id, wait=wait, timeout=timeout)
     if output is Output.json:
         print_json(held)
@@ -174,11 +232,11 @@ def stats(
     output: OutputOption = Output.table, timeout: Timeout = DEFAULT_TIMEOUT_S
 ) -> None:
     """
-    Count the sessions, and tell what each tier holds and costs a month.
+    Count the sessions; show the size of each tier and its cost per month.
 
     Example: everbus session stats -o json
     """
-    with a_mad() as mad:
+    with connected_mad() as mad:
         counted = mad.stats(timeout=timeout)
     if output is Output.json:
         print_json(counted)
@@ -195,7 +253,7 @@ def stats(
 
 def print_session(session: Session, output: Output) -> None:
     """
-    A session's fields, and under them its newest entries.
+    Print a session's fields, then its newest entries.
     """
     if output is Output.json:
         print_json(session)
@@ -222,7 +280,9 @@ session_app = typer.Typer(
     no_args_is_help=True,
 )
 session_app.command("list")(list_)
+session_app.command()(create)
 session_app.command()(show)
+session_app.command()(update)
 session_app.command()(suspend)
 session_app.command()(resume)
 session_app.command()(delete)

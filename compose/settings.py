@@ -1,9 +1,9 @@
 """
 The one frozen settings object of a process, read from the environment.
 
-Only the composition root builds it, and nothing else reads the environment:
-a misspelt name, a bad value or an unreadable secret ends the process before it
-connects to anything. No message here ever contains a secret.
+Only the composition root builds it, and no other module reads the environment. A
+misspelt name, a bad value or an unreadable secret ends the process before its first
+connection. No message of this module contains a secret.
 """
 
 import json
@@ -27,11 +27,18 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from gateway.store.pricing import Prices
+from everbus.bus.bus_address import server_url, url_with_tls
+from everbus.bus.errors import Invalid
+from everbus.bus.sentinel import with_sentinel_login
+from everbus.compose.bound_settings import BoundSettings
+from everbus.compose.edge_settings import EdgeSettings
+from everbus.compose.tls_settings import TlsSettings, mongo_url_with_tls
+from everbus.gateway.sealing.sensitive_fields import SEALABLE, SENSITIVE
+from everbus.gateway.store.pricing import Prices
 
 DEFAULT_PRICES = Prices()
 PREFIX = "EVERBUS_"
-# Settings that may be given as `<NAME>_FILE`, the path of a file that holds them.
+# Settings that may also come as `<NAME>_FILE`, the path of a file with the value.
 FROM_FILE = frozenset(
     {
         "jwt_secret",
@@ -39,15 +46,18 @@ FROM_FILE = frozenset(
         "jwt_public_key",
         "grant_key",
         "grant_key_previous",
+        "sealing_kek",
         "token",
         "s3_secret_key",
         "redis_url",
         "mongo_url",
+        "sentinel_password",
     }
 )
-# Settings whose value may be told to the person who set it wrongly.
-_UNTOLD = FROM_FILE | {"mad_url", "s3_access_key", "s3_endpoint", "edge_url"}
-# To the last `@`: a password may itself contain one.
+_SENTINELS = "sentinel_password"
+# Settings whose value no error message may contain.
+_NEVER_SHOWN = FROM_FILE | {"mad_url", "s3_access_key", "s3_endpoint", "edge_url"}
+# Up to the last `@`: a password may contain one.
 _PASSWORD = re.compile(r"(://[^\s:/?#@]*):[^\s]*@")
 _SECRET_QUERY = re.compile(
     r"(?i)([?&][^=&\s]*(?:password|secret|token)[^=&\s]*=)[^&\s]+"
@@ -58,7 +68,7 @@ _FILLER = re.compile(r"^(Value error, |Input should be (a valid )?|String should
 
 class SettingsError(Exception):
     """
-    The environment does not say how to run; the message names the remedy.
+    A setting in the environment is wrong; the message names the remedy.
     """
 
 
@@ -73,6 +83,16 @@ def _url(*schemes: str) -> AfterValidator:
         return url
 
     return AfterValidator(check)
+
+
+def _bus_url(url: str) -> str:
+    """
+    The URL of a bus as the connections need it, or empty.
+    """
+    try:
+        return server_url(url) if url else url
+    except Invalid as error:
+        raise ValueError(error.message) from None
 
 
 def _key_list(keys: SecretStr) -> SecretStr:
@@ -92,7 +112,7 @@ def _key_list(keys: SecretStr) -> SecretStr:
     return keys
 
 
-def _lowered(value: Any) -> Any:  # whatever was given
+def _lowered(value: Any) -> Any:  # any value from the environment
     return value.lower() if isinstance(value, str) else value
 
 
@@ -113,51 +133,76 @@ def _dotted(*words: str) -> AfterValidator:
 _DOTTED_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _STORE = _dotted("mongo", "s3", "folder")
 _DOTTED = _dotted()
-_REDIS = _url("redis", "rediss", "unix", "redis+cluster", "rediss+cluster")
+_REDIS = AfterValidator(_bus_url)
 _HTTP = _url("http", "https")
 _JWKS = _url("https", "http", "file")
 _MONGO = _url("mongodb", "mongodb+srv")
 
 
-class Settings(BaseSettings):
+def _sealable(names: str) -> str:
+    """
+    *names*, if each is one of SEALABLE; they are separated by commas.
+    """
+    for name in names.split(","):
+        if name not in SEALABLE:
+            raise ValueError(f"some of {','.join(SEALABLE)}")
+    return names
+
+
+class Settings(BoundSettings, EdgeSettings, TlsSettings):
     """
     How one process runs; each field is `EVERBUS_<NAME>` in the environment.
 
     Attributes:
+        sentinel_username: a user of the Sentinels; sentinel_password: the password.
+            Both are for the Sentinels only, not for the servers.
         mad_url: the Redis URL for MADs, `{mad}` in it standing for the name.
         mad: the name under which commands connect to the bus.
         jwt_keys: JSON list of {"kid", "algorithm", "key"}, for key rotation.
-        jwt_jwks: where the issuer publishes its keys: an https or file URL.
-        grant_key: what managers and edges seal grants with, the same in all of them;
-            32 bytes or more. Without one it follows from jwt_secret.
-        grant_key_previous: what grants were sealed with before, while it changes.
-        edge_host: the address that the edge serves on; also its edge_port.
-        edge_rate: requests a second that one principal may make of one edge;
-            edge_tenant_rate: that all of one tenant may.
-        edge_concurrency: how many of a principal's requests an edge works on at
-            once; edge_tenant_concurrency: of a tenant's.
+        jwt_require: optional parts that a token must have all the same: `typ`, `iat`
+            or `typ,iat`.
+        jwt_jwks: https or file URL of the issuer's published keys.
+        grant_key: the key of grants, the same in all managers and edges; 32 bytes or
+            more. Without it the key is derived from jwt_secret.
+        grant_key_previous: the former key of grants, during a rotation.
+        sealing_kek: key-encryption keys, `<name>:<base64>`; one turns encryption at
+            rest on. The first wraps, the others only unwrap.
+        sealing_kms_key: a key of AWS KMS instead of it.
+        sealing_fields: what is encrypted, see `gateway/sealing/README.md`.
+        edge_host: the edge's address; edge_port: its port.
+        edge_rate: requests a second that one principal may send to one edge;
+            edge_tenant_rate: the same for a whole tenant.
+        edge_concurrency: requests of one principal that an edge handles at once;
+            edge_tenant_concurrency: the same for a whole tenant.
         edge_streams: live streams that one principal may have open at one edge.
-        edge_drain_s: how long requests under way may take when the edge stops.
+        edge_drain_s: time for open requests when the edge stops.
         replica: this process's name among the replicas; empty = generated.
-        lease_ttl_s: how long after its last heartbeat a MAD counts as alive.
+        lease_ttl_s: a MAD counts as alive so long after its last heartbeat.
+        lost_after_disconnect_s: an instance of a MAD whose connections closed counts as
+            lost so long after; 0: only its lease counts.
+        doubt: what a lane does with a session whose hot copy may be behind MongoDB
+            while MongoDB is away: `wait` (it is not available) or `serve` (it is
+            served, and compared later).
         outbox_max_records: records per partition that MongoDB may lag behind.
         warm_store: `mongo`, or the dotted path of a class of your own.
         cold_store: `s3`, `folder`, or the dotted path of a class of your own.
-        cold_folder: where `folder` keeps its objects.
+        cold_folder: the folder of the objects, for cold_store `folder`.
         session_fields: dotted path of a msgspec Struct that types `fields`.
-        hot_ttl_s: how long a session stays in Redis after its last write.
-        archive_after_days: how long a session is idle before it goes to the cold
-            tier; a fraction is allowed.
-        archive_every_s: how often the archiver looks for such sessions.
-        retention_days: how long idle before it is deleted for good; 0 = never.
-        replicas_wanted: Redis replicas that must have what is `replicated`.
-        replicated_timeout_ms: how long to wait for them.
-        redis_unsafe: serve on a Redis that may lose sessions: without AOF, evicting.
+        hot_ttl_s: a session stays in Redis so long after its last write.
+        archive_after_days: idle days before a session goes to the cold tier; a
+            fraction is allowed.
+        archive_every_s: the interval between two archiving passes.
+        retention_days: idle days before a session is deleted for good; 0 = never.
+        replicas_wanted: Redis replicas that must have a `replicated` write.
+        replicated_timeout_ms: time to wait for them.
+        redis_unsafe: serve on a Redis that may lose sessions: without AOF, evicting,
+            or with replicas and `min-replicas-to-write 0`.
         price_hot_gib_month: cost of 1 GiB for a month, for `stats`; also warm, cold.
-        health_host: the address on which manager and archiver tell of themselves; also
-            health_port: /livez, /readyz, /startupz, /health and /metrics; 0 = nowhere.
+        health_host: the address of the health port; health_port: /livez, /readyz,
+            /startupz, /health and /metrics on a port of their own; 0 = off. An edge
+            without it serves them on its own port.
         log_format: auto is console on a terminal, else json.
-        fail_point: where to die in a test, `<point>:<n>`; development only.
+        fail_point: where a test kills this process, `<point>:<n>`; development only.
     """
 
     model_config = SettingsConfigDict(
@@ -165,6 +210,8 @@ class Settings(BaseSettings):
     )
 
     redis_url: Annotated[str, _REDIS] = Field("redis://127.0.0.1:6379", repr=False)
+    sentinel_username: str = ""
+    sentinel_password: SecretStr = SecretStr("")
     mongo_url: Annotated[str, _MONGO] = Field("", repr=False)
     mongo_database: str = Field("everbus", pattern=r"^[A-Za-z0-9_-]{1,63}$")
     s3_endpoint: Annotated[str, _HTTP] = Field("", repr=False)
@@ -197,14 +244,22 @@ class Settings(BaseSettings):
     jwt_keys: Annotated[SecretStr, AfterValidator(_key_list)] = SecretStr("")
     jwt_issuer: str = "everbus"
     jwt_audience: str = "everbus"
+    jwt_require: Literal["", "typ", "iat", "typ,iat"] = ""
     jwt_jwks: Annotated[str, _JWKS] = ""
     grant_key: SecretStr = SecretStr("")
     grant_key_previous: SecretStr = SecretStr("")
+    sealing_kek: SecretStr = SecretStr("")
+    sealing_kms_key: str = ""
+    sealing_kms_region: str = ""
+    sealing_kms_endpoint: Annotated[str, _HTTP] = ""
+    sealing_fields: Annotated[str, AfterValidator(_sealable)] = ",".join(SENSITIVE)
     token: SecretStr = SecretStr("")
     partitions: int = Field(16, ge=1, le=1024)
     replica: str = Field("", pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]{0,63})?$")
     lane_ttl_ms: int = Field(5000, ge=500, le=60_000)
     lease_ttl_s: float = Field(30, ge=1, le=3600)
+    lost_after_disconnect_s: float = Field(5, ge=0, le=3600)
+    doubt: Literal["wait", "serve"] = "wait"
     outbox_max_records: int = Field(50_000, ge=1)
     ledger_ttl_s: int = Field(600, ge=600)
     reply_ttl_s: int = Field(60, ge=1, le=3600)
@@ -246,17 +301,17 @@ class Settings(BaseSettings):
         **__: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """
-        Only what load_settings() passes: no second look at os.environ or .env.
+        Only the values from load_settings(); neither os.environ nor .env again.
         """
         return (init_settings,)
 
 
 def load_settings(environ: Mapping[str, str]) -> Settings:
     """
-    The settings in *environ*; an empty variable counts as one that is not set.
+    The settings in *environ*; an empty variable counts as not set.
 
     Raises:
-        SettingsError: a name is unknown, a value unfit or a file unreadable.
+        SettingsError: a name is unknown, a value is bad or a file is unreadable.
     """
     given = {
         name: value
@@ -271,16 +326,24 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
             values[field] = value
         else:
             values[field.removesuffix("_file")] = _content(name, value, given)
+    for field in ("redis_url", "mad_url"):
+        if url := values.get(field):
+            login = (values.get("sentinel_username", ""), values.get(_SENTINELS, ""))
+            files = (values.get(f"redis_{one}", "") for one in ("ca", "cert", "key"))
+            values[field] = url_with_tls(with_sentinel_login(url, *login), *files)
+    if url := values.get("mongo_url"):
+        ca, cert = values.get("mongo_ca", ""), values.get("mongo_cert", "")
+        values["mongo_url"] = mongo_url_with_tls(url, ca, cert)
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        # `from None`: pydantic's own message may quote what was given.
-        raise SettingsError(_told(error, values)) from None
+        # `from None`: pydantic's own message may quote the value.
+        raise SettingsError(_describe(error, values)) from None
 
 
-def shown_url(url: str) -> str:
+def masked_url(url: str) -> str:
     """
-    *url* for people: its password and secret parameters are `***`.
+    *url* for people, with `***` for its password and secret parameters.
     """
     return _SECRET_QUERY.sub(r"\1***", _PASSWORD.sub(r"\1:***@", url))
 
@@ -311,9 +374,9 @@ def _content(name: str, path: str, given: Mapping[str, str]) -> str:
     return content.strip()
 
 
-def _told(error: ValidationError, values: Mapping[str, str]) -> str:
+def _describe(error: ValidationError, values: Mapping[str, str]) -> str:
     """
-    What is wrong, one line per variable; a value only if it is no secret.
+    All problems, one line per variable; a value appears only if it is no secret.
     """
     lines = []
     for problem in error.errors(include_url=False, include_input=False):
@@ -322,6 +385,6 @@ def _told(error: ValidationError, values: Mapping[str, str]) -> str:
             lines.append(wanted)
             continue
         field = str(problem["loc"][0])
-        shown = "" if field in _UNTOLD else f"={values[field]}"
+        shown = "" if field in _NEVER_SHOWN else f"={values[field]}"
         lines.append(f"{PREFIX}{field.upper()}{shown}: wanted {wanted}")
     return "\n".join(lines)

@@ -1,5 +1,5 @@
 """
-Whether what is set here works from here: MongoDB, S3, the keys of tokens.
+Checks of the settings here: MongoDB, S3 and the keys of tokens.
 """
 
 import asyncio
@@ -7,15 +7,16 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from bus.errors import EverbusError
-from compose.exits import Failed, told
-from compose.keyring import identity_of
-from compose.settings import Settings
-from compose.tiers import cold_tier, warm_tier
-from gateway.health.verdicts import Finding, Verdict
+from everbus.bus.errors import EverbusError
+from everbus.compose.exit_codes import Failed, describe
+from everbus.compose.keyring import identity_of
+from everbus.compose.plaintext import plain_connections, unverified_connections
+from everbus.compose.settings import Settings
+from everbus.compose.tier_settings import cold_tier, warm_tier
+from everbus.gateway.health.verdicts import IndicatorResult, Verdict
 
 WITHIN_S = 5.0
-# Name nothing that there is: asked for, a tier has to look and to answer.
+# Names of nothing that exists; a tier has to look for them all the same.
 NO_SESSION = "everbus-doctor"
 NO_OBJECT = "everbus/doctor/asks/nothing"
 
@@ -24,96 +25,116 @@ class _Closes(Protocol):
     def close(self) -> None: ...
 
 
-async def check_settings(settings: Settings) -> list[Finding]:
+async def check_settings(settings: Settings) -> list[IndicatorResult]:
     """
-    A verdict on each part that is set here; on one that is not, that it is not.
+    One verdict for each of MongoDB, S3 and tokens; "pass" if it is not set here.
     """
     checks = await asyncio.gather(_mongodb(settings), _s3(settings))
 
-    return [*checks, _tokens(settings)]
+    return [*checks, _tokens(settings), _tls(settings)]
 
 
-async def _mongodb(settings: Settings) -> Finding:
+def _tls(settings: Settings) -> IndicatorResult:
+    """
+    Whether connections from here are encrypted, to servers that are verified.
+    """
+    unverified = [f"{n} ({option})" for n, option in unverified_connections(settings)]
+    plain = list(plain_connections(settings, edge=False))
+    if unverified:
+        return _result("tls", "fail", f"unverified: {', '.join(unverified)}")
+    if plain:
+        return _result("tls", "warn", f"plain text: {', '.join(plain)}")
+    return _result("tls", "pass", "verified, or on this machine")
+
+
+async def _mongodb(settings: Settings) -> IndicatorResult:
     try:
         warm = warm_tier(settings)
     except Failed as error:
-        return _finding("mongodb", "fail", told(error))
+        return _result("mongodb", "fail", describe(error))
     if warm is None:
-        return _finding("mongodb", "pass", "not set here")
-    return await _asked("mongodb", warm, lambda: warm.sessions([NO_SESSION]))
+        return _result("mongodb", "pass", "not set here")
+    return await _check_tier("mongodb", warm, lambda: warm.sessions([NO_SESSION]))
 
 
-async def _s3(settings: Settings) -> Finding:
+async def _s3(settings: Settings) -> IndicatorResult:
     try:
         cold = cold_tier(settings)
     except Failed as error:
-        return _finding("s3", "fail", told(error))
+        return _result("s3", "fail", describe(error))
     if cold is None:
-        return _finding("s3", "pass", "not set here")
-    return await _asked("s3", cold, lambda: cold.size(NO_OBJECT))
+        return _result("s3", "pass", "not set here")
+    return await _check_tier("s3", cold, lambda: cold.size(NO_OBJECT))
 
 
-async def _asked(
+async def _check_tier(
     name: str, tier: _Closes, ask: Callable[[], Awaitable[object]]
-) -> Finding:
+) -> IndicatorResult:
     began = time.perf_counter()
     try:
         async with asyncio.timeout(WITHIN_S):
             await ask()
     except TimeoutError:
-        return _finding(name, "fail", f"no answer within {WITHIN_S:g} s")
+        return _result(name, "fail", f"no answer within {WITHIN_S:g} s")
     except EverbusError as error:
-        return _finding(name, "fail", told(error))
+        return _result(name, "fail", describe(error))
     finally:
         tier.close()
     took_ms = (time.perf_counter() - began) * 1000
 
-    return _finding(name, "pass", f"answers in {took_ms:,.0f} ms")
+    return _result(name, "pass", f"answers in {took_ms:,.0f} ms")
 
 
-def _tokens(settings: Settings) -> Finding:
+def _tokens(settings: Settings) -> IndicatorResult:
     """
-    Whether tokens can be judged with the keys set here, and the one set here passes.
+    Whether the keys here can check tokens, and whether they accept EVERBUS_TOKEN.
     """
     keys = (settings.jwt_secret, settings.jwt_keys)
     if not any(key.get_secret_value() for key in keys) and not settings.jwt_public_key:
-        return _finding("tokens", "pass", "no key is set here")
+        return _result("tokens", "pass", "no key is set here")
     try:
         identity = identity_of(settings)
         token = settings.token.get_secret_value()
         if token:
             identity.principal_of(token)
     except (Failed, EverbusError) as error:
-        return _finding("tokens", "fail", told(error))
-    return _finding("tokens", "pass", "accepted" if token else "the key can be used")
+        return _result("tokens", "fail", describe(error))
+    return _result("tokens", "pass", "accepted" if token else "the key is usable")
 
 
-_MEANS = {
+_TEXTS = {
     "mongodb": (
         "whether EVERBUS_MONGO_URL leads to a MongoDB that answers",
-        "see whether it runs and is reached from here; check EVERBUS_MONGO_URL",
+        "check that it runs and is reachable from here; check EVERBUS_MONGO_URL",
     ),
     "s3": (
         "whether EVERBUS_S3_ENDPOINT or the folder of the cold tier answers",
-        "see whether it runs and is reached from here; check EVERBUS_S3_*",
+        "check that it runs and is reachable from here; check EVERBUS_S3_*",
+    ),
+    "tls": (
+        "whether connections beyond this machine are encrypted and verified",
+        "use TLS with EVERBUS_REDIS_CA, _MONGO_CA, _S3_CA; see docs/secure.md",
     ),
     "tokens": (
-        "whether the keys set here can judge tokens, and accept EVERBUS_TOKEN",
+        "whether the keys here can check tokens, and accept EVERBUS_TOKEN",
         "check EVERBUS_JWT_*; for a new token: everbus token",
     ),
 }
 
 
-def _finding(name: str, verdict: Verdict, said: str) -> Finding:
-    means, remedy = _MEANS[name]
+_THRESHOLDS = {"tokens": "usable", "tls": "verified"}
 
-    return Finding(
+
+def _result(name: str, verdict: Verdict, shown: str) -> IndicatorResult:
+    means, remedy = _TEXTS[name]
+
+    return IndicatorResult(
         name=name,
         verdict=verdict,
         value=None,
         unit="state",
-        shown=said,
-        threshold="answers" if name != "tokens" else "usable",
+        shown=shown,
+        threshold=_THRESHOLDS.get(name, "answers"),
         means=means,
         remedy="" if verdict == "pass" else remedy,
     )

@@ -1,13 +1,12 @@
 """
-The embedded stack: real servers and our own processes, from one folder.
+The embedded stack: real servers and everbus's own processes, on one folder.
 
-Parts start in the order of what they need and stop in the reverse; between the
-two, each is started again when it ends. What a killed supervisor left behind is
-ended first, so that there are never two servers on one folder.
+Processes start in the order of their needs and stop in the reverse order. In between,
+each is started again when it ends. Leftovers of a killed supervisor are ended first,
+so there are never two servers on one folder.
 """
 
 import asyncio
-import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -15,39 +14,38 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from compose.folder import (
+from everbus.compose.process_records import Say, end_orphans
+from everbus.compose.processes import ProcessSpec
+from everbus.compose.servers import (
+    HOST,
+    nanio_server,
+    role_server,
+    secantus_server,
+)
+from everbus.compose.stack_environment import (
+    JUDGES,
+    STORES,
+    environment_of,
+    write_environments,
+)
+from everbus.compose.stack_folder import (
     FolderLock,
     generated_secrets,
     remembered_ports,
     write_whole,
 )
-from compose.parts import Part
-from compose.processes import Server
-from compose.records import Say, end_orphans
-from compose.servers import (
-    BUCKET,
-    HOST,
-    nanio_server,
-    role_server,
-    secantus_server,
-    valkey_server,
+from everbus.compose.supervision import SupervisedProcess
+from everbus.compose.topologies import (
+    PORTS,
+    Topology,
+    bus_servers,
+    bus_url,
+    claim_topology,
 )
 
-TOKEN_TTL_S = 30 * 24 * 3600
-
-_SERVERS = ("valkey", "secantus", "nanio")
+_TIERS = ("secantus", "nanio")
 _EDGE = "edge"
-_STORES = (
-    "EVERBUS_REDIS_URL",
-    "EVERBUS_MONGO_URL",
-    "EVERBUS_S3_ENDPOINT",
-    "EVERBUS_S3_BUCKET",
-    "EVERBUS_S3_ACCESS_KEY",
-    "EVERBUS_S3_SECRET_KEY",
-)
-# Only what judges tokens may know the key that makes them.
-_JUDGES = ("EVERBUS_JWT_SECRET", "EVERBUS_JWT_ISSUER", "EVERBUS_JWT_AUDIENCE")
-# A client that follows a session is told to come back, then the others finish.
+# Live streams end at once with a place to resume from; other requests get this time.
 _EDGE_DRAIN_S = 3
 
 
@@ -57,7 +55,7 @@ def _silent(_: str) -> None:
 
 class EmbeddedStack:
     """
-    A whole everbus on one folder, for as long as its `async with` lasts.
+    A whole everbus on one folder, for the time of its `async with`.
     """
 
     def __init__(
@@ -67,6 +65,7 @@ class EmbeddedStack:
         managers: int = 1,
         archiver: bool = True,
         edge: bool = False,
+        topology: Topology = "server",
         extra: Mapping[str, str] | None = None,
         say: Say = _silent,
     ) -> None:
@@ -74,17 +73,20 @@ class EmbeddedStack:
         Prepare a stack; nothing is started yet.
 
         Args:
-            data: its folder, made if missing; everything it keeps is in there.
-            managers: how many replicas, 0 or more.
-            edge: whether it is to be reached by HTTP, too.
-            extra: more `EVERBUS_*` settings for the parts that are ours.
-            say: is told, line by line, what happens.
+            data: the folder of all its files, made if missing.
+            managers: number of replicas, 0 or more.
+            edge: whether to start an edge, too.
+            topology: the bus is one server, a primary with two replicas behind three
+                Sentinels, or a cluster of three primaries.
+            extra: more `EVERBUS_*` settings for everbus's own processes.
+            say: gets each event as a line of text.
         """
         self.data = data
-        self.parts: dict[str, Part] = {}
+        self.parts: dict[str, SupervisedProcess] = {}
         self._managers = managers
         self._archiver = archiver
         self._edge = edge
+        self._topology = topology
         self._extra = dict(extra or {})
         self._say = say
         self._environment: dict[str, str] = {}
@@ -92,11 +94,11 @@ class EmbeddedStack:
 
     async def __aenter__(self) -> Self:
         """
-        Start all parts and wait until they serve; then write `env`.
+        Start all processes and wait until they serve; then write `env`.
 
         Raises:
             StackError: the folder or a port is in use, a wheel is missing, or a
-                part does not come up.
+                process does not come up.
         """
         try:
             await self._open()
@@ -113,50 +115,50 @@ class EmbeddedStack:
         trace: TracebackType | None,
     ) -> None:
         """
-        End all parts, the last started first, within their bounds.
+        End all processes, the last started first, within their time limits.
 
         Raises:
-            PartFailed: a part died too often while the stack ran.
+            ProcessFailed: a process died too often while the stack ran.
         """
         try:
             await self._closing.__aexit__(kind, error, trace)
         except BaseExceptionGroup as group:
-            # The group is how the parts are watched, no affair of the caller's.
+            # The task group is a detail of supervision; callers get its first error.
             raise group.exceptions[0] from None
 
     def environment(self) -> dict[str, str]:
         """
-        The settings with which any everbus command finds this stack.
+        The settings by which any everbus command finds this stack.
         """
         return dict(self._environment)
 
     def pid(self, name: str) -> int:
         """
-        The process id of a part's present or last incarnation.
+        The id of a process's present or last incarnation.
         """
         return self.parts[name].pid
 
     async def restart(self, name: str) -> None:
         """
-        End a part in order, and wait until it serves again.
+        End a process in order, and wait until it serves again.
         """
         await self.parts[name].restart()
 
     async def kill(self, name: str) -> None:
         """
-        End a part by SIGKILL; the watch starts it again at once.
+        End a process by SIGKILL; its supervisor starts it again at once.
         """
         await self.parts[name].kill()
 
     async def until_ready(self, name: str, timeout: float = 60.0) -> None:
         """
-        Wait until a part serves (again); raises TimeoutError.
+        Wait until a process serves (again); raises TimeoutError.
         """
         await self.parts[name].until_ready(timeout)
 
     async def _open(self) -> None:
         self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Secrets and databases are not for anybody's repository.
+        # Secrets and databases must not get into a repository.
         write_whole(self.data / ".gitignore", "*\n")
         lock = FolderLock(self.data)
         self._closing.callback(lock.close)
@@ -168,8 +170,7 @@ class EmbeddedStack:
             await part.start()
             watcher = watch.create_task(part.keep(), name=f"keep {part.server.name}")
             self._closing.callback(watcher.cancel)
-        lines = (f"{name}={value}\n" for name, value in self._environment.items())
-        write_whole(self.data / "env", "".join(lines))
+        write_environments(self.data, self._environment)
 
     async def _stop(self) -> None:
         async with AsyncExitStack() as ends:
@@ -177,12 +178,14 @@ class EmbeddedStack:
                 ends.push_async_callback(part.stop)
 
     def _prepare(self) -> None:
-        served = (*_SERVERS, _EDGE) if self._edge else _SERVERS
+        claim_topology(self.data, self._topology)
+        served = (*PORTS[self._topology], *_TIERS, *((_EDGE,) if self._edge else ()))
         ports = remembered_ports(self.data, served)
         secrets = generated_secrets(self.data)
-        self._environment = _environment(ports, secrets)
+        redis = bus_url(self._topology, ports)
+        self._environment = environment_of(redis, ports, secrets)
         servers = [
-            valkey_server(self.data, ports["valkey"]),
+            *bus_servers(self._topology, self.data, ports),
             secantus_server(self.data, ports["secantus"]),
             nanio_server(
                 self.data,
@@ -194,25 +197,25 @@ class EmbeddedStack:
             *self._edges(ports),
         ]
         self.parts = {
-            server.name: Part(replace(server, rank=rank), self._say)
+            server.name: SupervisedProcess(replace(server, rank=rank), self._say)
             for rank, server in enumerate(servers)
         }
 
-    def _roles(self) -> list[Server]:
-        stores = self._settings(_STORES)
+    def _roles(self) -> list[ProcessSpec]:
+        stores = self._settings(STORES)
         roles = [self._role("archiver", "archiver", stores)] if self._archiver else []
         for n in range(1, self._managers + 1):
             name = f"manager-{n}"
-            settings = self._settings((*_STORES, *_JUDGES)) | {"EVERBUS_REPLICA": name}
+            settings = self._settings((*STORES, *JUDGES)) | {"EVERBUS_REPLICA": name}
             roles.append(self._role(name, "manager", settings))
 
         return roles
 
-    def _edges(self, ports: Mapping[str, int]) -> list[Server]:
+    def _edges(self, ports: Mapping[str, int]) -> list[ProcessSpec]:
         if not self._edge:
             return []
         port = ports[_EDGE]
-        settings = self._settings((*_STORES, *_JUDGES)) | {
+        settings = self._settings((*STORES, *JUDGES)) | {
             "EVERBUS_EDGE_HOST": HOST,
             "EVERBUS_EDGE_PORT": str(port),
             "EVERBUS_EDGE_DRAIN_S": str(_EDGE_DRAIN_S),
@@ -221,7 +224,7 @@ class EmbeddedStack:
 
     def _role(
         self, name: str, role: str, settings: dict[str, str], port: int = 0
-    ) -> Server:
+    ) -> ProcessSpec:
         common = {
             "EVERBUS_DEVELOPMENT": "true",
             "EVERBUS_LOG_FORMAT": "json",
@@ -233,42 +236,3 @@ class EmbeddedStack:
 
     def _settings(self, names: tuple[str, ...]) -> dict[str, str]:
         return {name: self._environment[name] for name in names}
-
-
-def _environment(
-    ports: Mapping[str, int], secrets: Mapping[str, str]
-) -> dict[str, str]:
-    redis = f"redis://{HOST}:{ports['valkey']}/0"
-    edge = (
-        {"EVERBUS_EDGE_URL": f"http://{HOST}:{ports[_EDGE]}"} if _EDGE in ports else {}
-    )
-
-    return edge | {
-        "EVERBUS_REDIS_URL": redis,
-        # Direct: there is no replica set to discover.
-        "EVERBUS_MONGO_URL": f"mongodb://{HOST}:{ports['secantus']}/?directConnection=true",
-        "EVERBUS_S3_ENDPOINT": f"http://{HOST}:{ports['nanio']}",
-        "EVERBUS_S3_BUCKET": BUCKET,
-        "EVERBUS_S3_ACCESS_KEY": secrets["s3_access_key"],
-        "EVERBUS_S3_SECRET_KEY": secrets["s3_secret_key"],
-        "EVERBUS_JWT_SECRET": secrets["jwt_secret"],
-        "EVERBUS_JWT_ISSUER": "everbus",
-        "EVERBUS_JWT_AUDIENCE": "everbus",
-        "EVERBUS_TOKEN": _admin_token(secrets["jwt_secret"]),
-        "EVERBUS_MAD_URL": redis + "?client_name={mad}",
-    }
-
-
-def _admin_token(secret: str) -> str:
-    # Late: servers alone need no PyJWT.
-    from gateway.identity.tokens import mint
-
-    return mint(
-        secret,
-        name="dev",
-        role="admin",
-        issuer="everbus",
-        audience="everbus",
-        ttl_s=TOKEN_TTL_S,
-        now=time.time(),
-    )

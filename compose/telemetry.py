@@ -1,7 +1,7 @@
 """
-Where spans go: to the collector that OpenTelemetry's own variables name.
+Export of spans to the collector in OpenTelemetry's own variables.
 
-Without `OTEL_EXPORTER_OTLP_ENDPOINT` nothing is recorded and nothing is sent.
+Without `OTEL_EXPORTER_OTLP_ENDPOINT` the process records and sends nothing.
 """
 
 import atexit
@@ -17,15 +17,15 @@ _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT
 
 def send_spans(role: str) -> None:
     """
-    Have the spans of this process recorded and sent, if somebody collects them.
+    Record and send the spans of this process, if a collector is configured.
 
-    Sampling, headers and the rest are as OpenTelemetry's variables say; the service's
-    name is `everbus-<role>`, unless `OTEL_SERVICE_NAME` says otherwise.
+    OpenTelemetry's variables set sampling, headers and the rest. The service's name is
+    `everbus-<role>`, or `OTEL_SERVICE_NAME` if set.
     """
     if not any(os.environ.get(name) for name in _ENDPOINTS):
         return
     try:
-        # Late: the extra `otel`, which nobody needs who collects no spans.
+        # Imported late: only a process with a collector needs the extra `otel`.
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import (
             OTLPSpanExporter,
         )
@@ -37,7 +37,7 @@ def send_spans(role: str) -> None:
         return
     named = os.environ.get("OTEL_SERVICE_NAME", f"everbus-{role}")
     provider = TracerProvider(resource=Resource.create({"service.name": named}))
-    # A thread of its own, a bounded queue: a collector that is away costs spans only.
+    # Own thread, bounded queue: while the collector is away, only spans are lost.
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
     atexit.register(provider.shutdown)

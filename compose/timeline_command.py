@@ -1,5 +1,5 @@
 """
-`everbus timeline`: what was said in a session, page by page.
+`everbus timeline`: the entries of a session, page by page.
 """
 
 from datetime import datetime
@@ -7,30 +7,33 @@ from typing import Annotated
 
 import typer
 
-from bus.client import DEFAULT_TIMEOUT_S
-from compose.answers import (
+from everbus.bus.client import DEFAULT_TIMEOUT_S
+from everbus.compose.command_output import (
     OutputOption,
     SessionId,
     Timeout,
-    a_mad,
-    moment,
+    connected_mad,
+    notify,
+    parse_time,
     print_json,
     print_table,
-    tell,
 )
-from compose.replay_command import Output
+from everbus.compose.replay_command import Output
 
 _After = Annotated[
-    int | None, typer.Option(min=0, help="Behind this seq; default: the beginning.")
+    int | None,
+    typer.Option(min=0, help="Entries after this seq; default: from the beginning."),
 ]
-_Before = Annotated[int | None, typer.Option(min=0, help="Ahead of this seq.")]
+_Before = Annotated[int | None, typer.Option(min=0, help="Entries before this seq.")]
 _Since = Annotated[
     datetime | None,
-    typer.Option(parser=moment, metavar="TIME", help="At this time or later."),
+    typer.Option(
+        parser=parse_time, metavar="TIME", help="Entries at this time or later."
+    ),
 ]
 _Until = Annotated[
     datetime | None,
-    typer.Option(parser=moment, metavar="TIME", help="Earlier than this time."),
+    typer.Option(parser=parse_time, metavar="TIME", help="Entries before this time."),
 ]
 
 
@@ -41,7 +44,9 @@ def timeline(
     since: _Since = None,
     until: _Until = None,
     newest_first: Annotated[bool, typer.Option(help="In descending seq.")] = False,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many.")] = 100,
+    limit: Annotated[
+        int, typer.Option(min=1, max=1000, help="Entries per page.")
+    ] = 100,
     output: OutputOption = Output.table,
     timeout: Timeout = DEFAULT_TIMEOUT_S,
 ) -> None:
@@ -52,7 +57,7 @@ def timeline(
 
     Example: everbus timeline 0198a1c2-7b1e-7000-8000-5b8f0c2d1e3f --since 2026-03-01
     """
-    with a_mad() as mad:
+    with connected_mad() as mad:
         page = mad.timeline(
             session_id,
             after=after,
@@ -71,4 +76,4 @@ def timeline(
         ((e.seq, e.at, e.author, e.entry) for e in page.entries),
     )
     if page.next is not None:
-        tell(f"more: {'--before' if newest_first else '--after'} {page.next}")
+        notify(f"more: {'--before' if newest_first else '--after'} {page.next}")

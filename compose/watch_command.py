@@ -1,5 +1,5 @@
 """
-`everbus watch` and `everbus session broadcast`: hear what happens, say something.
+`everbus watch` and `everbus session broadcast`: live events of a session.
 """
 
 import json
@@ -7,46 +7,44 @@ from typing import Annotated, Any
 
 import typer
 
-from bus.client import DEFAULT_TIMEOUT_S
-from bus.events import SessionEvent
-from compose.answers import (
+from everbus.bus.client import DEFAULT_TIMEOUT_S
+from everbus.bus.events import SessionEvent
+from everbus.compose.command_output import (
     OutputOption,
     SessionId,
     Timeout,
-    a_mad,
+    cell_text,
+    connected_mad,
+    notify,
     print_json,
-    shown,
-    tell,
 )
-from compose.replay_command import Output
+from everbus.compose.replay_command import Output
 
 
 def watch(
     session_id: SessionId,
     after: Annotated[
         str | None,
-        typer.Option(
-            help="Behind this event; 0: all there were. Default: from now on."
-        ),
+        typer.Option(help="Events after this id; 0: all events. Default: from now on."),
     ] = None,
     output: OutputOption = Output.table,
 ) -> None:
     """
-    Print what happens in a session, as it happens, until Ctrl-C or its end.
+    Print the events of a session as they happen, until Ctrl-C or its deletion.
 
-    Nothing is left out and nothing comes twice, through restarts and takeovers.
+    Each event comes once, through restarts and takeovers.
 
     Example: everbus watch 0198a1c2-7b1e-7000-8000-5b8f0c2d1e3f --after 0 -o json
     """
     last = after
     try:
-        with a_mad() as mad:
+        with connected_mad() as mad:
             for event in mad.watch(session_id, after=after):
                 print_event(event, output)
                 last = event.id
     finally:
         if last is not None:
-            tell(f"to go on: --after {last}")
+            notify(f"to go on: --after {last}")
 
 
 def broadcast(
@@ -56,31 +54,30 @@ def broadcast(
     timeout: Timeout = DEFAULT_TIMEOUT_S,
 ) -> None:
     """
-    Say something to all who watch a session; its state and timeline stay as they are.
+    Send a message to all subscribers of a session; its state stays as it is.
 
     Example: everbus session broadcast 0198a1c2-7b1e-7000-8000-5b8f0c2d1e3f '"hello"'
     """
-    said = _json(message)
-    with a_mad() as mad:
-        event_id = mad.broadcast(session_id, said, timeout=timeout)
+    value = _json(message)
+    with connected_mad() as mad:
+        event_id = mad.broadcast(session_id, value, timeout=timeout)
     if output is Output.json:
         print_json({"id": event_id})
     else:
-        tell(f"{session_id} was told; event {event_id}")
+        notify(f"sent to the subscribers of {session_id}; event {event_id}")
 
 
 def print_event(event: SessionEvent, output: Output) -> None:
     """
-    An event as one line.
+    Print an event as one line.
     """
     if output is Output.json:
         print_json(event)
         return
-    what = next(
-        (w for w in (event.entry, event.message, event.patch) if w is not None), None
-    )
-    cells = (event.at, event.id, event.kind, event.mad, what)
-    typer.echo("  ".join(shown(cell) for cell in cells))
+    contents = (event.entry, event.message, event.patch)
+    content = next((one for one in contents if one is not None), None)
+    cells = (event.at, event.id, event.kind, event.mad, content)
+    typer.echo("  ".join(cell_text(cell) for cell in cells))
 
 
 def _json(text: str) -> Any:  # a JSON value
@@ -88,6 +85,6 @@ def _json(text: str) -> Any:  # a JSON value
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise typer.BadParameter(
-            f"{text!a:.80} is no JSON: {error}. Text is quoted twice: '\"hello\"'",
+            f"{text!a:.80} is no JSON: {error}. Quote text twice: '\"hello\"'",
             param_hint="MESSAGE",
         ) from error

@@ -1,30 +1,29 @@
 """
-What the kinds `checkpoint.*` mean: name a state, find it again, bring it back.
+Handlers of `checkpoint.*`: create, list and restore checkpoints.
 """
 
 from datetime import datetime
 from typing import Any
 
-from bus.messages import Checkpoint, Session, check_command_id
-from handlers import commands as body
-from handlers.commands import Command
-from handlers.history import difference, digest, state_of
-from handlers.outcomes import NewCheckpoint, Outcome
-from handlers.patches import check_fields, check_label
-from handlers.session import changed, later
-from handlers.steps import (
+from everbus.bus.messages import Checkpoint, Session, check_command_id
+from everbus.handlers import commands as body
+from everbus.handlers.commands import Command
+from everbus.handlers.fetch_requests import CheckpointsOf, CheckpointState
+from everbus.handlers.history import difference, digest, state_of
+from everbus.handlers.outcomes import NewCheckpoint, Outcome
+from everbus.handlers.patches import changed, check_fields, check_label, not_before
+from everbus.handlers.sessions import (
+    changed_outcome,
     check_range,
     event_of,
-    existing,
-    expected,
-    noticed,
-    stepped,
+    require_session,
+    require_version,
+    with_notice,
 )
-from handlers.wanted import CheckpointsOf, CheckpointState
 
 MAX_PAGE = 1000
-# Who may see the session and who is there now is not undone by history: a restored
-# ACL would let in whom the owner has put out since.
+# ACL and participants are not restored: an old ACL would admit principals that the
+# owner has removed since.
 RESTORED = frozenset({"context_summary", "fields", "tags", "work_in_progress"})
 
 
@@ -32,34 +31,33 @@ def create_checkpoint(
     session: Session | None, command: Command, now: datetime
 ) -> Outcome:
     """
-    Keep the present state under a name; moves no version and wakes nobody, but is
-    noticed by those who watch.
+    Store the current state under a name; version and state stay, subscribers see it.
 
     Raises:
         VersionConflict: the session has another version than expected.
         Invalid: the name is longer than 64 characters.
     """
-    there = expected(session, command)
-    wanted: body.CreateCheckpoint = command.body
-    state = state_of(there)
-    made = NewCheckpoint(
+    current = require_version(session, command)
+    request: body.CreateCheckpoint = command.body
+    state = state_of(current)
+    new = NewCheckpoint(
         id=command.id,
-        name=check_label(wanted.name, "name") if wanted.name else "",
-        version=there.version,
-        last_seq=there.last_seq,
-        kind=wanted.kind,
-        at=later(there, now),
+        name=check_label(request.name, "name") if request.name else "",
+        version=current.version,
+        last_seq=current.last_seq,
+        kind=request.kind,
+        at=not_before(current, now),
         author=command.mad,
         state=state,
         sha256=digest(state),
     )
-    after = noticed(there, now)
+    after = with_notice(current, now)
 
     return Outcome(
         session=after,
-        reply=_told(made),
+        reply=_checkpoint(new),
         events=(event_of("checkpoint.created", command, after),),
-        checkpoint=made,
+        checkpoint=new,
     )
 
 
@@ -69,16 +67,16 @@ def list_checkpoints(
     """
     Reply with a page of checkpoints, newest first.
     """
-    there = existing(session, command)
-    wanted: body.ListCheckpoints = command.body
-    limit = check_range("limit", wanted.limit, 1, MAX_PAGE)
-    if wanted.before is not None:
-        check_command_id(wanted.before)
-    if command.given is not None:
-        return Outcome(session=there, reply=command.given)
+    current = require_session(session, command)
+    request: body.ListCheckpoints = command.body
+    limit = check_range("limit", request.limit, 1, MAX_PAGE)
+    if request.before is not None:
+        check_command_id(request.before)
+    if command.fetched is not None:
+        return Outcome(session=current, reply=command.fetched)
 
     return Outcome(
-        session=there, wants=CheckpointsOf(before=wanted.before, limit=limit)
+        session=current, fetch=CheckpointsOf(before=request.before, limit=limit)
     )
 
 
@@ -89,38 +87,38 @@ def restore_checkpoint(
     fields_type: type[Any] | None = None,
 ) -> Outcome:
     """
-    Bring what RESTORED names back to a checkpoint's state, as a new version.
+    Restore the RESTORED fields from a checkpoint, as a new version.
 
     Raises:
         VersionConflict: the session has another version than expected.
-        Invalid: the fields of then are not what *fields_type* wants now.
+        Invalid: the old fields do not convert to *fields_type*.
     """
-    there = expected(session, command)
-    wanted: body.RestoreCheckpoint = command.body
-    check_command_id(wanted.checkpoint_id)
-    if command.given is None:
-        wants = CheckpointState(checkpoint_id=wanted.checkpoint_id)
-        return Outcome(session=there, wants=wants)
-    state = {name: command.given[name] for name in RESTORED & command.given.keys()}
+    current = require_version(session, command)
+    request: body.RestoreCheckpoint = command.body
+    check_command_id(request.checkpoint_id)
+    if command.fetched is None:
+        fetch = CheckpointState(checkpoint_id=request.checkpoint_id)
+        return Outcome(session=current, fetch=fetch)
+    state = {name: command.fetched[name] for name in RESTORED & command.fetched.keys()}
     if "fields" in state:
         check_fields(state["fields"], fields_type)
-    before = state_of(there)
+    before = state_of(current)
     patch = difference(before, before | state)
     if "tags" in state:
         state["tags"] = tuple(state["tags"])
-    after = changed(there, now, **state)
+    after = changed(current, now, **state)
 
-    return stepped(there, after, command, "checkpoint.restored", patch)
+    return changed_outcome(current, after, command, "checkpoint.restored", patch)
 
 
-def _told(made: NewCheckpoint) -> Checkpoint:
+def _checkpoint(new: NewCheckpoint) -> Checkpoint:
     return Checkpoint(
-        id=made.id,
-        name=made.name,
-        version=made.version,
-        last_seq=made.last_seq,
-        kind=made.kind,
-        at=made.at,
-        author=made.author,
-        sha256=made.sha256,
+        id=new.id,
+        name=new.name,
+        version=new.version,
+        last_seq=new.last_seq,
+        kind=new.kind,
+        at=new.at,
+        author=new.author,
+        sha256=new.sha256,
     )

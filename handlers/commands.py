@@ -1,8 +1,8 @@
 """
-The bodies of commands: what each kind carries besides its envelope.
+Bodies of commands, and the authorised command.
 
-A body is decoded strictly: a wrong type is refused with the field's path, an
-unknown field is ignored so that newer callers can talk to older replicas.
+Decoding is strict: a wrong type is refused with the field's path. Unknown fields are
+ignored, so that newer callers can talk to older replicas.
 """
 
 from datetime import datetime
@@ -10,16 +10,16 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from bus.messages import State
+from everbus.bus.messages import State
 
 
 class CreateSession(msgspec.Struct, frozen=True, kw_only=True):
     """
-    Begin a session; replied to with it.
+    Create a session; the reply is the session.
 
     Attributes:
-        user_id: who will own it.
-        or_get: if it exists already, reply with it instead of refusing.
+        user_id: the future owner.
+        or_get: reply with an existing session instead of refusing.
     """
 
     user_id: str
@@ -31,7 +31,7 @@ class GetSession(msgspec.Struct, frozen=True, kw_only=True):
     Read a session with its recent timeline; changes nothing.
 
     Attributes:
-        full: with its full context, too, which only the warm tier holds.
+        full: include the full context, which only the warm tier holds.
     """
 
     full: bool = False
@@ -39,7 +39,7 @@ class GetSession(msgspec.Struct, frozen=True, kw_only=True):
 
 class UpdateSession(msgspec.Struct, frozen=True):
     """
-    Change a session by a JSON merge patch (RFC 7396); replied to with it.
+    Change a session by a JSON merge patch (RFC 7396); the reply is the session.
 
     Attributes:
         patch: over acl, context_summary, fields, full_context, tags and
@@ -51,10 +51,10 @@ class UpdateSession(msgspec.Struct, frozen=True):
 
 class DeleteSession(msgspec.Struct, frozen=True, kw_only=True):
     """
-    End a session for good; replied to with nothing.
+    Delete a session for good; the reply is empty.
 
     Attributes:
-        idle_since: refuse if it was active after this time (for clean-up by age).
+        idle_since: refuse if it was active after this time (clean-up by age).
     """
 
     idle_since: datetime | None = None
@@ -62,27 +62,27 @@ class DeleteSession(msgspec.Struct, frozen=True, kw_only=True):
 
 class SuspendSession(msgspec.Struct, frozen=True):
     """
-    Let a session rest: dormant, and out of Redis as soon as MongoDB holds it.
+    Suspend a session: dormant, and out of Redis as soon as MongoDB holds it.
     """
 
 
 class ResumeSession(msgspec.Struct, frozen=True):
     """
-    Wake a dormant session; the next write to one does so as well.
+    Resume a dormant session; the next write does so as well.
     """
 
 
 class ArchiveSession(msgspec.Struct, frozen=True, kw_only=True):
     """
-    Leave the session to the cold tier, which holds it already, verified.
+    Hand the session over to the cold tier, which holds a verified copy.
 
     Only the archiver sends it; refused if anything changed since it looked.
 
     Attributes:
-        version: the version that was archived; with last_seq, notices and moves it
-            tells whether the session is still as it was.
-        pointer: the key of the archive's manifest, which names its SHA-256.
-        bytes: what the archive takes in the cold tier.
+        version: the archived version; with last_seq, notices and moves it shows whether
+            the session is unchanged.
+        pointer: key of the archive's manifest, which contains its SHA-256.
+        bytes: size of the archive in the cold tier.
     """
 
     version: int
@@ -99,7 +99,7 @@ class DurableSession(msgspec.Struct, frozen=True, kw_only=True):
     Ask how much of the session MongoDB holds.
 
     Attributes:
-        wait: reply when it holds all that was committed before this question.
+        wait: reply when MongoDB holds all commits before this command.
     """
 
     wait: bool = False
@@ -107,7 +107,7 @@ class DurableSession(msgspec.Struct, frozen=True, kw_only=True):
 
 class BroadcastSession(msgspec.Struct, frozen=True):
     """
-    Say something to all who watch the session; moves neither version nor timeline.
+    Send a message to all subscribers; moves neither version nor timeline.
 
     Attributes:
         message: any JSON value of at most 64 KiB.
@@ -118,12 +118,12 @@ class BroadcastSession(msgspec.Struct, frozen=True):
 
 class WatchSession(msgspec.Struct, frozen=True, kw_only=True):
     """
-    Read what has happened in a session behind an event.
+    Read the events of a session behind an event.
 
     Attributes:
-        after: the event's id; "0": everything; None: nothing but where it is now.
+        after: id of that event; "0": all events; None: only the current position.
         limit: 1 to 1,000 events.
-        push: tell the instance that asks of what happens from now on, for 15 s.
+        push: push new events to the sender's instance, for 15 s.
     """
 
     after: str | None = None
@@ -133,7 +133,7 @@ class WatchSession(msgspec.Struct, frozen=True, kw_only=True):
 
 class AddParticipant(msgspec.Struct, frozen=True, kw_only=True):
     """
-    Let a MAD take part: it becomes a participant and enters the ACL.
+    Make a MAD a participant and put it on the ACL.
     """
 
     mad: str
@@ -142,7 +142,7 @@ class AddParticipant(msgspec.Struct, frozen=True, kw_only=True):
 
 class RemoveParticipant(msgspec.Struct, frozen=True):
     """
-    End a MAD's part; the ACL keeps it, so that it may come back.
+    Remove a MAD from the participants; the ACL keeps it, so that it may come back.
     """
 
     mad: str
@@ -150,10 +150,10 @@ class RemoveParticipant(msgspec.Struct, frozen=True):
 
 class LostParticipant(msgspec.Struct, frozen=True, kw_only=True):
     """
-    End what a lost instance of a MAD had to do with the session.
+    Detach a lost instance of a MAD from the session.
 
     Attributes:
-        epoch: the instance's epoch that is over, and all before it.
+        epoch: the newest lost epoch of the instance; all before are lost, too.
     """
 
     mad: str
@@ -174,9 +174,9 @@ class ReadTimeline(msgspec.Struct, frozen=True, kw_only=True):
     Read entries, oldest first or newest first.
 
     Attributes:
-        after: only entries behind this seq; None: from the beginning, but without
-            any other bound the newest *limit* ones.
-        before: only entries ahead of this seq.
+        after: only entries behind this seq; None: from the beginning, but without any
+            other bound the newest *limit* entries.
+        before: only entries before this seq.
         since: only entries at this time or later.
         until: only entries earlier than this time.
         limit: 1 to 1,000 entries.
@@ -192,7 +192,7 @@ class ReadTimeline(msgspec.Struct, frozen=True, kw_only=True):
 
 class SessionAt(msgspec.Struct, frozen=True, kw_only=True):
     """
-    Read the session's state as it was at *version*.
+    Read the session's state at *version*.
     """
 
     version: int
@@ -200,7 +200,7 @@ class SessionAt(msgspec.Struct, frozen=True, kw_only=True):
 
 class DiffSession(msgspec.Struct, frozen=True, kw_only=True):
     """
-    Read what changed between two versions, and who changed it.
+    Read the changes between two versions, with their authors.
     """
 
     from_version: int
@@ -209,10 +209,10 @@ class DiffSession(msgspec.Struct, frozen=True, kw_only=True):
 
 class CreateCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
     """
-    Keep the session's present state under a name; moves no version.
+    Store the session's current state under a name; moves no version.
 
     Attributes:
-        kind: full, or incremental: only what differs from the one before.
+        kind: full, or incremental: only the difference to the previous checkpoint.
     """
 
     name: str = ""
@@ -224,7 +224,7 @@ class ListCheckpoints(msgspec.Struct, frozen=True, kw_only=True):
     Read the session's checkpoints, newest first.
 
     Attributes:
-        before: the `next` of the page before; None: the newest.
+        before: the `next` of the previous page; None: the newest.
     """
 
     before: str | None = None
@@ -233,7 +233,7 @@ class ListCheckpoints(msgspec.Struct, frozen=True, kw_only=True):
 
 class RestoreCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
     """
-    Bring the state back to a checkpoint's, as a new version.
+    Restore the state of a checkpoint, as a new version.
     """
 
     checkpoint_id: str
@@ -241,13 +241,13 @@ class RestoreCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
 
 class ListSessions(msgspec.Struct, frozen=True, kw_only=True):
     """
-    Find sessions, latest activity first; all given filters have to hold.
+    Find sessions that match all filters, latest activity first.
 
     Attributes:
-        text: words that have to be in its owner, tags, summary or fields.
+        text: words that must occur in owner, tags, summary or fields.
         active_since: last active at this time or later.
         active_before: last active earlier than this time.
-        cursor: the `next` of the page before.
+        cursor: the `next` of the previous page.
         limit: 1 to 1,000 sessions.
     """
 
@@ -264,7 +264,7 @@ class ListSessions(msgspec.Struct, frozen=True, kw_only=True):
 
 class ReadStats(msgspec.Struct, frozen=True):
     """
-    Count the sessions, and what each tier holds.
+    Count the sessions and the content of each tier.
     """
 
 
@@ -296,7 +296,7 @@ Body = (
 
 class Attachment(NamedTuple):
     """
-    One instance of a MAD in one session, since it joined in its epoch.
+    One instance of a MAD in one session, under its epoch at the join.
     """
 
     mad: str
@@ -307,7 +307,7 @@ class Attachment(NamedTuple):
     @property
     def members(self) -> tuple[str, str]:
         """
-        What stands for it in an index by instance, and in one by session.
+        Its member in the index by instance, and in the index by session.
         """
         return (
             f"i:{self.mad}:{self.instance}:{self.session}:{self.epoch}",
@@ -320,14 +320,14 @@ class Command(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     One authorised command, ready to be applied.
 
     Attributes:
-        mad: the MAD on whose ingress it came.
-        principal: who asked, from the verified token.
-        tenant: that principal's tenant; empty in a house without tenants.
-        may_share: whether that principal may change the session's ACL.
-        sees_all: whether that principal may find sessions that it has no part in.
-        given: what an earlier outcome of the same command wanted, read from the
-            tiers below; None the first time.
-        attached: the instances that are in the session, for kinds that end that.
+        mad: the MAD of its ingress.
+        principal: the principal in the verified token.
+        tenant: tenant of the principal; empty without tenants.
+        may_share: whether the principal may change the session's ACL.
+        sees_all: whether the principal may find all sessions.
+        fetched: answer of the lower tiers to `Outcome.fetch` of this command; None the
+            first time.
+        attached: the instances in the session, for kinds that detach them.
     """
 
     id: str
@@ -340,5 +340,5 @@ class Command(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     expected_version: int | None = None
     may_share: bool = False
     sees_all: bool = False
-    given: Any = None  # what the Wanted names
+    fetched: Any = None  # type by the FetchRequest
     attached: tuple[Attachment, ...] = ()

@@ -1,10 +1,10 @@
 """
-The history of a session: what a version is, how two differ, how one is rebuilt.
+The history of a session: content of a version, difference of two, rebuilding of one.
 
-A version is what `state_of` says of the session. Each step of the version leaves a
-merge patch (RFC 7396) that leads from the state before to the state after, so any
-version is a kept state and the patches behind it. The timeline has its own seq, and
-the full context no versions at all: both are left out.
+A version is the result of `state_of`. Each step of the version leaves a merge patch
+(RFC 7396) from the state before to the state after, so any version is a stored state
+plus the patches behind it. The timeline has its own seq, and the full context has no
+versions: both are left out.
 """
 
 import hashlib
@@ -15,10 +15,10 @@ from typing import Any
 import msgspec
 from msgspec import NODEFAULT
 
-from bus.messages import Session, SessionChange
-from handlers.session import merge
+from everbus.bus.messages import Session, SessionChange
+from everbus.handlers.patches import merge
 
-# What versions cover; `full_context` is in patches as well, but in no state.
+# Fields of a version; `full_context` occurs in patches, but in no state.
 STATE_FIELDS = (
     *("owner_id", "state", "acl", "participants", "tags", "fields"),
     *("context_summary", "work_in_progress"),
@@ -34,7 +34,7 @@ _canonical = msgspec.msgpack.Encoder(order="deterministic").encode
 
 def state_of(session: Session) -> dict[str, Any]:
     """
-    What the session's version stands for: JSON values, by field.
+    State of the session's version: JSON values by field.
     """
     return {
         name: list(value) if name in _LISTS else value
@@ -45,8 +45,8 @@ def state_of(session: Session) -> dict[str, Any]:
 
 def with_state(session: Session, state: dict[str, Any]) -> Session:
     """
-    The session with *state* in place of its own; a field that *state* does not
-    have, since it is older than the field, gets its default.
+    The session with *state* in place of its own; a field that is newer than *state*
+    gets its default.
     """
     kept = _DEFAULTS | {name: state[name] for name in STATE_FIELDS if name in state}
     lists = {name: tuple(kept[name]) for name in _LISTS}
@@ -56,10 +56,10 @@ def with_state(session: Session, state: dict[str, Any]) -> Session:
 
 def difference(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     """
-    The smallest merge patch from *before* to *after*: merged in, it gives *after*.
+    The smallest merge patch from *before* to *after*.
 
-    Null in an object would mean to remove it, so *after* has none, except within
-    lists; what came about by merge patches never has.
+    Null removes a field of an object, so *after* must not contain null outside lists;
+    a result of merge patches never does.
     """
     patch: dict[str, Any] = {name: None for name in before if name not in after}
     for name, value in after.items():
@@ -81,12 +81,12 @@ def digest(state: dict[str, Any]) -> str:
 
 def replayed(base: Session, changes: Sequence[SessionChange]) -> Session:
     """
-    The session after *changes*, which are all steps behind *base*, ascending.
+    The session after *changes*: all steps behind *base*, in ascending version.
 
     Version, last seq and last activity are those of the last change.
 
     Raises:
-        ValueError: a step is missing, so that the state would not be true.
+        ValueError: a step is missing, so the state would be wrong.
     """
     state, version = state_of(base), base.version
     for change in changes:
@@ -110,7 +110,7 @@ def replayed(base: Session, changes: Sequence[SessionChange]) -> Session:
 
 def first_of(session_id: str, created_at: datetime, change: SessionChange) -> Session:
     """
-    The session at its first version, from the change that `session.created` left.
+    The session at its first version, from the change of `session.created`.
     """
     bare = Session(
         id=session_id,
@@ -125,7 +125,7 @@ def first_of(session_id: str, created_at: datetime, change: SessionChange) -> Se
 
 def versioned(patch: dict[str, Any]) -> dict[str, Any]:
     """
-    The patch without what versions do not cover: the full context.
+    The patch without the full context, which versions do not cover.
     """
     if "full_context" not in patch:
         return patch

@@ -1,13 +1,13 @@
 """
-What the kinds mean by which a session is watched: say something, hear what happens.
+Handlers of `session.broadcast` and `session.watch`.
 """
 
 from datetime import datetime
 
 import msgspec
 
-from bus.errors import Invalid, TooLarge
-from bus.events import (
+from everbus.bus.errors import Invalid, TooLarge
+from everbus.bus.events import (
     BEGINNING,
     EventPage,
     Position,
@@ -15,12 +15,17 @@ from bus.events import (
     position_in,
     position_of,
 )
-from bus.messages import Session, check_json
-from handlers import commands as body
-from handlers.commands import Command
-from handlers.outcomes import Event, Outcome
-from handlers.steps import check_range, event_of, existing, noticed
-from handlers.wanted import EventsAfter
+from everbus.bus.messages import Session, check_json
+from everbus.handlers import commands as body
+from everbus.handlers.commands import Command
+from everbus.handlers.fetch_requests import EventsAfter
+from everbus.handlers.outcomes import Event, Outcome
+from everbus.handlers.sessions import (
+    check_range,
+    event_of,
+    require_session,
+    with_notice,
+)
 
 MAX_PAGE = 1000
 MAX_MESSAGE_BYTES = 64 * 1024
@@ -28,7 +33,7 @@ MAX_MESSAGE_BYTES = 64 * 1024
 
 class _Appended(msgspec.Struct, frozen=True):
     """
-    What of a timeline entry is told; what was said stays encoded.
+    The part of a timeline entry that subscribers see; its value stays encoded.
     """
 
     at: datetime
@@ -42,19 +47,19 @@ def broadcast_session(
     session: Session | None, command: Command, now: datetime
 ) -> Outcome:
     """
-    Tell a message to all who watch; it is kept as an event, and in no state.
+    Send a message to all subscribers; it is stored as an event, not in the state.
 
-    It counts as activity, so that no archiver takes what it has not seen, but a
-    session that rests goes on resting.
+    It counts as activity, so that no archiver misses it, but a dormant session stays
+    dormant.
 
     Raises:
-        Invalid: the message is no JSON value.
+        Invalid: the message is not a JSON value.
         TooLarge: it has more than MAX_MESSAGE_BYTES.
     """
-    there = existing(session, command)
-    wanted: body.BroadcastSession = command.body
-    check_json(wanted.message, "message")
-    size = len(msgspec.msgpack.encode(wanted.message))
+    current = require_session(session, command)
+    request: body.BroadcastSession = command.body
+    check_json(request.message, "message")
+    size = len(msgspec.msgpack.encode(request.message))
     if size > MAX_MESSAGE_BYTES:
         raise TooLarge(
             f"message of {size} bytes; the limit is {MAX_MESSAGE_BYTES}. Append it to "
@@ -62,46 +67,46 @@ def broadcast_session(
             size=size,
             limit=MAX_MESSAGE_BYTES,
         )
-    after = noticed(there, now)
+    after = with_notice(current, now)
     event = event_of("session.broadcast", command, after)
-    told = msgspec.structs.replace(event, message=wanted.message)
+    sent = msgspec.structs.replace(event, message=request.message)
 
-    return Outcome(session=after, reply={"id": position_of(after).id}, events=(told,))
+    return Outcome(session=after, reply={"id": position_of(after).id}, events=(sent,))
 
 
 def watch_session(session: Session | None, command: Command, now: datetime) -> Outcome:
     """
-    Reply with what happened behind an event, or say what has to be read of it.
+    Reply with the events behind an event, or fetch them from the lower tiers.
 
     Raises:
-        Invalid: no event of this session has that id, or none has it yet.
+        Invalid: no event of this session has this id, or none has it yet.
     """
-    there = existing(session, command)
-    wanted: body.WatchSession = command.body
-    limit = check_range("limit", wanted.limit, 1, MAX_PAGE)
-    here = position_of(there)
-    after = here if wanted.after is None else _after(wanted.after, here)
+    current = require_session(session, command)
+    request: body.WatchSession = command.body
+    limit = check_range("limit", request.limit, 1, MAX_PAGE)
+    here = position_of(current)
+    after = here if request.after is None else _after(request.after, here)
     if after == here:
-        return Outcome(session=there, reply=EventPage(events=(), next=here.id))
-    if command.given is not None:
-        return Outcome(session=there, reply=command.given)
+        return Outcome(session=current, reply=EventPage(events=(), next=here.id))
+    if command.fetched is not None:
+        return Outcome(session=current, reply=command.fetched)
 
     return Outcome(
-        session=there, wants=EventsAfter(after=after, through=here, limit=limit)
+        session=current, fetch=EventsAfter(after=after, through=here, limit=limit)
     )
 
 
-def told(
-    session_id: str, life: str, event: Event, appended: bytes | None = None
+def session_event(
+    session_id: str, generation: str, event: Event, appended: bytes | None = None
 ) -> SessionEvent:
     """
-    The event as those hear it who watch.
+    The event as subscribers see it.
 
     Args:
-        life: of the session, as `life_of` says.
-        appended: the timeline entry, encoded, of an append.
+        life: of the session, by `generation_of`.
+        appended: the encoded timeline entry of an append.
     """
-    place = Position(life, event.version, event.seq, event.notices)
+    place = Position(generation, event.version, event.seq, event.notices)
     entry = None if appended is None else _appended.decode(appended)
     at = event.at if entry is None else entry.at
     if at is None:
@@ -125,9 +130,9 @@ def told(
 
 def _after(event_id: str, here: Position) -> Position:
     if event_id == BEGINNING:
-        return Position(here.life)
+        return Position(here.generation)
     after = position_in(event_id)
-    if after.life != here.life:
+    if after.generation != here.generation:
         raise Invalid(
             f"event {event_id} is of another session, or of an earlier one under this "
             f"id; watch from {BEGINNING}, or from now on",

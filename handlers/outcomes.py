@@ -1,5 +1,5 @@
 """
-What commands lead to: the session afterwards, the reply, and what is to be kept of it.
+Outcomes of commands: the session afterwards, the reply, and the records to store.
 """
 
 from datetime import datetime
@@ -7,24 +7,24 @@ from typing import Any, Literal
 
 import msgspec
 
-from bus.messages import Session
-from handlers.wanted import Wanted
+from everbus.bus.messages import Session
+from everbus.handlers.fetch_requests import FetchRequest
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """
-    What a command did, in the past tense: the audit record and the live feed.
+    Effect of a command, in the past tense: audit record and live feed.
 
     Attributes:
         version: the session's version after it.
-        seq: the timeline's last after it: of an append, the appended entry's.
-        at: when; None for an append, whose entry tells.
-        patch: the merge patch (RFC 7396) from the state before to the one after,
-            for every kind that moves the version: together they are the history.
+        seq: the timeline's last seq after it: of an append, the appended entry's.
+        at: time of the commit; None for an append, whose entry contains it.
+        patch: merge patch (RFC 7396) from the state before to the state after, for
+            every kind that moves the version: together they are the history.
         notices: the session's notices after it; see `bus.events`.
-        message: what was said, of a broadcast.
-        trace: W3C traceparent of the command, if its spans are recorded; told to the
-            archiver, kept nowhere.
+        message: the message of a broadcast.
+        trace: W3C traceparent of the command, if its spans are recorded; sent to the
+            archiver, not stored.
     """
 
     kind: str
@@ -45,9 +45,9 @@ class NewCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
     A checkpoint on its way to the warm tier.
 
     Attributes:
-        id: the id of the command that made it.
-        state: what `handlers.history.state_of` says of the session.
-        sha256: what `handlers.history.digest` says of *state*, hexadecimal.
+        id: id of the command that created it.
+        state: result of `handlers.history.state_of`.
+        sha256: `handlers.history.digest` of *state*, hexadecimal.
     """
 
     id: str
@@ -63,7 +63,7 @@ class NewCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
 
 class Archived(msgspec.Struct, frozen=True, kw_only=True):
     """
-    Where the cold tier holds a session that is about to become a stub.
+    Place of a session in the cold tier; the other tiers keep a stub.
     """
 
     pointer: str
@@ -74,26 +74,25 @@ class Archived(msgspec.Struct, frozen=True, kw_only=True):
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """
-    What applying a command leads to, without having done it.
+    Result of a command before its commit.
 
     Attributes:
         session: the session afterwards; None if it is deleted.
-        reply: what the caller is told; None if there is nothing to tell.
-        events: what happened, in order; empty for a read or a change that changed
-            nothing.
+        reply: value for the caller; None without a reply value.
+        events: the events in order; empty for a read or a change without effect.
         entry: the appended timeline entry, encoded; None for other kinds.
-        wants: what has to be read from the tiers below before the command can be
-            applied; then it is handled again, with that as `command.given`.
-        checkpoint: a checkpoint to keep.
+        fetch: data of the lower tiers that the handler needs; the handler is called
+            again with it as `command.fetched`.
+        checkpoint: a checkpoint to store.
         archived: the session is in the cold tier.
-        when_durable: reply only when MongoDB holds all that was committed so far.
+        when_durable: reply only when MongoDB holds all commits so far.
     """
 
     session: Session | None
     reply: Any = None  # a value of bus.messages
     events: tuple[Event, ...] = ()
     entry: bytes | None = None
-    wants: Wanted | None = None
+    fetch: FetchRequest | None = None
     checkpoint: NewCheckpoint | None = None
     archived: Archived | None = None
     when_durable: bool = False

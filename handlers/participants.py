@@ -1,75 +1,84 @@
 """
-What the kinds `participant.*` mean: who takes part in a session.
+Handlers of `participant.*`: add, remove and lose participants.
 """
 
 from datetime import datetime
 from typing import Any
 
-from bus.errors import Invalid
-from bus.messages import Session, check_json, check_mad
-from handlers import commands as body
-from handlers.commands import Command
-from handlers.outcomes import Outcome
-from handlers.patches import MAX_ACL
-from handlers.session import changed, deprived, later, merge
-from handlers.steps import expected, stepped, unchanged
+from everbus.bus.errors import Invalid
+from everbus.bus.messages import Session, check_json, check_mad
+from everbus.handlers import commands as body
+from everbus.handlers.commands import Command
+from everbus.handlers.outcomes import Outcome
+from everbus.handlers.patches import (
+    MAX_ACL,
+    changed,
+    changed_by_loss,
+    merge,
+    not_before,
+)
+from everbus.handlers.sessions import (
+    changed_outcome,
+    require_version,
+    unchanged_outcome,
+)
 
 
 def add_participant(
     session: Session | None, command: Command, now: datetime
 ) -> Outcome:
     """
-    Note a MAD as taking part and let it in; twice is the same as once.
+    Make a MAD a participant and put it on the ACL; idempotent.
     """
-    there = expected(session, command)
-    wanted: body.AddParticipant = command.body
-    mad = check_mad(wanted.mad)
-    part = there.participants.get(mad, {})
-    if part and part["role"] == wanted.role:
-        return unchanged(there)
-    check_json(wanted.role, "role")
-    joined = {"joined_at": later(there, now).isoformat(), "role": wanted.role}
+    current = require_version(session, command)
+    request: body.AddParticipant = command.body
+    mad = check_mad(request.mad)
+    part = current.participants.get(mad, {})
+    if part and part["role"] == request.role:
+        return unchanged_outcome(current)
+    check_json(request.role, "role")
+    joined = {"joined_at": not_before(current, now).isoformat(), "role": request.role}
     after = changed(
-        there,
+        current,
         now,
-        participants={**there.participants, mad: joined},
-        acl=_with(there.acl, mad),
+        participants={**current.participants, mad: joined},
+        acl=_with(current.acl, mad),
     )
-    # Nulls for what was known before, since the new part replaces all of it.
+    # Nulls for the old fields, since the new part replaces all of them.
     patch = {
         "participants": {mad: {**dict.fromkeys(part), **joined}},
         "acl": list(after.acl),
     }
-    return stepped(there, after, command, "participant.added", patch)
+    return changed_outcome(current, after, command, "participant.added", patch)
 
 
 def remove_participant(
     session: Session | None, command: Command, now: datetime
 ) -> Outcome:
     """
-    End a MAD's part; nothing changes if it had none.
+    Remove a MAD from the participants; idempotent.
     """
-    there = expected(session, command)
-    wanted: body.RemoveParticipant = command.body
-    if wanted.mad not in there.participants:
-        return unchanged(there)
-    rest = {m: part for m, part in there.participants.items() if m != wanted.mad}
-    after = changed(there, now, participants=rest)
-    patch = {"participants": {wanted.mad: None}}
+    current = require_version(session, command)
+    request: body.RemoveParticipant = command.body
+    if request.mad not in current.participants:
+        return unchanged_outcome(current)
+    rest = {m: part for m, part in current.participants.items() if m != request.mad}
+    after = changed(current, now, participants=rest)
+    patch = {"participants": {request.mad: None}}
 
-    return stepped(there, after, command, "participant.removed", patch)
+    return changed_outcome(current, after, command, "participant.removed", patch)
 
 
 def lost_participant(
     session: Session | None, command: Command, now: datetime
 ) -> Outcome:
     """
-    Let a MAD leave with the last of its instances, and free the work it had.
+    Remove a MAD with its last instance, and orphan its work.
 
-    An item of `work_in_progress` is an instance's own if its `owner` is the MAD's
-    name or `<mad>/<instance>`. What is left without one becomes `orphaned`, by the
-    name that it had. Nothing changes if the instance is not in the session, or has
-    joined it again since: so it may be told more than once.
+    An instance owns an item of `work_in_progress` if the item's `owner` is the MAD's
+    name or `<mad>/<instance>`. An item that loses its owner keeps the name in
+    `orphaned`. Nothing changes if the instance is not in the session, or has joined it
+    again since: so the command is idempotent.
     """
     lost: body.LostParticipant = command.body
     ours = [one for one in command.attached if one.mad == lost.mad]
@@ -92,14 +101,14 @@ def lost_participant(
             for name, item in orphans.items()
         }
     work = merge(session.work_in_progress, patch.get("work_in_progress", {}))
-    after = deprived(session, now, participants=rest, work_in_progress=work)
+    after = changed_by_loss(session, now, participants=rest, work_in_progress=work)
 
-    return stepped(session, after, command, "participant.lost", patch)
+    return changed_outcome(session, after, command, "participant.lost", patch)
 
 
 def is_over(one: body.Attachment, lost: body.LostParticipant) -> bool:
     """
-    Whether an attachment ends with the loss.
+    Whether the loss ends the attachment.
     """
     same = one.mad == lost.mad and one.instance == lost.instance
 

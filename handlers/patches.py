@@ -1,5 +1,5 @@
 """
-Merge patches of a session: which fields they may touch, and what those may hold.
+Rules of the Session value: creation, versions, recent entries, limits, merge patches.
 """
 
 from datetime import datetime
@@ -7,15 +7,26 @@ from typing import Any
 
 import msgspec
 
-from bus.errors import Invalid, TooLarge
-from bus.messages import Session, check_json, check_name
-from handlers.session import changed, merge
+from everbus.bus.errors import Invalid, TooLarge
+from everbus.bus.messages import Session, State, TimelineEntry, check_json, check_name
 
+RECENT_ENTRIES = 20
+# Customer's bound for the hot tier: "<50KB active session data" (seed 000).
+# Redis itself takes two KiB of it: keys, field names, the list's nodes.
+HOT_BYTES = 48 * 1024
+# Most bytes of the recent timeline, which gives way to the state.
+TAIL_BYTES = 24 * 1024
+# Growth of the state by appending, suspending, resuming and broadcasting: a longer seq,
+# version, count of notices, time and state. These are never refused for their size, so
+# they must not push the state over the bound.
+_GROWTH_BYTES = 32
+
+_encode = msgspec.msgpack.Encoder().encode
 MAX_ACL = 1000
 MAX_TAGS = 32
 MAX_LABEL = 64
-# Half of MongoDB's limit for one document, of which the rest of the session takes
-# less than a tenth.
+# Half of MongoDB's limit for one document; the rest of the session takes less than a
+# tenth of that.
 CONTEXT_BYTES = 8 * 1024 * 1024
 
 PATCHABLE = frozenset(
@@ -23,12 +34,165 @@ PATCHABLE = frozenset(
 )
 PROTECTED = frozenset(Session.__struct_fields__) - PATCHABLE
 
+_encode = msgspec.msgpack.Encoder(order="deterministic").encode
 
-def patched(session: Session, patch: dict[str, Any], now: datetime) -> Session:
+
+def new_session(session_id: str, owner: str, creator: str, now: datetime) -> Session:
     """
-    The session one version on, with *patch* merged in (RFC 7396).
+    A session at version 1; a creator other than the owner is put on its ACL.
+    """
+    return Session(
+        id=session_id,
+        version=1,
+        owner_id=owner,
+        created_at=now,
+        last_active=now,
+        acl=() if creator == owner else (creator,),
+    )
 
-    Of a patch to `full_context` only its size is kept, in `context_bytes`.
+
+def changed(session: Session, now: datetime, **changes: Any) -> Session:
+    """
+    The session with *changes*, at the next version; a dormant one becomes active.
+
+    Raises:
+        TooLarge: the state would exceed HOT_BYTES.
+    """
+    if session.state == "dormant":
+        changes["state"] = "active"
+    changes |= {"version": session.version + 1, "last_active": not_before(session, now)}
+    after = msgspec.structs.replace(session, **changes)
+    size = _state_bytes(after)
+    if size > HOT_BYTES:
+        raise TooLarge(
+            f"hot state would be {size} bytes; the limit is {HOT_BYTES}. "
+            "Move detail to the timeline",
+            size=size,
+            limit=HOT_BYTES,
+        )
+    return _fitting(after, size)
+
+
+def changed_by_loss(session: Session, now: datetime, **changes: Any) -> Session:
+    """
+    The session with *changes* after a loss, at the next version.
+
+    Never refused for its size; a dormant session stays dormant.
+    """
+    changes |= {"version": session.version + 1, "last_active": not_before(session, now)}
+    after = msgspec.structs.replace(session, **changes)
+
+    return _fitting(after, _state_bytes(after))
+
+
+def in_state(session: Session, state: State, now: datetime) -> Session:
+    """
+    The session in another *state*, at the next version; never refused for its size.
+    """
+    return msgspec.structs.replace(
+        session,
+        state=state,
+        version=session.version + 1,
+        last_active=not_before(session, now),
+    )
+
+
+def not_before(session: Session, now: datetime) -> datetime:
+    """
+    *now*, but not before the session's last activity.
+
+    A server's clock may step back, for example when a replica of Redis takes over. Time
+    within a session does not, so its entries are in order of time as well.
+    """
+    return max(now, session.last_active)
+
+
+def appended(
+    session: Session, author: str, entry: bytes, now: datetime
+) -> tuple[Session, bytes]:
+    """
+    The session with *entry* (msgpack) as its newest entry, and the encoded entry.
+
+    An entry too large for the tail stays out of it and is read from the warm
+    tier; so do the entries before it, since the tail has no holes.
+    """
+    seq, at = session.last_seq + 1, not_before(session, now)
+    encoded = _encode(TimelineEntry(seq, at, author, msgspec.Raw(entry)))
+    # An exact copy: the encoder's bytes reserve half as much again, and recent
+    # timelines take most of a replica's memory.
+    packed = bytes(memoryview(encoded))
+    room = HOT_BYTES - _state_bytes(session)
+    tail = trimmed((*session.recent_timeline, packed), room)
+    after = msgspec.structs.replace(
+        session, last_seq=seq, last_active=at, recent_timeline=tail
+    )
+    return after, packed
+
+
+def trimmed(tail: tuple[bytes, ...], room: int) -> tuple[bytes, ...]:
+    """
+    The newest entries of *tail*: at most RECENT_ENTRIES, TAIL_BYTES and *room* bytes.
+    """
+    room = min(room, TAIL_BYTES)
+    first = len(tail)
+    while first > 0 and len(tail) - first < RECENT_ENTRIES:
+        room -= len(tail[first - 1])
+        if room < 0:
+            break
+        first -= 1
+    return tail[first:]
+
+
+def merge(target: Any, patch: Any) -> Any:
+    """
+    *target* with the JSON merge patch *patch* applied (RFC 7396, section 2).
+
+    Neither argument is changed.
+    """
+    if not isinstance(patch, dict):
+        return patch
+    merged = dict(target) if isinstance(target, dict) else {}
+    for name, value in patch.items():
+        if value is None:
+            merged.pop(name, None)
+        elif isinstance(value, dict):
+            merged[name] = merge(merged.get(name), value)
+        else:
+            merged[name] = value
+    return merged
+
+
+def _fitting(session: Session, size: int) -> Session:
+    """
+    The session with as much of its recent timeline as its state of *size* bytes leaves.
+    """
+    tail = trimmed(session.recent_timeline, HOT_BYTES - size)
+    if len(tail) == len(session.recent_timeline):
+        return session
+    return msgspec.structs.replace(session, recent_timeline=tail)
+
+
+def _state_bytes(session: Session) -> int:
+    bare = session
+    if session.recent_timeline:
+        bare = msgspec.structs.replace(session, recent_timeline=())
+
+    return len(_encode(bare)) + _GROWTH_BYTES
+
+
+def patched(
+    session: Session,
+    patch: dict[str, Any],
+    now: datetime,
+    context: dict[str, Any] | None = None,
+) -> Session:
+    """
+    The session one version on, with *patch* merged in (RFC 7396); itself if that
+    changes nothing.
+
+    A patch of `full_context` changes only `context_bytes` here. These are an upper
+    bound, which every patch raises, until `needs_context` asks for the *context* that
+    makes them exact.
 
     Raises:
         Invalid: a field is unknown, protected, or gets a value of a wrong type.
@@ -37,16 +201,30 @@ def patched(session: Session, patch: dict[str, Any], now: datetime) -> Session:
     changes: dict[str, Any] = {}
     for name, value in patch.items():
         if name == "full_context":
-            changes["context_bytes"] = _context_bytes(session, value)
+            changes["context_bytes"] = _context_bytes(session, value, context)
         else:
             changes[name] = _merged(session, name, value)
-
+    if _changes_nothing(session, patch, changes):
+        return session
     return changed(session, now, **changes)
+
+
+def needs_context(session: Session, patch: dict[str, Any]) -> bool:
+    """
+    Whether the upper bound of the context's size says too little of *patch*: only the
+    context itself can tell whether the result fits.
+    """
+    value = patch.get("full_context")
+    if not isinstance(value, dict) or not session.context_bytes:
+        return False
+    size = _document_bytes(value)
+
+    return size <= CONTEXT_BYTES < session.context_bytes + size
 
 
 def check_label(value: object, field: str) -> str:
     """
-    *value*, if it is text of 1 to MAX_LABEL characters without NUL.
+    Return *value* if it is text of 1 to MAX_LABEL characters without NUL.
 
     Raises:
         Invalid: naming *field*.
@@ -63,7 +241,7 @@ def check_label(value: object, field: str) -> str:
 
 def check_fields(fields: dict[str, Any], kind: type[Any] | None) -> None:
     """
-    Accept *fields* if the application's type for them does; None: anything.
+    Accept *fields* if they convert to *kind*, the application's type; None accepts all.
 
     Raises:
         Invalid: naming the field by its path.
@@ -89,15 +267,15 @@ def _merged(session: Session, name: str, value: Any) -> Any:
     if value is None:
         return {}
     _check_object(value, name)
-    # Every path in the result is one of the field's or one of the patch's, so
-    # what both may hold, the result may hold: no second check.
+    # Every path in the result comes from the field or from the patch, and both are
+    # checked: no second check.
     return merge(getattr(session, name), value)
 
 
 def _not_patchable(name: str) -> Invalid:
     if name in PROTECTED:
         return Invalid(f"{name} is protected; it cannot be patched", field=name)
-    # Shortened: the name is the caller's, and the refusal is kept for long.
+    # Shortened: the caller chose the name, and the refusal is stored for long.
     shown = ascii(name)[:80]
 
     return Invalid(
@@ -132,16 +310,30 @@ def _check_object(value: Any, name: str) -> None:
         raise Invalid(f"{name} must be an object or null", field=name)
 
 
-def _context_bytes(session: Session, value: Any) -> int:
+def _changes_nothing(
+    session: Session, patch: dict[str, Any], changes: dict[str, Any]
+) -> bool:
+    if patch.get("full_context"):
+        return False  # what it replaces is not known here
+    before = {name: getattr(session, name) for name in changes}
+
+    # 1, 1.0 and true are equal to Python, and different JSON.
+    return before == changes and _encode(before) == _encode(changes)
+
+
+def _context_bytes(session: Session, value: Any, context: dict[str, Any] | None) -> int:
     if value is None:
         return 0
     check_json(value, "full_context")
     _check_object(value, "full_context")
-    size = session.context_bytes + _document_bytes(value)
+    if context is None:
+        size = session.context_bytes + (_document_bytes(value) if value else 0)
+    else:
+        size = _document_bytes(merge(context, value))
     if size > CONTEXT_BYTES:
         raise TooLarge(
-            f"full_context may take {size} bytes with this patch; the limit is "
-            f"{CONTEXT_BYTES}. Set it to null, then write anew what is still needed",
+            f"full_context would take {size} bytes with this patch; the limit is "
+            f"{CONTEXT_BYTES}. Remove what is not needed: a key set to null goes",
             size=size,
             limit=CONTEXT_BYTES,
         )
@@ -150,8 +342,8 @@ def _context_bytes(session: Session, value: Any) -> int:
 
 def _document_bytes(value: Any) -> int:
     """
-    At least what MongoDB takes for *value* (bsonspec.org); a list of small numbers
-    takes twelve times what it takes in msgpack.
+    Upper bound of the BSON size of *value* (bsonspec.org); a list of small numbers
+    takes twelve times its msgpack size.
     """
     total, rest = 0, [value]
     while rest:

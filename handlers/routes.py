@@ -1,9 +1,8 @@
 """
-Which kinds of command there are, and what serves each: one explicit table.
+The kinds of commands and their handlers: one explicit table.
 
-A handler is `(session, command, now) -> Outcome`, or a Rejection. No I/O, no
-clock, no asyncio: the same command on the same session always leads to the same
-outcome.
+A handler is `(session, command, now) -> Outcome`, or raises a Rejection. No I/O, no
+clock, no asyncio: the same command on the same session always has the same outcome.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,23 +12,28 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from bus.messages import Session
-from handlers import commands as body
-from handlers.checkpoints import (
+from everbus.bus.messages import Session
+from everbus.handlers import commands as body
+from everbus.handlers.checkpoints import (
     create_checkpoint,
     list_checkpoints,
     restore_checkpoint,
 )
-from handlers.commands import Command
-from handlers.live import broadcast_session, watch_session
-from handlers.outcomes import Outcome
-from handlers.participants import (
+from everbus.handlers.commands import Command
+from everbus.handlers.live import broadcast_session, watch_session
+from everbus.handlers.outcomes import Outcome
+from everbus.handlers.participants import (
     add_participant,
     lost_participant,
     remove_participant,
 )
-from handlers.questions import diff_session, list_sessions, read_stats, session_at
-from handlers.sessions import (
+from everbus.handlers.queries import (
+    diff_session,
+    list_sessions,
+    read_stats,
+    session_at,
+)
+from everbus.handlers.sessions import (
     archive_session,
     create_session,
     delete_session,
@@ -39,17 +43,17 @@ from handlers.sessions import (
     suspend_session,
     update_session,
 )
-from handlers.timeline import append_timeline, read_timeline
+from everbus.handlers.timeline import append_timeline, read_timeline
 
 
 class Route(NamedTuple):
     """
-    How one kind is served.
+    Handler of one kind.
 
     Attributes:
-        body: the type that its body is decoded to.
+        body: type of the decoded body.
         writes: whether it may change a session.
-        sessionless: whether it is for no session, so that None is no error.
+        sessionless: whether it needs no session, so that None is not an error.
     """
 
     body: type[msgspec.Struct]
@@ -88,10 +92,10 @@ HANDLERS: Mapping[str, Route] = {
 
 def routes_with(fields_type: type[Any] | None) -> Mapping[str, Route]:
     """
-    HANDLERS, with the sessions' `fields` held to *fields_type* by every kind that
-    can change them; None: they may hold anything.
+    HANDLERS with a type for the sessions' `fields`, checked by every kind that changes
+    them; None accepts any fields.
 
-    A session begins with empty fields, so each of the type's should have a default.
+    A session begins with empty fields, so each field of the type should have a default.
     """
     if fields_type is None:
         return HANDLERS

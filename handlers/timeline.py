@@ -1,5 +1,5 @@
 """
-What the kinds `timeline.*` mean: append an entry, read a page.
+Handlers of `timeline.*`: append an entry, read a page.
 """
 
 from datetime import datetime
@@ -7,23 +7,28 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from bus.errors import Invalid
-from bus.messages import (
+from everbus.bus.errors import Invalid
+from everbus.bus.messages import (
     Session,
     TimelineEntry,
     TimelinePage,
     check_json,
 )
-from handlers import commands as body
-from handlers.commands import Command
-from handlers.outcomes import Event, Outcome
-from handlers.pages import cut, page_of
-from handlers.session import appended
-from handlers.steps import check_bound, check_range, existing, resumed
-from handlers.wanted import WarmPage
+from everbus.handlers import commands as body
+from everbus.handlers.commands import Command
+from everbus.handlers.fetch_requests import WarmPage
+from everbus.handlers.outcomes import Event, Outcome
+from everbus.handlers.patches import appended
+from everbus.handlers.sessions import (
+    check_bound,
+    check_range,
+    require_session,
+    resumed,
+)
+from everbus.handlers.timeline_pages import page_of, page_range
 
 MAX_PAGE = 1000
-# What 64 bits hold; no timeline will get there.
+# Largest 64-bit integer; no timeline gets there.
 MAX_SEQ = 2**63 - 1
 
 
@@ -31,21 +36,21 @@ def append_timeline(
     session: Session | None, command: Command, now: datetime
 ) -> Outcome:
     """
-    Add one entry; the reply, if one is wanted, carries its seq.
+    Append one entry; the reply contains its seq.
 
-    A dormant session awakes first, which moves its version.
+    A dormant session is resumed first, which moves its version.
     """
-    there = existing(session, command)
-    wanted: body.AppendTimeline = command.body
-    entry = _decoded(wanted.entry)
+    current = require_session(session, command)
+    request: body.AppendTimeline = command.body
+    entry = _decoded(request.entry)
     check_json(entry, "entry")
     events: tuple[Event, ...] = ()
-    if there.state == "dormant":
-        there, awoken = resumed(there, command, now)
+    if current.state == "dormant":
+        current, awoken = resumed(current, command, now)
         events = (awoken,)
-    # What was checked is what is kept: in the bytes as they came, a key given
-    # twice could hide a value that no check has seen.
-    after, packed = appended(there, command.mad, msgspec.msgpack.encode(entry), now)
+    # The checked value is encoded again: in the original bytes a duplicate key could
+    # hide a value from the check.
+    after, packed = appended(current, command.mad, msgspec.msgpack.encode(entry), now)
     event = Event(
         kind="timeline.appended",
         command_id=command.id,
@@ -65,29 +70,29 @@ def append_timeline(
 
 def read_timeline(session: Session | None, command: Command, now: datetime) -> Outcome:
     """
-    Reply with a page of the timeline, or say what of it only the tiers below have.
+    Reply with a page of the timeline, or fetch it from the lower tiers.
 
     Raises:
         Invalid: a bound or the limit is out of its range.
     """
-    there = existing(session, command)
-    bounds = _bounds(there, command.body)
-    page = command.given
+    current = require_session(session, command)
+    bounds = _bounds(current, command.body)
+    page = command.fetched
     if page is None:
-        page = _hot_page(there, bounds)
+        page = _hot_page(current, bounds)
     if page is not None:
-        return Outcome(session=there, reply=page)
+        return Outcome(session=current, reply=page)
     below = WarmPage(
         first=bounds.first,
         last=bounds.last,
         limit=bounds.limit,
-        end=there.last_seq,
+        end=current.last_seq,
         since=bounds.since,
         until=bounds.until,
         newest_first=bounds.newest_first,
-        tail=there.recent_timeline,
+        tail=current.recent_timeline,
     )
-    return Outcome(session=there, wants=below)
+    return Outcome(session=current, fetch=below)
 
 
 class _Bounds(NamedTuple):
@@ -99,40 +104,40 @@ class _Bounds(NamedTuple):
     newest_first: bool
 
 
-def _bounds(session: Session, wanted: body.ReadTimeline) -> _Bounds:
-    limit = check_range("limit", wanted.limit, 1, MAX_PAGE)
+def _bounds(session: Session, request: body.ReadTimeline) -> _Bounds:
+    limit = check_range("limit", request.limit, 1, MAX_PAGE)
     first, last = 1, session.last_seq
-    if wanted.after is not None:
-        first = check_range("after", wanted.after, 0, MAX_SEQ) + 1
-    elif wanted.before is None and wanted.since is None and wanted.until is None:
-        # The newest, whichever of them is shown first; then there is no `next` to
-        # what is newer, but to what is older there is, if that is the direction.
-        first = 1 if wanted.newest_first else max(1, last - limit + 1)
-    if wanted.before is not None:
-        last = min(last, check_range("before", wanted.before, 0, MAX_SEQ) - 1)
+    if request.after is not None:
+        first = check_range("after", request.after, 0, MAX_SEQ) + 1
+    elif request.before is None and request.since is None and request.until is None:
+        # The newest entries, in either order. An ascending page then has no `next`; a
+        # descending page has one, to older entries.
+        first = 1 if request.newest_first else max(1, last - limit + 1)
+    if request.before is not None:
+        last = min(last, check_range("before", request.before, 0, MAX_SEQ) - 1)
 
     return _Bounds(
         first,
         last,
         limit,
-        None if wanted.since is None else check_bound("since", wanted.since),
-        None if wanted.until is None else check_bound("until", wanted.until),
-        wanted.newest_first,
+        None if request.since is None else check_bound("since", request.since),
+        None if request.until is None else check_bound("until", request.until),
+        request.newest_first,
     )
 
 
 def _hot_page(session: Session, bounds: _Bounds) -> TimelinePage | None:
     """
-    The page, if the hot tail has all of it for sure.
+    The page, if the hot tail certainly contains all of it.
     """
     tail = session.recent_timeline
     tail_first = session.last_seq - len(tail) + 1
     first, last, sure = _within(tail, tail_first, bounds)
     if first > last:
         return page_of((), None)
-    part = cut(first, last, bounds.limit, bounds.newest_first)
-    # Where it is not sure that there is nothing older in the range, the tail cannot
-    # tell whether its first entry is the last of the pages.
+    part = page_range(first, last, bounds.limit, bounds.newest_first)
+    # If older entries may be in the range, the tail cannot tell whether its first entry
+    # ends the last page.
     if part.first < tail_first or (part.first == tail_first and not sure):
         return None
     entries = tail[part.first - tail_first : part.last - tail_first + 1]
@@ -144,11 +149,11 @@ def _within(
     tail: tuple[bytes, ...], tail_first: int, bounds: _Bounds
 ) -> tuple[int, int, bool]:
     """
-    The range of seqs that is left when the times of the tail are considered, and
-    whether its lower end is exact; else it may be higher, up to the tail's first.
+    The range of seqs within the bounds of time, by the times of the tail, and whether
+    its lower end is exact; if not, it may be higher, up to the tail's first.
 
-    Entries are in order of time, so one that is too early or too late says the
-    same of all on that side of it.
+    Entries are in order of time, so all entries before a too early one are too early,
+    and all after a too late one are too late.
     """
     first, last, sure = bounds.first, bounds.last, True
     if bounds.since is None and bounds.until is None:
@@ -160,7 +165,7 @@ def _within(
         if early > 0:
             first = max(first, tail_first + early)
     if bounds.until is not None:
-        # None of the tail: then it is the one before the tail at the highest.
+        # No entry of the tail: then at most the entry before the tail.
         early = sum(at < bounds.until for at in times)
         last = min(last, tail_first + early - 1)
 

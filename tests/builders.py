@@ -8,10 +8,10 @@ from typing import Any
 
 import msgspec
 
-from bus.messages import SCHEMA, Envelope, Session
-from gateway.identity.grants import Grants, derived_key
-from gateway.identity.principal import Principal, Role
-from handlers.commands import Command
+from everbus.bus.messages import SCHEMA, Envelope, Session
+from everbus.gateway.identity.grants import Grants, derived_key
+from everbus.gateway.identity.principal import Principal, Role
+from everbus.handlers.commands import Command
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
 

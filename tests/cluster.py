@@ -12,14 +12,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from bus.routing import slot_of
-from bus.wire import Wire
-from compose.folder import free_port
-from compose.processes import start
-from compose.servers import valkey_server
+from everbus.bus.cluster_routing import SLOTS, slot_of
+from everbus.bus.wire import Wire
+from everbus.compose.processes import start
+from everbus.compose.servers import valkey_server
+from everbus.compose.stack_folder import free_port
 from tests.servers import RealServer
 
-SLOTS = 16384
 HOST = "127.0.0.1"
 FORMED_WITHIN_S = 10.0
 

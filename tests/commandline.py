@@ -12,10 +12,11 @@ import pytest
 import structlog
 from typer.testing import CliRunner
 
-from compose import bus_access, cli, exits
+from everbus.compose import bus_access, cli, exit_codes
+from tests.processes import DEVNULL, PIPE, start_python
 from tests.servers import inherited
 
-PROGRAM = "from compose.cli import main; main()"
+PROGRAM = "from everbus.compose.cli import main; main()"
 
 
 class Ended(NamedTuple):
@@ -47,12 +48,12 @@ class CommandLine:
         """
         A process of its own, which whoever starts it ends.
         """
-        return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", PROGRAM, *arguments),
+        return await start_python(
+            *("-c", PROGRAM, *arguments),
             env={**inherited(), **self._env},
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
+            stdin=DEVNULL,
+            stdout=PIPE,
+            stderr=PIPE,
         )
 
     def _run(self, arguments: tuple[str, ...], typed: str) -> Ended:
@@ -60,10 +61,10 @@ class CommandLine:
         error = ran.exception
         if error is None or isinstance(error, SystemExit):
             return Ended(ran.exit_code, ran.stdout, ran.stderr)
-        code = exits.exit_code_of(error)  # as compose.cli.main does
+        code = exit_codes.exit_code_of(error)  # as compose.cli.main does
         if code is None:
             raise error
-        return Ended(code, ran.stdout, ran.stderr + exits.told(error))
+        return Ended(code, ran.stdout, ran.stderr + exit_codes.describe(error))
 
 
 @pytest.fixture

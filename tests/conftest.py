@@ -2,7 +2,10 @@
 What holds for every test.
 """
 
+import logging
+import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import structlog
@@ -12,11 +15,42 @@ from hypothesis import settings
 settings.register_profile("everbus", deadline=None)
 settings.load_profile("everbus")
 
+# A shell ignores Ctrl-C for what it starts in the background; so would each of our
+# processes, and the tests of Ctrl-C would fail.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Rich takes 0.3 s for a traceback with its locals, while a lane's lease runs on.
+*_, _console = structlog.get_config()["processors"]
+_console.exception_formatter = structlog.dev.plain_traceback
+
+# The longest files begin first, so that all workers end together.
+LONG = ("embedded", "drain", "takeover", "archiving", "degradations", "disk_full")
+FOLDERS = ("chaos", "integration", "contracts")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """
+    What waits for servers before what computes.
+    """
+    items.sort(key=lambda item: _rank(item.path))
+
+
+def _rank(path: Path) -> tuple[int, int]:
+    folder = next((n for n, name in enumerate(FOLDERS) if name in path.parts), 9)
+    name = path.stem.removeprefix("test_")
+
+    return (0, LONG.index(name)) if name in LONG else (1, folder)
+
 
 @pytest.fixture(autouse=True)
 def _logs_as_they_were() -> Iterator[None]:
     """
-    A command that a test runs in this process sets the log level for all of it.
+    A command that a test runs in this process sets up the logs for all of it.
     """
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
     yield
     structlog.reset_defaults()
+    root.handlers[:] = handlers
+    root.setLevel(level)

@@ -1,10 +1,9 @@
 """
-Conversations that are led through the tiers, and the plain truth about them.
+Conversations that move through the tiers, and the check of each.
 
-Whatever tier a session comes from, it can be compared with what went in.
+From any tier, a session is compared with the writes that made it.
 """
 
-import hashlib
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
@@ -12,9 +11,18 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from bus import Mad, Session, TimelineEntry
-from bus.errors import Defect
-from compose.patience import settled, told
+from everbus.bus import Mad, TimelineEntry
+from everbus.bus.errors import Defect
+from everbus.bus.messages import TimelinePage
+from everbus.compose.retried_calls import read_retrying, write_once
+from everbus.compose.verify.contents import (
+    ExpectedEntry,
+    check_contents,
+    check_equal,
+    digest_of,
+)
+from everbus.compose.verify.readers import timeline_entries
+from everbus.compose.verify.violations import Violations
 
 PAGE = 100
 # A reply that comes late, since servers die, is none that was lost.
@@ -26,11 +34,11 @@ T = TypeVar("T")
 
 class Conversation:
     """
-    One session, and the plain truth about it.
+    One session, and its expected content.
 
     Attributes:
-        entries: what was appended, in its order.
-        version: what the session's has to be.
+        entries: the appended entries, in order.
+        version: the expected version of the session.
     """
 
     def __init__(self, mad: Mad, session_id: str) -> None:
@@ -57,7 +65,7 @@ class Conversation:
             self.mad.append(self.id, self._next())
         # Its commands keep their order: with the last, all are committed.
         entry = self._next()
-        await settled(self.mad, partial(self.mad.append_and_wait, self.id, entry))
+        await write_once(self.mad, partial(self.mad.append_and_wait, self.id, entry))
         if self.state == "dormant":
             self.state = "active"
             self.version += 1
@@ -70,7 +78,7 @@ class Conversation:
         n = self.version + 1
         summary, context = {"mark": n, f"k{n}": "ä€😀"}, {f"v{n}": [n, None, 1.5]}
         patch = {"context_summary": summary, "full_context": context}
-        await settled(self.mad, partial(self.mad.update_session, self.id, patch))
+        await write_once(self.mad, partial(self.mad.update_session, self.id, patch))
         self.summary |= summary
         self.context |= context
         self.state = "active"
@@ -79,48 +87,57 @@ class Conversation:
 
     async def suspend(self, **options: Any) -> None:
         """
-        Let it rest, and what was read of it before count from now on.
+        Suspend it; readings before count no longer.
         """
-        await settled(self.mad, partial(self.mad.suspend_session, self.id, **options))
+        await write_once(
+            self.mad, partial(self.mad.suspend_session, self.id, **options)
+        )
         self.state = "dormant"
         self.version += 1
         self._digest = ""
 
     async def check(self) -> None:
         """
-        Read all of it, and compare it with what went in and with every reading
-        since the last change.
+        Read the whole session, and compare it with the writes and with every earlier
+        reading since the last change.
         """
         get = partial(self.mad.get_session, self.id, full=True, timeout=READ_S)
-        session = await _asked(get)
+        session = await _retried(get)
         entries = await self.timeline()
-
-        assert [e.entry for e in entries] == self.entries
-        assert [e.seq for e in entries] == list(range(1, len(self.entries) + 1))
-        assert {e.author for e in entries} <= {self.mad.name}
-        assert (session.version, session.last_seq) == (self.version, len(entries))
-        assert session.state == self.state
-        assert session.context_summary == self.summary
-        assert session.full_context == self.context
-        assert tuple(entries[-20:]) == session.recent_timeline
+        violations = Violations()
+        sent = [ExpectedEntry(self.mad.name, entry) for entry in self.entries]
+        check_contents(self.id, sent, entries, violations)
+        found = msgspec.structs.asdict(session)
+        wanted = self._state() | {"recent_timeline": tuple(entries[-20:])}
+        check_equal(self.id, wanted, {name: found[name] for name in wanted}, violations)
         digest = digest_of(session, entries)
-        assert self._digest in ("", digest), "not byte for byte"
+        earlier = {"digest": self._digest or digest}
+        check_equal(self.id, earlier, {"digest": digest}, violations)
+
+        assert violations.clean, violations.first
         self._digest = digest
 
     async def timeline(self, limit: int = PAGE) -> list[TimelineEntry]:
         """
-        All of it, page by page.
+        The whole timeline, read page by page.
         """
-        entries: list[TimelineEntry] = []
-        after: int | None = 0
-        while after is not None:
+
+        async def page(after: int) -> TimelinePage:
             read = partial(
                 self.mad.timeline, self.id, after=after, limit=limit, timeout=READ_S
             )
-            page = await _asked(read)
-            entries += page.entries
-            after = page.next
-        return entries
+            return await _retried(read)
+
+        return [entry async for entry in timeline_entries(page)]
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "version": self.version,
+            "last_seq": len(self.entries),
+            "state": self.state,
+            "context_summary": self.summary,
+            "full_context": self.context,
+        }
 
     def _next(self) -> dict[str, Any]:
         n = len(self.entries) + 1
@@ -130,24 +147,15 @@ class Conversation:
         return entry
 
 
-async def _asked(read: Callable[[], Awaitable[T]]) -> T:
+async def _retried(read: Callable[[], Awaitable[T]]) -> T:
     """
-    What *read* tells, through outages, and through being suspected itself.
+    The result of *read*, through outages, and through its own quarantine.
 
-    A campaign kills a replica at every return; a read that five of them died over is
-    given up, as it should be. It is known here to be innocent, so it is made anew.
+    A campaign kills a replica at every return of a session. A read at which five
+    replicas died becomes a dead letter, as it should; this one is known to be
+    harmless, so it is sent again.
     """
     for _ in range(GIVEN_UP):
         with suppress(Defect):
-            return await told(read)
-    return await told(read)
-
-
-def digest_of(session: Session, entries: list[TimelineEntry]) -> str:
-    """
-    SHA-256 of everything that there is of a session.
-    """
-    bare = msgspec.structs.replace(session, recent_timeline=())
-    whole = msgspec.msgpack.encode([bare, entries], order="deterministic")
-
-    return hashlib.sha256(whole).hexdigest()
+            return await read_retrying(read)
+    return await read_retrying(read)

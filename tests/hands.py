@@ -8,24 +8,24 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from archiver.archiving import Archiving, Report
-from archiver.commands import gateway_commands
-from archiver.confirmation import Terms
-from archiver.drain import Backoff, Drain
-from archiver.retirement import Retirement
-from archiver.schedule import Work, run_schedule
-from archiver.upkeep import Upkeep
-from bus.wire import Wire
-from compose.settings import Settings
-from compose.tiers import cold_tier, warm_tier
-from gateway.failpoints import FailPoint
-from gateway.store.breaker import Breaker, GuardedCold, GuardedWarm
-from gateway.store.cold.vault import Vault
-from gateway.store.hot import RedisHot
+from everbus.archiver.archiving import ArchiveReport, Archiving
+from everbus.archiver.confirmation import ConfirmationLimits
+from everbus.archiver.drain import Backoff, Drain
+from everbus.archiver.gateway_commands import gateway_commands
+from everbus.archiver.retirement import Retirement
+from everbus.archiver.schedule import ScheduledJob, run_schedule
+from everbus.archiver.tier_jobs import TierJobs
+from everbus.bus.wire import Wire
+from everbus.compose.settings import Settings
+from everbus.compose.tier_settings import cold_tier, warm_tier
+from everbus.gateway.failpoints import FailPoint
+from everbus.gateway.store.breaker import GuardedTier, TierBreaker
+from everbus.gateway.store.cold.archives import Archives
+from everbus.gateway.store.hot_copy import RedisHot
+from everbus.gateway.store.warm_roles import WarmTier
 
 # How long the breakers of this process stay open at first.
 OPEN_S = 0.1
-BACKOFF = Backoff(0.1, 0.5)
 
 
 class Hands:
@@ -38,14 +38,14 @@ class Hands:
     def __init__(
         self,
         settings: Settings,
-        warm: GuardedWarm,
-        vault: Vault,
+        warm: GuardedTier[WarmTier],
+        vault: Archives,
         archiving: Archiving,
         fail: FailPoint,
     ) -> None:
         self.warm, self.vault = warm, vault
         self.archiving = archiving
-        self.upkeep = Upkeep(warm, vault, fail, rest_s=0)
+        self.upkeep = TierJobs(warm, vault, fail, rest_s=0)
         self._settings = settings
         self._fail = fail
 
@@ -60,8 +60,8 @@ class Hands:
             self.warm,
             "hands",
             fail=self._fail,
-            terms=Terms(hot_ttl_ms=round(hot_ttl_s * 1000)),
-            backoff=BACKOFF,
+            terms=ConfirmationLimits(hot_ttl_ms=round(hot_ttl_s * 1000)),
+            backoff=Backoff(0.1, 0.5),
         )
         stop = asyncio.Event()
         running = asyncio.create_task(drain.run(stop))
@@ -72,7 +72,7 @@ class Hands:
             async with asyncio.timeout(20):
                 await running
 
-    async def archive(self, **options: Any) -> Report:
+    async def archive(self, **options: Any) -> ArchiveReport:
         """
         One pass over everything that is idle now.
         """
@@ -88,10 +88,10 @@ class Hands:
         stop = asyncio.Event()
         async with self.draining(hot_ttl_s=hot_ttl_s) as drain:
             works = [
-                Work("archive", every_s, self.archive),
-                Work("purge", every_s, self.upkeep.purge),
-                Work("restore", every_s, self.upkeep.restore),
-                Work("remove", every_s, self.upkeep.remove),
+                ScheduledJob("archive", every_s, self.archive),
+                ScheduledJob("purge", every_s, self.upkeep.purge),
+                ScheduledJob("restore", every_s, self.upkeep.restore),
+                ScheduledJob("remove", every_s, self.upkeep.remove),
             ]
             running = asyncio.create_task(
                 run_schedule(stop, lambda: drain.lease.held, works)
@@ -124,17 +124,19 @@ async def hands_on(settings: Settings, fail: FailPoint) -> AsyncIterator[Hands]:
         vault.close()
 
 
-def tiers_here(settings: Settings, fail: FailPoint) -> tuple[GuardedWarm, Vault]:
+def tiers_here(
+    settings: Settings, fail: FailPoint
+) -> tuple[GuardedTier[WarmTier], Archives]:
     """
     The tiers that this process uses; a server that was killed is asked again soon.
     """
     warm, cold = warm_tier(settings), cold_tier(settings)
-    assert isinstance(warm, GuardedWarm)
-    assert isinstance(cold, GuardedCold)
+    assert isinstance(warm, GuardedTier)
+    assert isinstance(cold, GuardedTier)
     for tier in (warm, cold):
-        tier.breaker = Breaker(tier.breaker.name, open_s=OPEN_S)
+        tier.breaker = TierBreaker(tier.breaker.name, open_s=OPEN_S)
 
-    return warm, Vault(cold, fail=fail)
+    return warm, Archives(cold, fail=fail)
 
 
 def a_moment_on() -> datetime:

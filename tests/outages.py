@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 
 from prometheus_client import REGISTRY
 
-from bus import Mad
-from gateway.store import names
+from everbus.bus import Mad
+from everbus.gateway.store import key_names
 from tests.conversations import Conversation
 from tests.hands import Hands
 from tests.stack import PARTITIONS, Stack
@@ -52,7 +52,7 @@ async def at_rest(stack: Stack, mad: Mad, entries: int = 40) -> Conversation:
 
 
 async def unconfirmed(stack: Stack) -> int:
-    counts = await stack.client.mget([names.backlog(p) for p in range(PARTITIONS)])
+    counts = await stack.client.mget([key_names.backlog(p) for p in range(PARTITIONS)])
 
     return sum(int(count or 0) for count in counts)
 

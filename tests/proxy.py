@@ -4,7 +4,9 @@ A TCP proxy on loopback that breaks connections on purpose.
 Each direction is a `Way` with at most one fault at a time; `heal()` ends all.
 `delay`, `throttle` and `stall` only withhold: every byte arrives in the end.
 `black_hole` and cuts lose bytes, and the counters say how many, so that a test
-can prove that its fault bit.
+can prove that its fault bit. `strand` holds back what one connection sends, its end
+too, while later connections pass: so bytes come late, behind those of a connection
+that was opened after it.
 """
 
 import asyncio
@@ -21,6 +23,8 @@ CHUNK_BYTES = 64 * 1024
 CHUNKS = 256
 CONNECT_TIMEOUT_S = 5.0
 THROTTLE_STEP_S = 0.02
+# In its first bytes a client tells its name.
+GREETING_BYTES = 1024
 
 
 class Way:
@@ -196,6 +200,12 @@ class Proxy:
         """
         return f"{scheme}://127.0.0.1:{self.port}"
 
+    def move(self, host: str, port: int) -> None:
+        """
+        Forward what connects from now on to another target.
+        """
+        self._target = (host, port)
+
     @property
     def connections(self) -> int:
         """
@@ -250,6 +260,18 @@ class Proxy:
         """
         self.replies.black_hole()
 
+    def strand(self, name: bytes) -> "Stranded":
+        """
+        Hold back what the open connections say that introduced themselves with *name*.
+
+        Their clients still get replies, and can close; the target learns of neither
+        until `Stranded.deliver`.
+        """
+        stranded = [link for link in self._links if name in link.greeting]
+        for link in stranded:
+            link.strand()
+        return Stranded(stranded)
+
     def cut(self) -> None:
         """
         Abort every open connection at once, with a RST to both ends.
@@ -275,8 +297,9 @@ class Proxy:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 answers, target = await asyncio.open_connection(*self._target)
             link.target = target
-            there = _Pump(reader, target, self.requests)
-            back = _Pump(answers, link.client, self.replies)
+            there = _Pump(reader, target, self.requests, link)
+            back = _Pump(answers, link.client, self.replies, link)
+            link.there = there
             await self._forward(link, there, back)
         except* OSError:
             # One end is gone; the other one shall learn of it.
@@ -296,13 +319,57 @@ class Proxy:
             self._cut(link)
 
 
+class Stranded:
+    """
+    Connections whose requests are held back.
+    """
+
+    def __init__(self, links: "list[_Link]") -> None:
+        self._links = links
+
+    @property
+    def held_bytes(self) -> int:
+        """
+        How many bytes were said since, and wait to be delivered.
+        """
+        return sum(link.there.held_bytes for link in self._links if link.there)
+
+    @property
+    def given_up(self) -> bool:
+        """
+        Whether the clients have closed all of them.
+        """
+        return bool(self._links) and all(link.ended for link in self._links)
+
+    @property
+    def over(self) -> bool:
+        """
+        Whether the target has taken all that was delivered, and the end.
+        """
+        return all(link.task is None or link.task.done() for link in self._links)
+
+    def deliver(self, count: int | None = None) -> None:
+        """
+        Deliver what is held, and the end behind it; only *count* bytes if given.
+        """
+        for link in self._links:
+            link.left = count
+            link.passing.set()
+
+
 class _Pump:
     def __init__(
-        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, way: Way
+        self,
+        source: asyncio.StreamReader,
+        sink: asyncio.StreamWriter,
+        way: Way,
+        link: "_Link",
     ) -> None:
         self.source, self.sink, self.way = source, sink, way
         self.queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(CHUNKS)
         self.held_bytes = 0
+        self._link = link
+        self._asks = link.client is not sink
 
     async def read(self) -> None:
         chunk = b"begin"
@@ -310,10 +377,12 @@ class _Pump:
             try:
                 chunk = await self.source.read(CHUNK_BYTES)
             except OSError:
-                # A black hole swallows resets as well.
-                if self.way.fault != "black_hole":
+                # A black hole swallows resets as well, and so does a late network.
+                if self.way.fault != "black_hole" and not self._link.stranded:
                     raise
                 chunk = b""
+            if self._asks:
+                self._link.note(chunk)
             self.held_bytes += len(chunk)
             self.way.held_bytes += len(chunk)
             await self.queue.put((time.monotonic(), chunk))
@@ -335,7 +404,13 @@ class _Pump:
     async def _pass(self, chunk: bytes, arrived_s: float) -> bool:
         while chunk:
             part = await self.way.admit(chunk, arrived_s)
+            if self._link.stranded:
+                part = await self._late(part)
             chunk = chunk[len(part) :]
+            if not self._asks and self._link.ended:
+                self.held_bytes -= len(part)
+                self.way.lose(len(part))
+                continue  # nobody is there any more to take replies
             self.held_bytes -= len(part)
             self.sink.write(self.way.account(part))
             await self.sink.drain()
@@ -346,9 +421,28 @@ class _Pump:
 
     async def _end(self, arrived_s: float) -> bool:
         await self.way.admit(b"", arrived_s)
+        if self._asks:
+            await self._link.passing.wait()
+        elif self._link.ended:
+            return True
         if self.way.fault != "black_hole":
             self.sink.write_eof()
         return True
+
+    async def _late(self, part: bytes) -> bytes:
+        """
+        What may go on of *part*: late, and at most as much as is left.
+        """
+        if not self._asks:
+            return part
+        await self._link.passing.wait()
+        if self._link.left is None:
+            return part
+        part = part[: self._link.left]
+        self._link.left -= len(part)
+        if not part:
+            raise ConnectionResetError("no more of it arrives")
+        return part
 
     async def _flush(self) -> None:
         # Otherwise the RST would overtake what was still allowed.
@@ -361,6 +455,28 @@ class _Link:
         self.client = client
         self.target: asyncio.StreamWriter | None = None
         self.task: asyncio.Task[None] | None = None
+        self.there: _Pump | None = None
+        self.greeting = b""
+        self.stranded = False
+        self.ended = False
+        self.left: int | None = None
+        self.passing = asyncio.Event()
+        self.passing.set()
+
+    def strand(self) -> None:
+        """
+        Hold back what the client says from now on, and its end.
+        """
+        self.stranded = True
+        self.passing.clear()
+
+    def note(self, chunk: bytes) -> None:
+        """
+        Remember the first of what the client says, and that it has ended.
+        """
+        self.ended = not chunk
+        if len(self.greeting) < GREETING_BYTES:
+            self.greeting += chunk
 
     def abort(self) -> None:
         for writer in self._writers():

@@ -1,59 +1,43 @@
 """
-Managers and archivers as real processes, load on them, and the books they keep.
+Managers and archivers as real processes, and the state that they leave on the bus.
 
-What a run leaves behind is judged by the server's own keys, never by what a
-process says of itself: the outboxes (read while no archiver runs) hold every
-commit, and the ingress groups hold what is not settled.
+A run is checked by the server's own keys, never by a process's log: the outboxes hold
+every commit (`tests.commit_log`), and the ingress groups hold what is not settled.
 """
 
 import asyncio
 import inspect
 import json
 import signal
-import sys
 import time
-from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import redis.asyncio
 
-from archiver.confirmation import Terms, confirmations, entry_of
-from bus import Mad, Unavailable, connect, keys
-from bus.messages import SCHEMA, TimelineEntry
-from compose.keyring import grants_of, identity_of
-from compose.roles import beside, lane_parts
-from compose.settings import Settings, load_settings
-from gateway.granting import Granting
-from gateway.identity.tokens import mint
-from gateway.replica import Replica
-from gateway.store import names
-from gateway.store.outbox import VALUE_FIELD, unpack_records
-from gateway.store.reader import NoTiers
-from handlers.outcomes import Event
-from handlers.routes import HANDLERS
+from everbus.bus import connect, keys
+from everbus.bus.messages import SCHEMA
+from everbus.compose.keyring import grants_of, identity_of
+from everbus.compose.role_processes import in_background, lane_parts
+from everbus.compose.settings import Settings, load_settings
+from everbus.gateway.identity.token_exchange import TokenExchange
+from everbus.gateway.identity.tokens import mint
+from everbus.gateway.session_manager import SessionManager
+from everbus.gateway.store import key_names
+from everbus.gateway.store.reader import NoTiers
+from everbus.handlers.routes import HANDLERS
 from tests.builders import sealed_grant
+from tests.processes import DEVNULL, Process, start_python
 from tests.servers import inherited
 
-HOUSE = Path(__file__).parent.parent
 SECRET = "a secret of the tests, 32 bytes or more"
-# Registered here as well, so that it does not matter which roles the cli has.
-ROLES = """
-from compose.cli import app, main
-from compose.roles import archiver, manager
-
-app.command()(manager)
-app.command()(archiver)
-main()
-"""
+ROLES = "from everbus.compose.cli import main; main()"
 POLL_S = 0.01
 
 
-def a_token(name: str = "ada", role: str = "admin") -> str:
+def a_token(name: str = "ada", role: str = "admin", tenant: str = "") -> str:
     """
     A token that every process of these tests accepts.
     """
@@ -65,6 +49,7 @@ def a_token(name: str = "ada", role: str = "admin") -> str:
         audience="everbus",
         ttl_s=3600,
         now=time.time(),
+        tenant=tenant,
     )
 
 
@@ -72,7 +57,7 @@ def a_grant(
     name: str = "ada", role: str = "admin", *, mad: str = "fiedler", **fields: Any
 ) -> bytes:
     """
-    What they give for such a token to *mad*, for commands published by hand.
+    The grant for such a token of *mad*, for commands published by hand.
     """
     return sealed_grant(SECRET, name, role, mad=mad, **fields)
 
@@ -117,7 +102,7 @@ class Part:
     One process of everbus, with its log.
     """
 
-    def __init__(self, name: str, process: asyncio.subprocess.Process, log: Path):
+    def __init__(self, name: str, process: Process, log: Path):
         self.name = name
         self._process = process
         self._log = log
@@ -150,7 +135,7 @@ class Part:
 
     def output(self) -> str:
         """
-        All that it has written.
+        Its whole log.
         """
         return self._log.read_text(errors="replace")
 
@@ -174,7 +159,7 @@ class Part:
         self, event: str, within_s: float = 15.0, **fields: Any
     ) -> dict[str, Any]:
         """
-        The first such record, as soon as it is there.
+        The first such record, as soon as it is logged.
         """
 
         def found() -> dict[str, Any] | None:
@@ -190,15 +175,14 @@ async def start(
     folder: Path, role: str, name: str, env: Mapping[str, str], program: str = ROLES
 ) -> Part:
     """
-    Start one process; whoever starts it ends it.
+    Start one process; the caller ends it.
     """
     log = folder / f"{name}-{time.monotonic_ns()}.log"
     with log.open("wb") as output:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", program, role),
-            cwd=HOUSE,
+        process = await start_python(
+            *("-c", program, role),
             env={**inherited(), "PYTHONUNBUFFERED": "1", **env},
-            stdin=asyncio.subprocess.DEVNULL,
+            stdin=DEVNULL,
             stdout=output,
             stderr=output,
         )
@@ -235,10 +219,10 @@ async def archiver(folder: Path, url: str, name: str, **settings: Any):
 @asynccontextmanager
 async def replica_here(
     url: str, *, routes=HANDLERS, tiers=None, name: str = "here", **settings: Any
-) -> AsyncIterator[Replica]:
+) -> AsyncIterator[SessionManager]:
     """
-    A replica in this process, whose handlers and metrics a test can reach; it gives
-    grants, too.
+    A replica in this process, so that a test reaches its handlers and metrics; it
+    also gives grants.
     """
     chosen: Settings = load_settings(settings_of(url, **settings))
     async with redis.asyncio.from_url(url) as client:
@@ -246,12 +230,12 @@ async def replica_here(
         await client.hsetnx(keys.CONFIG, "schema", SCHEMA)
         await client.hsetnx(keys.MADS, keys.GATEWAY, "{}")
     parts = lane_parts(chosen, chosen.partitions, tiers or NoTiers(), routes)
-    replica = Replica(name, parts, ttl_ms=chosen.lane_ttl_ms)
-    granting = Granting(url, identity_of(chosen), grants_of(chosen))
+    replica = SessionManager(name, parts, ttl_ms=chosen.lane_ttl_ms)
+    granting = TokenExchange(url, identity_of(chosen), grants_of(chosen))
     stop = asyncio.Event()
     serving = asyncio.create_task(replica.run(stop))
     try:
-        async with beside(granting.run(), stop):
+        async with in_background(granting.run(), stop):
             yield replica
     finally:
         stop.set()
@@ -279,7 +263,7 @@ async def owners(client: redis.asyncio.Redis, partitions: int) -> dict[int, str]
     """
     Lane → owner value, of the lanes that have an owner.
     """
-    values = await client.mget([names.owner(p) for p in range(partitions)])
+    values = await client.mget([key_names.owner(p) for p in range(partitions)])
     return {p: value.decode() for p, value in enumerate(values) if value}
 
 
@@ -287,7 +271,7 @@ def replica_in(owner: str) -> str:
     """
     The replica's name in an owner value.
     """
-    return names.holder_of(owner)[0]
+    return key_names.holder_of(owner)[0]
 
 
 def epoch_in(owner: str) -> int:
@@ -299,7 +283,7 @@ def epoch_in(owner: str) -> int:
 
 async def unsettled(client: redis.asyncio.Redis) -> dict[str, Any]:
     """
-    Ingress → what of it is pending or was never delivered; empty when all is done.
+    Ingress → (pending, undelivered); empty when everything is settled.
     """
     left = {}
     async for key in client.scan_iter("eb:{*}:in:*", count=1000):
@@ -339,190 +323,5 @@ async def letters(client: redis.asyncio.Redis, partitions: int) -> list[Any]:
     """
     The dead letters of all partitions.
     """
-    found = [await client.xrange(names.dead(p)) for p in range(partitions)]
+    found = [await client.xrange(key_names.dead(p)) for p in range(partitions)]
     return [fields for entries in found for _, fields in entries]
-
-
-async def groups(client: redis.asyncio.Redis, stream: str) -> list[Any]:
-    """
-    The groups of a stream; none if there is no stream.
-    """
-    return await client.xinfo_groups(stream) if await client.exists(stream) else []
-
-
-class Books:
-    """
-    What was committed: the outboxes' records, in order.
-
-    Attributes:
-        events: session → its events.
-        entries: session → its timeline entries.
-    """
-
-    def __init__(self) -> None:
-        self.events: dict[str, list[Event]] = defaultdict(list)
-        self.entries: dict[str, list[TimelineEntry]] = defaultdict(list)
-
-    @classmethod
-    async def read(cls, client: redis.asyncio.Redis, partitions: int) -> "Books":
-        """
-        Read every record of every outbox.
-        """
-        books = cls()
-        for p in range(partitions):
-            books.add(await client.xrange(names.outbox(p)))
-        return books
-
-    def add(self, entries: Any) -> None:
-        """
-        Enter the records of outbox entries.
-        """
-        for _, fields in entries:
-            for record in unpack_records(fields[VALUE_FIELD]):
-                self.events[record.session] += record.events
-                self.entries[record.session] += (
-                    msgspec.msgpack.decode(e, type=TimelineEntry)
-                    for e in record.entries
-                )
-
-    async def take(self, client: redis.asyncio.Redis, partitions: int) -> None:
-        """
-        Enter what the outboxes hold and confirm it, as an archiver would.
-        """
-        group = names.ARCHIVER_GROUP
-        for p in range(partitions):
-            outbox = names.outbox(p)
-            if not any(
-                g["name"] == group.encode() for g in await groups(client, outbox)
-            ):
-                await client.xgroup_create(outbox, group, "0", mkstream=True)
-            read = await client.xreadgroup(group, "test", {outbox: ">"}, count=1000)
-            entries = [entry for _, found in read for entry in found]
-            taken = [entry_of(p, i, fields) for i, fields in entries]
-            for command in confirmations(taken, (), time.time_ns() // 10**6, Terms()):
-                await client.execute_command(*command)
-            self.add(entries)
-
-    def check(self) -> None:
-        """
-        No command twice; versions and seqs of every session 1, 2, 3 …, made now.
-        """
-        commands = Counter(e.command_id for es in self.events.values() for e in es)
-        assert [c for c, count in commands.items() if count > 1] == []
-        for session, events in self.events.items():
-            states = [e.version for e in events if e.kind != "timeline.appended"]
-            assert list(range(1, len(states) + 1)) == states, session
-        for session, entries in self.entries.items():
-            seqs = [entry.seq for entry in entries]
-            assert list(range(1, len(seqs) + 1)) == seqs, session
-            # On the server's clock, also where a takeover replayed them.
-            ages_s = [
-                (datetime.now(UTC) - entry.at).total_seconds() for entry in entries
-            ]
-            assert all(-60 < age < 3600 for age in ages_s), session
-
-    def numbers(self, session: str, author: str) -> list[int]:
-        """
-        The `n` of what *author* appended, in the timeline's order.
-        """
-        entries = self.entries[session]
-        return [e.entry["n"] for e in entries if e.author == author]
-
-    def versions(self, mark: str) -> list[tuple[str, int]]:
-        """
-        The sessions and versions at which the update marked *mark* was applied.
-        """
-        return [
-            (session, event.version)
-            for session, events in self.events.items()
-            for event in events
-            if event.kind == "session.updated" and _mark(event) == mark
-        ]
-
-
-class Load:
-    """
-    Workers that append and update and wait for the replies, each in a loop.
-
-    Closed, so that an outage is followed by a short replay, not by a long one.
-
-    Attributes:
-        appended: (session, MAD) → how many entries were appended.
-        acknowledged: mark of an update → the session and version in its reply.
-        unknown: marks of updates that nobody told the end of.
-    """
-
-    def __init__(self, mads: list[Mad], sessions: list[str]) -> None:
-        self.appended: Counter[tuple[str, str]] = Counter()
-        self.acknowledged: dict[str, tuple[str, int]] = {}
-        self.unknown: set[str] = set()
-        self._pairs = [(mad, session) for mad in mads for session in sessions]
-        self._stop = asyncio.Event()
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator["Load"]:
-        """
-        Load while the block runs; at its end every worker has its last answer.
-        """
-        async with asyncio.TaskGroup() as workers:
-            for mad, session in self._pairs:
-                workers.create_task(self._work(mad, session))
-            try:
-                yield self
-            finally:
-                self.stop()
-
-    def stop(self) -> None:
-        """
-        Begin nothing more.
-        """
-        self._stop.set()
-
-    async def more(self, count: int = 20, within_s: float = 20.0) -> None:
-        """
-        Wait until *count* more updates are acknowledged.
-        """
-        goal = len(self.acknowledged) + count
-        await until(
-            lambda: len(self.acknowledged) >= goal, within_s, f"{count} more updates"
-        )
-
-    def check(self, books: Books) -> None:
-        """
-        Every append once and in order; every acknowledged update once.
-        """
-        books.check()
-        assert self.acknowledged
-        for (session, author), count in self.appended.items():
-            numbers = books.numbers(session, author)
-            assert list(range(1, count + 1)) == numbers, (session, author)
-        told = {**self.acknowledged}
-        applied: Counter[str] = Counter()
-        for session, events in books.events.items():
-            for event in events:
-                if event.kind == "session.updated":
-                    mark = _mark(event)
-                    applied[mark] += 1
-                    known = told.pop(mark, None)
-                    assert known == (session, event.version) or mark in self.unknown
-        assert told == {}
-        assert [mark for mark, count in applied.items() if count > 1] == []
-
-    async def _work(self, mad: Mad, session: str) -> None:
-        while not self._stop.is_set():
-            for _ in range(3):
-                self.appended[session, mad.name] += 1
-                mad.append(session, {"n": self.appended[session, mad.name]})
-            mark = f"{session}/{mad.name}/{self.appended[session, mad.name]}"
-            patch = {"context_summary": {"mark": mark}}
-            try:
-                after = await mad.update_session(session, patch, timeout=40)
-                self.acknowledged[mark] = (session, after.version)
-            except Unavailable:
-                self.unknown.add(mark)
-            # A pace, not a wait: leaves the cores to the processes under test.
-            await asyncio.sleep(POLL_S)
-
-
-def _mark(event: Event) -> str:
-    return str((event.patch or {})["context_summary"]["mark"])

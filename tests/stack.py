@@ -21,20 +21,21 @@ from pymongo.errors import PyMongoError
 from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
 
-from bus import Mad
-from bus.keys import partition_of
-from compose.folder import free_port
-from compose.processes import Server, start
-from compose.servers import BUCKET, nanio_server, secantus_server, valkey_server
-from compose.settings import Settings, load_settings
-from compose.tiers import outbox_of
-from gateway.failpoints import FailPoint, disarmed
-from gateway.store import names
-from gateway.store.pricing import Prices
-from gateway.store.reader import Reader
+from everbus.bus import Mad
+from everbus.bus.keys import partition_of
+from everbus.compose.processes import ProcessSpec, start
+from everbus.compose.servers import BUCKET, nanio_server, secantus_server, valkey_server
+from everbus.compose.settings import Settings, load_settings
+from everbus.compose.stack_folder import free_port
+from everbus.compose.tier_settings import outbox_of
+from everbus.gateway.failpoints import FailPoint, disarmed
+from everbus.gateway.store import key_names
+from everbus.gateway.store.pricing import Prices
+from everbus.gateway.store.reader import Reader
 from tests import replicas
 from tests.conversations import Conversation
 from tests.hands import Hands, hands_on, tiers_here
+from tests.lineages import lost_nothing
 from tests.replicas import Part, a_mad, replica_here, settings_of, settled, until
 from tests.servers import RealServer
 
@@ -44,11 +45,11 @@ ACCESS_KEY, SECRET_KEY = "everbus", "a-secret-of-the-tests"
 CHUNK_ENTRIES = 16
 # A process of ours with such chunks, that does not wait to be asked twice.
 ROLES = f"""
-import compose.upkeep
-import gateway.store.cold.sealing
+from everbus.compose import archiver_jobs
+from everbus.gateway.store.cold import format
 
-gateway.store.cold.sealing.CHUNK_ENTRIES = {CHUNK_ENTRIES}
-compose.upkeep.MARKS_EVERY_S = compose.upkeep.REMOVALS_EVERY_S = 0.1
+format.CHUNK_ENTRIES = {CHUNK_ENTRIES}
+archiver_jobs.MARKS_EVERY_S = archiver_jobs.REMOVALS_EVERY_S = 0.1
 {replicas.ROLES}
 """
 # What a server that finds no room is to be told of it, instead of being killed:
@@ -59,7 +60,6 @@ PATIENCE_S = 150.0
 # The hashes of their names fall into each of SecantusDB's 16 tables.
 COLLECTIONS = 18
 # The identity of a server that never followed another one.
-NOBODY = "0" * 40
 
 
 class Stack:
@@ -98,7 +98,7 @@ class Stack:
                 await server.restart()
         await self.client.flushall()
         for p in range(PARTITIONS):
-            await self.client.set(names.born(p), f"{NOBODY}:1")
+            await lost_nothing(self.client, p)
         self._databases += 1
         self.database = f"t{self._databases}"
 
@@ -244,7 +244,7 @@ class Stack:
         Whether any key of its hot copy is there.
         """
         p = partition_of(session_id, PARTITIONS)
-        found = names.session(p, session_id), names.recent(p, session_id)
+        found = key_names.session(p, session_id), key_names.recent(p, session_id)
 
         return bool(await self.client.exists(*found))
 
@@ -265,7 +265,7 @@ class Stack:
         await settled(self.client, within_s)
 
         async def empty() -> bool:
-            outboxes = [names.outbox(p) for p in range(PARTITIONS)]
+            outboxes = [key_names.outbox(p) for p in range(PARTITIONS)]
             return not any([await self.client.xlen(outbox) for outbox in outboxes])
 
         await until(empty, within_s, "outboxes drained")
@@ -351,10 +351,11 @@ async def a_stack(folder: Path) -> AsyncIterator[Stack]:
 
 
 @asynccontextmanager
-async def _serving(server: Server, url: str) -> AsyncIterator[RealServer]:
+async def _serving(server: ProcessSpec, url: str) -> AsyncIterator[RealServer]:
     patient = replace(server, argv=(sys.executable, "-c", _EXEC, *server.argv))
     real = RealServer(await start(patient), url)
     try:
         yield real
     finally:
-        await real.stop()
+        if real.alive:
+            await real.kill()

@@ -1,3 +1,3 @@
 """
-`everbus bench`: load on a bus through the SDK, and the judgement of what became of it.
+`everbus bench`: load on a bus through the SDK, and the check of its effects.
 """

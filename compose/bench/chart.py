@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from compose.bench.figures import Bin
+from everbus.compose.bench.figures import Bin
 
 WIDTH, HEIGHT = 880, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 14, 30
@@ -20,7 +20,7 @@ def latency_chart(bins: Sequence[Bin], bin_s: float, kills: Sequence[float]) -> 
     the darker the more; percentiles as lines, kills as marks.
     """
     low, high = _range_of(bins)
-    place = _Place(len(bins), bin_s, low, high)
+    place = _PlotArea(len(bins), bin_s, low, high)
     parts = [*_time_axis(place), *_latency_axis(place, low, high)]
     most = max((n for one in bins for n in _cells(one, place).values()), default=1)
     for number, one in enumerate(bins):
@@ -37,7 +37,7 @@ def throughput_chart(bins: Sequence[Bin], bin_s: float, kills: Sequence[float]) 
     """
     rates = [(sum(b.done.values()) / bin_s, b.refused / bin_s) for b in bins]
     most = max((well + ill for well, ill in rates), default=0.0) or 1.0
-    place = _Place(len(bins), bin_s, 1, 2)
+    place = _PlotArea(len(bins), bin_s, 1, 2)
     parts = [*_time_axis(place)]
     for share in (0.0, 0.5, 1.0):
         parts += _level(place.bottom - share * place.high, f"{most * share:,.0f}/s")
@@ -54,7 +54,7 @@ def throughput_chart(bins: Sequence[Bin], bin_s: float, kills: Sequence[float]) 
     return _svg("commands per second", parts)
 
 
-class _Place:
+class _PlotArea:
     """
     Where things are: bins across, microseconds upwards.
     """
@@ -91,7 +91,7 @@ def _range_of(bins: Sequence[Bin]) -> tuple[int, int]:
     return 1 << (low.bit_length() - 1), 1 << max(high, 2 * low).bit_length()
 
 
-def _cells(one: Bin, place: _Place) -> dict[int, int]:
+def _cells(one: Bin, place: _PlotArea) -> dict[int, int]:
     cells: dict[int, int] = {}
     for us, count in one.latencies.buckets():
         row = place.row(us)
@@ -100,7 +100,7 @@ def _cells(one: Bin, place: _Place) -> dict[int, int]:
     return cells
 
 
-def _column(place: _Place, number: int, one: Bin, most: int) -> Iterator[str]:
+def _column(place: _PlotArea, number: int, one: Bin, most: int) -> Iterator[str]:
     for row, count in _cells(one, place).items():
         top = place.y(2 ** ((row + 1) / _ROWS_A_DOUBLING))
         bottom = place.y(2 ** (row / _ROWS_A_DOUBLING))
@@ -109,7 +109,7 @@ def _column(place: _Place, number: int, one: Bin, most: int) -> Iterator[str]:
         yield _rect("heat", place.x(number), top, place.step, bottom - top, shade)
 
 
-def _lines(place: _Place, bins: Sequence[Bin], share: float, name: str) -> str:
+def _lines(place: _PlotArea, bins: Sequence[Bin], share: float, name: str) -> str:
     """
     One percentile over time; where nothing was due, the line is broken.
     """
@@ -129,30 +129,30 @@ def _lines(place: _Place, bins: Sequence[Bin], share: float, name: str) -> str:
     )
 
 
-def _time_axis(place: _Place) -> Iterator[str]:
+def _time_axis(place: _PlotArea) -> Iterator[str]:
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         x = place.x(share * place.bins)
-        told = f"{place.seconds * share:g} s"
-        yield _text(x, HEIGHT - 10, told, "middle" if share < 1 else "end")
+        label = f"{place.seconds * share:g} s"
+        yield _text(x, HEIGHT - 10, label, "middle" if share < 1 else "end")
 
 
-def _latency_axis(place: _Place, low: int, high: int) -> Iterator[str]:
+def _latency_axis(place: _PlotArea, low: int, high: int) -> Iterator[str]:
     for power in range(1, 9):
         us = 10**power
         if low <= us <= high:
-            told = f"{us} us" if us < 1000 else f"{us // 1000:,} ms"
-            yield from _level(place.y(us), told)
+            label = f"{us} us" if us < 1000 else f"{us // 1000:,} ms"
+            yield from _level(place.y(us), label)
 
 
-def _level(y: float, told: str) -> Iterator[str]:
+def _level(y: float, label: str) -> Iterator[str]:
     yield (
         f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" '
         f'y2="{y:.1f}"/>'
     )
-    yield _text(_LEFT - 6, y + 4, told, "end")
+    yield _text(_LEFT - 6, y + 4, label, "end")
 
 
-def _marks(place: _Place, kills: Sequence[float]) -> Iterator[str]:
+def _marks(place: _PlotArea, kills: Sequence[float]) -> Iterator[str]:
     for at_s in kills:
         x = place.x_at(at_s)
         yield (
@@ -172,8 +172,10 @@ def _rect(
     )
 
 
-def _text(x: float, y: float, told: str, anchor: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(told)}</text>'
+def _text(x: float, y: float, label: str, anchor: str) -> str:
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(label)}</text>'
+    )
 
 
 def _svg(title: str, parts: Sequence[str]) -> str:

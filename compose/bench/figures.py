@@ -1,10 +1,10 @@
 """
-What is measured while the load runs: latencies by call, and how they went over time.
+The figures of a load while it runs: latencies by call, and over time.
 """
 
 from collections import Counter
 
-from compose.bench.histogram import Histogram
+from everbus.compose.bench.histogram import Histogram
 
 MOST_BINS = 240
 
@@ -14,7 +14,7 @@ class Bin:
     One stretch of time.
 
     Attributes:
-        latencies: of what was due in it.
+        latencies: of the calls that were due in it.
         done: call → how many ended well in it.
         refused: how many ended otherwise in it.
     """
@@ -29,11 +29,11 @@ class Bin:
 
 class Figures:
     """
-    The figures of one load; times are seconds since its begin.
+    The figures of one load; times are seconds since its start.
 
     Attributes:
-        calls: call → the latencies of those that ended well, from when they were due.
-        late: how long after it was due each was sent: what the load itself was late.
+        calls: call → the latencies of successful calls, from their due times.
+        late: the delay from due time to sending, caused by the load itself.
         refusals: (call, error code) → how often.
         last_s: when the last that counts has ended.
     """

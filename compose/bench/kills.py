@@ -1,7 +1,7 @@
 """
 Replicas killed while the load runs, with the proof that it bit.
 
-Only those of a stack that the bench has started itself.
+Only replicas of a stack that the bench itself has started.
 """
 
 import asyncio
@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from bus.wire import Wire
-from compose.bench.load import Load
-from gateway.store import names
+from everbus.bus.wire import Wire
+from everbus.compose.bench.load import Load
+from everbus.gateway.store import key_names
 
 if TYPE_CHECKING:
     # It needs psutil, which a production image has not.
-    from compose.bench.own_stack import OwnStack
+    from everbus.compose.bench.own_stack import OwnStack
 
 BACK_WITHIN_S = 60.0
 LOOK_EVERY_S = 0.02
@@ -30,7 +30,7 @@ class Kill(msgspec.Struct, kw_only=True):
     One replica killed, and the proof that it was at work.
 
     Attributes:
-        at_s: when, since the load's begin.
+        at_s: the time, since the start of the load.
         lanes: how many partitions it served.
         in_flight: commands under way in these when it was killed.
         waited: the most that were under way in these until it served again: what
@@ -49,7 +49,7 @@ class Kill(msgspec.Struct, kw_only=True):
     @property
     def bit(self) -> bool:
         """
-        Whether somebody had to take over what it did.
+        Whether another replica had to take over work.
         """
         return self.lanes > 0 and max(self.in_flight, self.waited) > 0
 
@@ -61,7 +61,7 @@ async def killing(
     """
     Kill a random replica of *stack* every *every_s* seconds while the block runs.
 
-    Yields the list of those that were, oldest first; it grows meanwhile.
+    Yields the list of the kills, oldest first; it grows meanwhile.
     """
     wire = Wire(stack.environment()["EVERBUS_REDIS_URL"], name="everbus-bench")
     killer = _Killer(stack, wire, load, seed)
@@ -81,11 +81,11 @@ class _Killer:
         self._stack = stack
         self._wire = wire
         self._load = load
-        self._random = random.Random(seed)  # noqa: S311 - whom it hits is no secret
+        self._random = random.Random(seed)  # noqa: S311 - the choice of a replica is no secret
 
     async def run(self, every_s: float) -> None:
         """
-        Kill until cancelled; one that is starting is waited for.
+        Kill until cancelled; wait for a replica that is starting.
         """
         clock = self._load.schedule
         due_s = every_s
@@ -127,10 +127,10 @@ class _Killer:
         The partitions that a replica serves.
         """
         lanes = range(len(self._load.under_way))
-        owners = await self._wire.call("MGET", *map(names.owner, lanes))
+        owners = await self._wire.call("MGET", *map(key_names.owner, lanes))
 
         return [
             lane
             for lane, owner in zip(lanes, owners, strict=True)
-            if owner is not None and names.holder_of(owner.decode())[0] == replica
+            if owner is not None and key_names.holder_of(owner.decode())[0] == replica
         ]

@@ -1,9 +1,9 @@
 """
-The load: so many at once, or each when it is due.
+The load: a number of calls in flight, or each call when it is due.
 
-With a rate, what is due is due, however long the commands before take; latency is
-counted from then, so that a stall is felt by all that should have been sent in it
-(against coordinated omission).
+With a rate, a command is due at its time, however long the commands before it take.
+Latency counts from the due time, so a stall raises the latency of every command that
+was due during it (against coordinated omission).
 """
 
 import asyncio
@@ -11,26 +11,26 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
-from bus.errors import EverbusError, Forbidden, Unauthenticated
-from compose.bench.books import SessionBook
-from compose.bench.caller import Caller
-from compose.bench.crew import each
-from compose.bench.figures import Figures
-from compose.bench.plan import UNANSWERED, Plan
+from everbus.bus.errors import EverbusError, Forbidden, Unauthenticated
+from everbus.compose.bench.figures import Figures
+from everbus.compose.bench.load_client import LoadClient
+from everbus.compose.bench.plan import UNANSWERED, BenchPlan
+from everbus.compose.verify.expectation import SessionExpectation
+from everbus.compose.worker_pool import each
 
-# How soon a worker that waits for its turn hears of the end.
+# A worker that waits for its turn notices the end within this time.
 NAP_S = 0.1
-# What is nearer than that is now.
+# A due time that is nearer than this is now.
 _INSTANT_S = 1e-6
 # Until the next one, after a refusal.
 PAUSE_S = 0.02
-# What is refused or never answered is remembered: about 60 bytes each.
+# A refused or unanswered write takes about 60 bytes of memory.
 MOST_DOUBTS = 5_000_000
 
 
 class Schedule:
     """
-    When each command is due, in seconds since the begin; None: no more.
+    The due time of each command, in seconds since the start; None: no more.
 
     Attributes:
         given: how many turns were given out.
@@ -57,7 +57,7 @@ class Schedule:
     @property
     def now_s(self) -> float:
         """
-        Seconds since the begin.
+        Seconds since the start.
         """
         return self._now() - self._began
 
@@ -72,7 +72,7 @@ class Schedule:
 
     def begin(self) -> None:
         """
-        It is now that the time begins.
+        Start the clock.
         """
         self._began = self._now()
 
@@ -119,27 +119,27 @@ class Load:
 
     def __init__(
         self,
-        plan: Plan,
-        callers: Sequence[Caller],
-        books: Sequence[SessionBook],
+        plan: BenchPlan,
+        clients: Sequence[LoadClient],
+        expectations: Sequence[SessionExpectation],
         figures: Figures,
         partitions: int,
     ) -> None:
         self.schedule = Schedule(plan.rate, plan.warm_up_s + plan.seconds, plan.limit)
         self.under_way = [0] * partitions
         self._plan = plan
-        self._callers = callers
-        self._books = books
+        self._clients = clients
+        self._expectations = expectations
         self._figures = figures
         self._names = list(plan.mix)
         self._weights = list(plan.mix.values())
-        # Which call on which session is no secret.
+        # The choice of calls and sessions is no secret.
         self._random = random.Random(plan.seed)  # noqa: S311
         self._doubts = 0
 
     async def run(self) -> None:
         """
-        Send what is due until the time is over or the schedule ended; return when
+        Send commands until the time is over or the schedule has ended; return when
         every command has ended.
 
         Raises:
@@ -155,24 +155,24 @@ class Load:
 
     async def _one(self, due_s: float) -> None:
         schedule = self.schedule
-        caller = self._callers[schedule.given % len(self._callers)]
+        client = self._clients[schedule.given % len(self._clients)]
         [name] = self._random.choices(self._names, self._weights)
-        book = self._random.choice(self._books)
-        self.under_way[book.partition] += 1
+        expectation = self._random.choice(self._expectations)
+        self.under_way[expectation.partition] += 1
         sent_s, code = schedule.now_s, "ok"
         try:
-            await caller.call(name, book)
+            await client.call(name, expectation)
         except (Forbidden, Unauthenticated):
             raise
         except EverbusError as error:
             code = error.code
         finally:
-            self.under_way[book.partition] -= 1
+            self.under_way[expectation.partition] -= 1
         self._figures.note(name, due_s, sent_s, schedule.now_s, code)
         if code != "ok":
             await self._refused(code)
         elif name in UNANSWERED:
-            await caller.catch_up(book)
+            await client.catch_up(expectation)
 
     async def _refused(self, code: str) -> None:
         self._doubts += 1

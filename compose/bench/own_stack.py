@@ -1,8 +1,8 @@
 """
 A throw-away stack of the bench's own: a Valkey and replicas.
 
-No archiver and nothing below: what is committed stays in the outboxes, where the judge
-finds all of it, and the figures are those of the bus and the replicas alone.
+No archiver and no lower tier: commits stay in the outboxes, where the check reads all
+of them, so the figures are of the bus and the replicas alone.
 """
 
 import secrets
@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from compose.folder import remembered_ports
-from compose.parts import Part
-from compose.records import Say
-from compose.servers import HOST, valkey_server
-from compose.stack import EmbeddedStack
+from everbus.compose.process_records import Say
+from everbus.compose.servers import HOST, valkey_server
+from everbus.compose.stack import EmbeddedStack
+from everbus.compose.stack_folder import remembered_ports
+from everbus.compose.supervision import SupervisedProcess
 
 # Nobody drains the outboxes here.
 OUTBOX_RECORDS = 1_000_000_000
@@ -58,6 +58,6 @@ class OwnStack(EmbeddedStack):
             settings = self._environment | {"EVERBUS_REPLICA": f"manager-{n}"}
             servers.append(self._role(f"manager-{n}", "manager", settings))
         self.parts = {
-            server.name: Part(replace(server, rank=rank), self._say)
+            server.name: SupervisedProcess(replace(server, rank=rank), self._say)
             for rank, server in enumerate(servers)
         }

@@ -5,10 +5,10 @@ The report as one HTML page that needs nothing from anywhere else.
 from collections.abc import Iterable
 from html import escape
 
-from compose.bench.chart import latency_chart, throughput_chart
-from compose.bench.figures import Figures
-from compose.bench.report import Report, notes
-from compose.bench.verdict import MEANINGS, WHATS
+from everbus.compose.bench.chart import latency_chart, throughput_chart
+from everbus.compose.bench.figures import Figures
+from everbus.compose.bench.report import BenchReport, notes
+from everbus.compose.verify.violations import KINDS, MEANINGS
 
 _HEADS = ("call", "until", "count", "/s", "p50 ms", "p90", "p99", "p99.9", "max")
 _STYLE = """
@@ -48,7 +48,7 @@ _KEY = (
 )
 
 
-def page_of(report: Report, figures: Figures) -> str:
+def page_of(report: BenchReport, figures: Figures) -> str:
     """
     The page; nothing in it is loaded, and everything is escaped.
     """
@@ -68,15 +68,15 @@ def page_of(report: Report, figures: Figures) -> str:
         "<h2>Figures</h2>",
         _figures(report),
         _list(notes(report)),
-        "<h2>Judgement</h2>",
-        _findings(report),
+        "<h2>Check</h2>",
+        _violations(report),
         "<h2>Plan</h2>",
         _plan(report),
     )
     return f"{_HEAD}<body>{''.join(parts)}</body></html>\n"
 
 
-def _figures(report: Report) -> str:
+def _figures(report: BenchReport) -> str:
     rows = (
         (
             row.call,
@@ -90,23 +90,23 @@ def _figures(report: Report) -> str:
     return _table(_HEADS, rows)
 
 
-def _findings(report: Report) -> str:
+def _violations(report: BenchReport) -> str:
     rows = (
-        (what.replace("_", " "), MEANINGS[what], f"{report.findings[what]:,}")
-        for what in WHATS
+        (kind.replace("_", " "), MEANINGS[kind], f"{report.violations[kind]:,}")
+        for kind in KINDS
     )
-    return _table(("finding", "meaning", "count"), rows)
+    return _table(("violation", "meaning", "count"), rows)
 
 
-def _plan(report: Report) -> str:
+def _plan(report: BenchReport) -> str:
     plan = report.plan
     mix = ", ".join(f"{call}={share}" for call, share in plan.mix.items())
-    told = {"mix": mix} | {
+    options = {"mix": mix} | {
         name: getattr(plan, name) for name in plan.__struct_fields__ if name != "mix"
     }
-    told |= report.software
+    options |= report.software
 
-    return _table(("option", "value"), ((n, str(v)) for n, v in told.items()))
+    return _table(("option", "value"), ((n, str(v)) for n, v in options.items()))
 
 
 def _table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

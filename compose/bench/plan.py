@@ -1,5 +1,5 @@
 """
-What a bench is to do: which calls, how many, how fast, for how long.
+The plan of a bench: its calls, their number, rate and duration.
 """
 
 import math
@@ -8,15 +8,15 @@ from enum import StrEnum
 
 import msgspec
 
-from bus.messages import Durability
-from compose.exits import USAGE, Failed
+from everbus.bus.messages import Durability
+from everbus.compose.exit_codes import USAGE, Failed
 
 # The SDK's calls, by the names that they have there.
 CALLS = (
     *("append", "append_and_wait", "get_session"),
     *("timeline", "update_later", "update_session"),
 )
-# Those that want no reply: done when they are on the bus.
+# Calls without a reply: they end when they are on the bus.
 UNANSWERED = frozenset({"append", "update_later"})
 
 MAX_SECONDS = 24 * 3600.0
@@ -26,11 +26,11 @@ MAX_SESSIONS = 100_000
 MAX_BYTES = 32 * 1024
 MAX_IN_FLIGHT = 10_000
 MAX_WEIGHT = 1_000
-# What is remembered of all MADs' dealings with all sessions stays below 1 GB.
+# The expectations of all MADs in all sessions stay below 1 GB.
 MAX_DEALINGS = 1_000_000
 
 
-class Work(StrEnum):
+class Workload(StrEnum):
     """
     Mixes that have a name.
     """
@@ -43,23 +43,23 @@ class Work(StrEnum):
     reads = "reads"
 
 
-MIXES: Mapping[Work, Mapping[str, int]] = {
-    Work.mix: {
+MIXES: Mapping[Workload, Mapping[str, int]] = {
+    Workload.mix: {
         "update_session": 4,
         "append": 3,
         "append_and_wait": 1,
         "get_session": 1,
         "timeline": 1,
     },
-    Work.publishes: {"update_later": 1},
-    Work.requests: {"get_session": 1},
-    Work.updates: {"update_session": 1},
-    Work.appends: {"append": 1, "append_and_wait": 1},
-    Work.reads: {"get_session": 1, "timeline": 1},
+    Workload.publishes: {"update_later": 1},
+    Workload.requests: {"get_session": 1},
+    Workload.updates: {"update_session": 1},
+    Workload.appends: {"append": 1, "append_and_wait": 1},
+    Workload.reads: {"get_session": 1, "timeline": 1},
 }
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
+class BenchPlan(msgspec.Struct, frozen=True, kw_only=True):
     """
     One bench, as its user wants it.
 
@@ -69,7 +69,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         rate: commands a second, sent when they are due; None: as fast as they go.
         bytes: of the text in each update and append.
         in_flight: how many commands are under way at once, at most.
-        expect: updates expect the version that was last heard of.
+        expect: updates expect the last version that a reply has shown.
         limit: how many commands are sent, at most.
         seed: decides which call goes to which session.
     """
@@ -117,12 +117,12 @@ def mix_in(text: str) -> dict[str, int]:
     return mix
 
 
-def checked(plan: Plan) -> Plan:
+def checked(plan: BenchPlan) -> BenchPlan:
     """
     *plan*, if it can be carried out.
 
     Raises:
-        Failed: naming the option, what was wanted and what was given.
+        Failed: it names the option, the accepted and the given value.
     """
     _check("--seconds", plan.seconds, MAX_SECONDS)
     _check("--timeout", plan.timeout_s, 600.0)
@@ -142,10 +142,10 @@ def checked(plan: Plan) -> Plan:
     return plan
 
 
-def check_own_stack(plan: Plan, own: bool, every_s: float | None) -> None:
+def check_own_stack(plan: BenchPlan, own: bool, every_s: float | None) -> None:
     """
     Refuse kills of replicas that are not our own, or that would come too late, and
-    replies that nobody would give on a stack of our own.
+    replies that a stack of the bench's own cannot give.
     """
     if own and plan.durability != "hot":
         raise Failed(

@@ -1,5 +1,5 @@
 """
-What a bench found: figures and verdict, for people and for programs.
+The report of a bench: figures and verdict, for people and for programs.
 """
 
 import platform
@@ -9,12 +9,12 @@ from typing import Any
 
 import msgspec
 
-from compose.bench.histogram import Histogram
-from compose.bench.kills import Kill
-from compose.bench.plan import CALLS, UNANSWERED, Plan
-from compose.bench.run import Bench
-from compose.bench.verdict import WHATS, Finding
-from compose.bench.witnesses import Seen
+from everbus.compose.bench.checking import CheckMethod
+from everbus.compose.bench.histogram import Histogram
+from everbus.compose.bench.kills import Kill
+from everbus.compose.bench.plan import CALLS, UNANSWERED, BenchPlan
+from everbus.compose.bench.run import Bench
+from everbus.compose.verify.violations import KINDS, Violation
 
 CLIENT = (
     "the public SDK (bus.connect, the methods of Mad), {mads} MADs in one process, "
@@ -22,9 +22,9 @@ CLIENT = (
 )
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
+class ReportRow(msgspec.Struct, frozen=True, kw_only=True):
     """
-    The figures of one call; those without an answer end when they are on the bus.
+    The figures of one call; a call without a reply ends when it is on the bus.
     """
 
     call: str
@@ -38,15 +38,15 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     max_ms: float
 
 
-class Judged(msgspec.Struct, frozen=True, kw_only=True):
+class Checked(msgspec.Struct, frozen=True, kw_only=True):
     """
-    How much was judged, and how.
+    The extent of the check, and its reader.
 
     Attributes:
-        by: `sdk` or `outboxes`, see `compose.bench.witnesses`.
-        timelines_read: sessions whose timelines were judged entry by entry.
-        timelines_measured: judged by their length, for *why_not*.
-        acknowledged: writes that have to be there.
+        by: `sdk` or `outboxes`, see `compose.bench.checking`.
+        timelines_read: sessions whose timelines were checked entry by entry.
+        timelines_measured: checked by their length, for *why_not*.
+        acknowledged: writes that must be there.
         refused: writes that must not; unknown: never answered, there once or not.
     """
 
@@ -60,50 +60,50 @@ class Judged(msgspec.Struct, frozen=True, kw_only=True):
     unknown: int
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
+class BenchReport(msgspec.Struct, frozen=True, kw_only=True):
     """
-    All that a bench tells.
+    The whole report.
 
     Attributes:
         ended: why the load ended early; empty if it did not.
-        rows: the measured time's; all: of all calls together.
+        rows: of the measured time; all: of all calls together.
         never_sent: due by --rate, and not sent before the end.
         late_p99_ms: how late commands were sent after they were due.
         settled_s: from the load's end until all was applied.
-        applied_per_s: writes acknowledged, from the begin until all was applied.
-        findings: what → how many; first: the first few of each.
+        applied_per_s: writes acknowledged, from the start until all was applied.
+        violations: kind → number; first: the first few of each.
     """
 
     verdict: str
     clean: bool
     ended: str
-    plan: Plan
+    plan: BenchPlan
     client: str
     place: str
     software: dict[str, str]
     load_s: float
-    rows: tuple[Row, ...]
+    rows: tuple[ReportRow, ...]
     refusals: dict[str, int]
     never_sent: int
     late_p50_ms: float
     late_p99_ms: float
     settled_s: float
     applied_per_s: float
-    judged: Judged
+    checked: Checked
     kills: tuple[Kill, ...]
-    findings: dict[str, int]
-    first: tuple[Finding, ...]
+    violations: dict[str, int]
+    first: tuple[Violation, ...]
 
 
-def report_of(bench: Bench, seen: Seen, place: str) -> Report:
+def report_of(bench: Bench, method: CheckMethod, place: str) -> BenchReport:
     """
-    The report of a bench that was judged; *place* says on what it ran.
+    The report of a bench that was checked; *place* says on what it ran.
     """
-    figures, findings = bench.figures, bench.findings
-    judged = _judged(bench, seen)
-    return Report(
-        verdict=findings.line(),
-        clean=findings.clean,
+    figures, violations = bench.figures, bench.violations
+    checked = _checked(bench, method)
+    return BenchReport(
+        verdict=violations.line(),
+        clean=violations.clean,
         ended=bench.ended,
         plan=bench.plan,
         client=CLIENT.format(mads=len(bench.mads)),
@@ -116,44 +116,44 @@ def report_of(bench: Bench, seen: Seen, place: str) -> Report:
         late_p50_ms=_ms(figures.late, 0.5),
         late_p99_ms=_ms(figures.late, 0.99),
         settled_s=round(bench.settled_s - bench.load_s, 3),
-        applied_per_s=round(judged.acknowledged / max(bench.settled_s, 1e-9), 1),
-        judged=judged,
+        applied_per_s=round(checked.acknowledged / max(bench.settled_s, 1e-9), 1),
+        checked=checked,
         kills=tuple(bench.kills),
-        findings={what: findings.counts[what] for what in WHATS},
-        first=tuple(findings.first),
+        violations={kind: violations.counts[kind] for kind in KINDS},
+        first=tuple(violations.first),
     )
 
 
-def notes(report: Report) -> Iterator[str]:
+def notes(report: BenchReport) -> Iterator[str]:
     """
-    What people are told beside the table, line by line.
+    The notes beside the table, line by line.
     """
     yield f"on {report.place}; by {report.client}"
     if report.ended:
         yield f"ended early, after {report.load_s:.1f} s: {report.ended}"
-    yield from _told_of_rate(report)
+    yield from _rate_notes(report)
     for refusal, count in report.refusals.items():
         yield f"refused or unanswered: {count:,} {refusal}"
     yield (
         f"all applied {report.settled_s:.2f} s after the last was sent: "
-        f"{report.applied_per_s:,.0f} acknowledged writes/s from begin to end"
+        f"{report.applied_per_s:,.0f} acknowledged writes/s from start to end"
     )
     if report.kills:
-        yield _told_of(report.kills)
-    judged = report.judged
+        yield _kills_note(report.kills)
+    checked = report.checked
     yield (
-        f"judged by {judged.by}: {judged.acknowledged:,} acknowledged, "
-        f"{judged.refused:,} refused, {judged.unknown:,} unknown writes in "
-        f"{judged.sessions:,} sessions"
+        f"checked by {checked.by}: {checked.acknowledged:,} acknowledged, "
+        f"{checked.refused:,} refused, {checked.unknown:,} unknown writes in "
+        f"{checked.sessions:,} sessions"
     )
-    if judged.timelines_measured:
+    if checked.timelines_measured:
         yield (
-            f"{judged.timelines_measured:,} timelines were judged by their length, "
-            f"{judged.timelines_read:,} entry by entry: {judged.why_not}"
+            f"{checked.timelines_measured:,} timelines were checked by their length, "
+            f"{checked.timelines_read:,} entry by entry: {checked.why_not}"
         )
 
 
-def _told_of_rate(report: Report) -> Iterator[str]:
+def _rate_notes(report: BenchReport) -> Iterator[str]:
     if report.plan.rate is not None:
         yield (
             f"rate {report.plan.rate:g}/s, latency from when each was due; sent late "
@@ -166,7 +166,7 @@ def _told_of_rate(report: Report) -> Iterator[str]:
         )
 
 
-def _told_of(kills: tuple[Kill, ...]) -> str:
+def _kills_note(kills: tuple[Kill, ...]) -> str:
     bit = sum(kill.bit for kill in kills)
     lanes, hit = sum(k.lanes for k in kills), sum(k.in_flight for k in kills)
     waited = sum(kill.waited for kill in kills)
@@ -180,13 +180,13 @@ def _told_of(kills: tuple[Kill, ...]) -> str:
     )
 
 
-def _rows(bench: Bench) -> Iterator[Row]:
+def _rows(bench: Bench) -> Iterator[ReportRow]:
     figures = bench.figures
     took_s = max(figures.last_s - figures.warm_up_s, 1e-9)
     for call in CALLS:
         its = figures.calls.get(call)
         if its is not None:
-            yield Row(
+            yield ReportRow(
                 call=call,
                 answered=call not in UNANSWERED,
                 count=its.count,
@@ -199,19 +199,19 @@ def _rows(bench: Bench) -> Iterator[Row]:
             )
 
 
-def _judged(bench: Bench, seen: Seen) -> Judged:
+def _checked(bench: Bench, method: CheckMethod) -> Checked:
     marks = [
         its
-        for book in bench.books
-        for its in (*book.appends.values(), *book.updates.values())
+        for expectation in bench.expectations
+        for its in (*expectation.appends.values(), *expectation.updates.values())
     ]
-    return Judged(
-        by=seen.by,
-        sessions=len(bench.books),
-        timelines_read=seen.whole,
-        timelines_measured=seen.measured,
-        why_not=seen.why_not,
-        acknowledged=sum(its.kept for its in marks),
+    return Checked(
+        by=method.by,
+        sessions=len(bench.expectations),
+        timelines_read=method.whole,
+        timelines_measured=method.measured,
+        why_not=method.why_not,
+        acknowledged=sum(its.acknowledged for its in marks),
         refused=sum(len(its.refused) for its in marks),
         unknown=sum(len(its.doubtful) for its in marks),
     )
@@ -227,7 +227,7 @@ def _ms(latencies: Histogram, share: float) -> float:
     return latencies.quantile_us(share) / 1000
 
 
-def json_of(report: Report) -> bytes:
+def json_of(report: BenchReport) -> bytes:
     """
     The report as one line of JSON.
     """

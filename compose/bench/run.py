@@ -1,67 +1,69 @@
 """
-One bench from its begin to its verdict: sessions, load, settling, judgement.
+One bench from its start to its verdict: sessions, load, settling, check.
 """
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from bus import Mad, connect
-from bus.errors import EverbusError
-from bus.introduction import introduce
-from bus.keys import partition_of
-from bus.wire import Wire
-from compose.bench.books import SessionBook
-from compose.bench.caller import Caller
-from compose.bench.crew import each
-from compose.bench.figures import Figures
-from compose.bench.kills import Kill, killing
-from compose.bench.load import Load
-from compose.bench.plan import Plan
-from compose.bench.verdict import Findings
-from compose.bench.witnesses import OutboxWitness, SdkWitness, Seen
-from compose.progress import Advance
+from everbus.bus import Mad, connect
+from everbus.bus.errors import EverbusError
+from everbus.bus.handshake import handshake
+from everbus.bus.keys import partition_of
+from everbus.bus.wire import Wire
+from everbus.compose.bench.checking import CheckMethod, OutboxCheck, SdkCheck
+from everbus.compose.bench.figures import Figures
+from everbus.compose.bench.kills import Kill, killing
+from everbus.compose.bench.load import Load
+from everbus.compose.bench.load_client import LoadClient
+from everbus.compose.bench.plan import BenchPlan
+from everbus.compose.progress import Advance
+from everbus.compose.verify.expectation import Client, SessionExpectation
+from everbus.compose.verify.violations import Violations
+from everbus.compose.worker_pool import each
 
 if TYPE_CHECKING:
-    from compose.bench.own_stack import OwnStack
+    from everbus.compose.bench.own_stack import OwnStack
 
 AT_ONCE = 64
-# The bus is given so long to take up a MAD.
+# How long a MAD may take to connect.
 CONNECT_S = 30.0
 
 
-class Identity(NamedTuple):
+class BenchIdentity(NamedTuple):
     """
-    As whom one MAD of the bench connects.
+    The identity with which one MAD of the bench connects.
     """
 
     name: str
     token: str
 
     def __repr__(self) -> str:
-        return f"Identity({self.name!r})"
+        return f"BenchIdentity({self.name!r})"
 
 
 class Bench:
     """
-    The MADs, the sessions and the books of one run.
+    The MADs, the sessions and their expectations in one run.
 
     Attributes:
+        violations: faults in the answers and in the final state.
         kills: the replicas that were killed.
-        settled_s: how long after the load's begin the last command was applied.
+        settled_s: time from the start of the load until the last command was applied.
     """
 
-    def __init__(self, plan: Plan, mads: Sequence[Mad], partitions: int) -> None:
+    def __init__(self, plan: BenchPlan, mads: Sequence[Mad], partitions: int) -> None:
         self.plan = plan
         self.mads = mads
-        self.findings = Findings()
+        self.violations = Violations()
         self.figures = Figures(plan.warm_up_s, plan.seconds)
-        self.books: list[SessionBook] = []
+        self.expectations: list[SessionExpectation] = []
         self.kills: list[Kill] = []
         self.load_s = self.settled_s = 0.0
         self._partitions = partitions
-        self._callers = [
-            Caller(mad, number, plan, self.findings) for number, mad in enumerate(mads)
+        self._clients = [
+            LoadClient(mad, number, plan, self.violations)
+            for number, mad in enumerate(mads)
         ]
         self._load: Load | None = None
         self._ended = ""
@@ -105,7 +107,9 @@ class Bench:
                     made.id, {"acl": acl}, timeout=CONNECT_S
                 )
             partition = partition_of(made.id, self._partitions)
-            self.books.append(SessionBook(made.id, made.version, partition))
+            self.expectations.append(
+                SessionExpectation(made.id, made.version, partition)
+            )
             advance(1)
 
         await each(one, range(self.plan.sessions), AT_ONCE)
@@ -114,13 +118,13 @@ class Bench:
         self, stack: "OwnStack | None" = None, kill_every_s: float | None = None
     ) -> None:
         """
-        Send the load, killing replicas of *stack* meanwhile if that is wanted.
+        Send the load; with *kill_every_s*, kill replicas of *stack* meanwhile.
 
         Raises:
             Forbidden, Unauthenticated: a MAD is turned away.
         """
         load = self._load = Load(
-            self.plan, self._callers, self.books, self.figures, self._partitions
+            self.plan, self._clients, self.expectations, self.figures, self._partitions
         )
         if self._ended:
             load.schedule.end(self._ended)
@@ -133,57 +137,62 @@ class Bench:
 
     async def settle(self) -> None:
         """
-        Return when all that was published is applied or refused.
+        Return when every published command is applied or refused.
 
         Raises:
             Unavailable: the managers do not answer.
         """
-        pairs = [(book, mad) for book in self.books for mad in book.open_mads()]
+        pairs = [
+            (expectation, client)
+            for expectation in self.expectations
+            for client in expectation.open_clients()
+        ]
 
-        async def one(pair: tuple[SessionBook, int]) -> None:
-            book, mad = pair
-            await self._callers[mad].settle(book)
+        async def one(pair: tuple[SessionExpectation, Client]) -> None:
+            expectation, client = pair
+            await self._clients[int(client)].settle(expectation)
 
         await each(one, pairs, AT_ONCE)
         self.settled_s = self.load.schedule.now_s
 
-    async def judge(self, advance: Advance, outboxes: str = "") -> Seen:
+    async def check(self, advance: Advance, outboxes: str = "") -> CheckMethod:
         """
-        Compare what was acknowledged with what is there.
+        Compare the acknowledged writes with the observed sessions.
 
         Args:
             outboxes: the URL of the bus, if its outboxes hold everything.
         """
         if not outboxes:
-            return await SdkWitness(self.mads, self.findings).judge(self.books, advance)
+            check = SdkCheck(self.mads, self.violations)
+            return await check.run(self.expectations, advance)
         wire = Wire(outboxes)
         try:
-            witness = OutboxWitness(wire, self._partitions, self.mads, self.findings)
-            return await witness.judge(self.books, advance)
+            commits = OutboxCheck(wire, self._partitions, self.mads, self.violations)
+            return await commits.run(self.expectations, advance)
         finally:
             await wire.close()
 
     async def delete(self) -> int:
         """
-        Delete the sessions, as far as that is allowed; how many are left.
+        Delete the sessions, as far as that is allowed; the number that is left.
         """
         left = 0
 
-        async def one(book: SessionBook) -> None:
+        async def one(expectation: SessionExpectation) -> None:
             nonlocal left
             try:
-                await self.mads[0].delete_session(book.id)
+                await self.mads[0].delete_session(expectation.id)
             except EverbusError:
                 left += 1
 
-        await each(one, self.books, AT_ONCE)
+        await each(one, self.expectations, AT_ONCE)
 
         return left
 
 
 @asynccontextmanager
 async def opened(
-    plan: Plan, url: str, identities: Sequence[Identity]
+    plan: BenchPlan, url: str, identities: Sequence[BenchIdentity]
 ) -> AsyncIterator[Bench]:
     """
     A bench with its MADs connected; `{mad}` in *url* stands for the name.
@@ -193,7 +202,7 @@ async def opened(
         Unauthenticated: the bus or the managers refuse a token.
     """
     name = identities[0].name
-    terms = await introduce(url.replace("{mad}", name), name, CONNECT_S)
+    terms = await handshake(url.replace("{mad}", name), name, CONNECT_S)
     async with AsyncExitStack() as connections:
         mads = [
             await connections.enter_async_context(

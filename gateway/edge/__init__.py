@@ -1,3 +1,3 @@
 """
-The outer door: REST, WebSocket and SSE for those who do not speak Redis Streams.
+The HTTP edge: REST, WebSocket and SSE for clients outside the bus.
 """

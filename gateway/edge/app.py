@@ -1,56 +1,91 @@
 """
-The edge's application: its routes, and what stands around them.
+The edge's application: its routes and the middleware around them.
 """
 
 import time
 from collections.abc import Sequence
 from http import HTTPStatus
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
-from starlette.routing import BaseRoute
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import BaseRoute, Route
 
-from gateway.edge import checkpoints, openapi, problem, sessions, statistics, timeline
-from gateway.edge.doorman import Doorman
-from gateway.edge.idempotency import Repetitions
-from gateway.edge.limits import Limiter
-from gateway.edge.live import live_router
-from gateway.edge.metrics import Measured
-from gateway.edge.parts import EdgeParts
+from everbus.gateway.edge import (
+    history,
+    openapi,
+    problem,
+    sessions,
+    statistics,
+    timeline,
+)
+from everbus.gateway.edge.context import EdgeContext
+from everbus.gateway.edge.documentation import documentation_routes
+from everbus.gateway.edge.head_requests import HeadRequests
+from everbus.gateway.edge.idempotency import IdempotencyCache
+from everbus.gateway.edge.limits import Limiter
+from everbus.gateway.edge.live import live_router
+from everbus.gateway.edge.metrics import RequestMetrics
+from everbus.gateway.edge.middleware import RequestMiddleware
 
 VERSION = "1"
+# For the origins of EVERBUS_EDGE_CORS_ORIGINS. Without credentials: tokens are sent by
+# the page, and never by the browser on its own.
+_CORS: dict[str, Any] = {
+    "allow_credentials": False,
+    "allow_methods": ("GET", "HEAD", "POST", "PATCH", "DELETE"),
+    "allow_headers": (
+        *("Authorization", "Content-Type", "Idempotency-Key", "If-Match"),
+        *("If-None-Match", "Last-Event-ID", "Everbus-Durability", "Everbus-Timeout"),
+        *("X-Request-Id", "traceparent"),
+    ),
+    "expose_headers": (
+        *("ETag", "Link", "Location", "Retry-After", "X-Request-Id"),
+        *("Idempotency-Replayed", "Everbus-Source", "Everbus-Behind"),
+    ),
+}
 
 
-def edge_app(parts: EdgeParts, also: Sequence[BaseRoute] = ()) -> FastAPI:
+def edge_app(context: EdgeContext, extra_routes: Sequence[BaseRoute] = ()) -> FastAPI:
     """
-    The API on *parts*, and the routes of *also* beside it: health and metrics.
+    The API on *context*, with *extra_routes* (probes and metrics) beside it.
     """
     app = FastAPI(
         title=openapi.TITLE,
         version=VERSION,
-        # A body that was posted to `/sessions/` must not be lost by a redirect.
+        # A redirect would lose a body posted to `/sessions/`.
         redirect_slashes=False,
+        docs_url=None,
         redoc_url=None,
+        openapi_url="/openapi.json" if context.docs else None,
     )
-    app.state.parts = parts
-    app.state.limiter = Limiter(parts.limits, time.monotonic)
-    app.state.repetitions = Repetitions(time.monotonic)
+    app.state.context = context
+    app.state.limiter = Limiter(context.limits, time.monotonic)
+    app.state.idempotency = IdempotencyCache(time.monotonic)
     routers = (
-        *(sessions.router, timeline.router, checkpoints.router, statistics.router),
-        live_router(parts),
+        *(sessions.router, timeline.router, history.router, statistics.router),
+        live_router(context),
     )
     for route in (route for router in routers for route in router.routes):
         if isinstance(route, APIRoute) and route.status_code is None:
-            # A response class with a constructor of its own does not tell.
+            # FastAPI infers no status from a response class with its own constructor.
             route.status_code = HTTPStatus.OK
     for router in routers:
         app.include_router(router)
-    app.router.routes.extend(also)
+    app.router.routes.extend(extra_routes)
+    documentation = documentation_routes() if context.docs else []
+    app.router.routes.extend(documentation)
     served = [route for router in routers for route in router.routes]
-    problem.install(app, [*served, *also])
+    described = [route for route in app.router.routes if isinstance(route, Route)]
+    problem.install(app, [*served, *described])
     openapi.install(app, served)
-    # The last one that is added is the first one that is asked.
-    app.add_middleware(Measured)
-    app.add_middleware(Doorman)
+    # The middleware added last runs first.
+    app.add_middleware(HeadRequests)
+    app.add_middleware(RequestMetrics)
+    app.add_middleware(RequestMiddleware)
+    if context.origins:
+        # Outermost, so that pages can read refusals, too.
+        app.add_middleware(CORSMiddleware, **_CORS, allow_origins=context.origins)
 
     return app

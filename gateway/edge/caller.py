@@ -1,9 +1,8 @@
 """
-Who asks at the edge, and the signed way to the managers that is theirs.
+The caller of a request: its principal, and the SDK acting for that principal.
 
-A bearer token is judged here and goes no further: what travels on is a grant for one
-command (see `gateway.identity.grants`). Policy is not asked here but by the lane, on
-the session as it is.
+A bearer token is verified here and goes no further: a grant for one command travels on
+(see `gateway.identity.grants`). The lane asks the policy, on the session as it is.
 """
 
 import re
@@ -11,26 +10,26 @@ from typing import NamedTuple
 
 from starlette.requests import HTTPConnection
 
-from bus.client import Mad
-from bus.errors import Unauthenticated
-from bus.messages import Envelope
-from bus.requests import Acting
-from gateway.edge.limits import Limiter
-from gateway.edge.parts import EdgeParts
-from gateway.edge.tracing import TRACE
-from gateway.identity.principal import Principal
-from gateway.identity.tokens import NO_TOKEN
+from everbus.bus.client import Mad
+from everbus.bus.errors import Unauthenticated
+from everbus.bus.messages import Envelope
+from everbus.bus.requests import Delegation
+from everbus.gateway.edge.context import EdgeContext
+from everbus.gateway.edge.limits import Limiter
+from everbus.gateway.edge.tracing import TRACE
+from everbus.gateway.identity.principal import Principal
+from everbus.gateway.identity.tokens import NO_TOKEN
 
 _BEARER = re.compile(r"[Bb][Ee][Aa][Rr][Ee][Rr] +([A-Za-z0-9_.~+/=-]+)")
 
 
-class Signature:
+class CommandSigner:
     """
-    Signs one command for whoever asks, and remembers its id.
+    Signs one command for the principal, and remembers its id.
     """
 
-    def __init__(self, parts: EdgeParts, principal: Principal) -> None:
-        self._parts = parts
+    def __init__(self, context: EdgeContext, principal: Principal) -> None:
+        self._context = context
         self._principal = principal
         self.command_id = ""
 
@@ -40,81 +39,81 @@ class Signature:
         """
         self.command_id = envelope.id
 
-        return self._parts.grants.for_command(self._principal, envelope)
+        return self._context.grants.for_command(self._principal, envelope)
 
 
 class Caller(NamedTuple):
     """
-    Who asks by one request or socket.
+    The principal of one request or WebSocket.
 
     Attributes:
-        principal: as the token says.
+        principal: from the token.
         trace: the W3C traceparent of the request, see `gateway.edge.tracing`.
     """
 
     principal: Principal
-    parts: EdgeParts
+    context: EdgeContext
     trace: str = ""
 
     @property
     def token_expires_at(self) -> float:
         """
-        When the token ends, in seconds since 1970.
+        The token's expiry, in seconds since 1970.
         """
         return self.principal.expires_at
 
     @property
-    def signature(self) -> Signature:
+    def signer(self) -> CommandSigner:
         """
-        A fresh one, for one command.
+        A new signer, for one command.
         """
-        return Signature(self.parts, self.principal)
+        return CommandSigner(self.context, self.principal)
 
     def mad(
-        self, command_id: str = "", trace: str = "", sign: Signature | None = None
+        self, command_id: str = "", trace: str = "", sign: CommandSigner | None = None
     ) -> Mad:
         """
         The edge's instance, acting for the principal.
 
         Args:
-            command_id: under which a write is known again; then for one call only.
+            command_id: id of a repeatable write; the Mad is then for one call only.
             trace: the traceparent of the commands, in place of the request's.
-            sign: what signs them, if the caller wants to know their ids.
+            sign: the signer to use, for a caller that needs the command's id.
         """
-        acting = Acting(
-            sign=sign or self.signature,
+        acting = Delegation(
+            sign=sign or self.signer,
             command_id=command_id,
             trace=trace or self.trace,
             tenant=self.principal.tenant,
         )
-        return self.parts.bus.acting(acting)
+        return self.context.bus.acting(acting)
 
 
-async def caller_of(connection: HTTPConnection, parts: EdgeParts) -> Caller:
+async def authenticate(connection: HTTPConnection, context: EdgeContext) -> Caller:
     """
-    Who asks by a request, or by a WebSocket's handshake.
+    The caller of a request or of a WebSocket handshake.
 
     Raises:
         Unauthenticated: no token, or a bad one.
-        Overloaded: too many bad ones came from this address.
-        Unavailable: the token's key cannot be looked for now.
+        Overloaded: the token is bad, and was so too often, or too many bad tokens
+            came from this address.
+        Unavailable: the token's key cannot be fetched now.
     """
     token = _token(connection)
     limiter = limiter_of(connection)
-    peer = connection.client.host if connection.client else ""
-    limiter.check_stranger(peer)
+    limiter.check_token(token)
     try:
-        principal = await parts.identity.admit(token)
+        principal = await context.identity.authenticate(token)
     except Unauthenticated:
-        limiter.note_bad_token(peer)
+        limiter.note_bad_token(token, context.proxies.client_of(connection))
         raise
 
-    return Caller(principal, parts, trace_of(connection))
+    return Caller(principal, context, trace_of(connection))
 
 
 def limiter_of(connection: HTTPConnection) -> Limiter:
     """
-    The limits of the edge that serves *connection*.
+    The limiter of the edge that serves *connection*.
     """
     limiter: Limiter = connection.app.state.limiter
 
@@ -123,14 +122,14 @@ def limiter_of(connection: HTTPConnection) -> Limiter:
 
 def trace_of(connection: HTTPConnection) -> str:
     """
-    The traceparent that its commands are to carry.
+    The traceparent for the request's commands.
     """
     return str(connection.scope.get(TRACE, ""))
 
 
 def _token(connection: HTTPConnection) -> str:
-    shown = connection.headers.get("authorization", "")
-    found = _BEARER.fullmatch(shown)
-    if found is None:
+    header = connection.headers.get("authorization", "")
+    match = _BEARER.fullmatch(header)
+    if match is None:
         raise Unauthenticated(NO_TOKEN)
-    return found[1]
+    return match[1]

@@ -1,38 +1,38 @@
 """
-The same write asked for twice: `Idempotency-Key`.
+Repeated writes: `Idempotency-Key`.
 
-A key becomes the id of the command, which the lane's ledger knows for ten minutes:
-whichever edge the repetition comes to, it changes nothing and is answered with the
-first reply. That ledger is the truth. What is kept here spares it repetitions at the
-same edge, one at a time, and tells them from the first.
+A key becomes the id of the command, which the lane's ledger keeps for ten minutes. A
+repetition changes nothing and gets the first reply, at any edge. That ledger is the
+truth; the answers here save it the repetitions at the same edge, and mark them.
 """
 
 import asyncio
 import hashlib
 import re
 import uuid
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple
 
-from bus.codec import pack
-from bus.errors import Invalid
-from gateway.identity.principal import Principal
+from cachetools import TTLCache
+
+from everbus.bus.errors import Invalid
+from everbus.bus.messages import pack
+from everbus.gateway.identity.principal import Principal
 
 HEADER = "Idempotency-Key"
 REPLAYED = "Idempotency-Replayed"
 MAX_KEY_CHARS = 255
-# As long as the ledger knows a command, see Limits.ledger_ttl_ms of a manager.
-KEPT_S = 600.0
-MAX_KEPT = 10_000
-MAX_KEPT_BYTES = 16 * 1024 * 1024
+# As long as the ledger keeps a command, see BatchLimits.ledger_ttl_ms of a manager.
+ANSWER_TTL_S = 600.0
+MAX_ANSWERS = 10_000
+MAX_ANSWER_BYTES = 16 * 1024 * 1024
 _KEY = re.compile(rf"[\x21-\x7e]{{1,{MAX_KEY_CHARS}}}")
 
 
-class Told(NamedTuple):
+class HttpAnswer(NamedTuple):
     """
-    An answer as it leaves, to be told again.
+    An answer as it is sent, for the first time or again.
     """
 
     status: int
@@ -40,113 +40,109 @@ class Told(NamedTuple):
     headers: Mapping[str, str]
 
 
-class _Kept(NamedTuple):
+class _StoredAnswer(NamedTuple):
     fingerprint: bytes
-    told: Told
-    until: float
+    answer: HttpAnswer
 
 
-class Repetitions:
+def _weight(stored: _StoredAnswer) -> int:
     """
-    The answers to the latest writes that had a key, and the writes under way.
+    So many bytes that no more than MAX_ANSWERS fit into MAX_ANSWER_BYTES.
+    """
+    return max(len(stored.answer.body), MAX_ANSWER_BYTES // MAX_ANSWERS)
+
+
+class IdempotencyCache:
+    """
+    Answers to the latest writes with a key, and locks for those in progress.
     """
 
     def __init__(self, now: Callable[[], float]) -> None:
         """
-        Forget nothing before KEPT_S unless there is too much; *now* tells seconds.
+        Keep answers for ANSWER_TTL_S, within MAX_ANSWERS and MAX_ANSWER_BYTES; *now*
+        is a clock in seconds.
         """
-        self._now = now
-        self._kept: OrderedDict[str, _Kept] = OrderedDict()
-        self._bytes = 0
-        self._turns: dict[str, _Turn] = {}
+        self._stored: TTLCache[str, _StoredAnswer] = TTLCache(
+            MAX_ANSWER_BYTES, ANSWER_TTL_S, timer=now, getsizeof=_weight
+        )
+        self._locks: dict[str, _KeyLock] = {}
 
     async def once(
-        self, command_id: str, fingerprint: bytes, ask: Callable[[], Awaitable[Told]]
-    ) -> Told:
+        self,
+        command_id: str,
+        fingerprint: bytes,
+        ask: Callable[[], Awaitable[HttpAnswer]],
+    ) -> HttpAnswer:
         """
-        What *ask* leads to, or what it led to the first time.
+        The answer of *ask*, or the first answer for a repeated id.
 
-        Those who ask under one id take turns: an instance waits for one reply to an
-        id. Whoever gives up holds up nobody.
+        Requests under one id run one after another: an instance waits for one reply
+        to an id. A cancelled request releases the next.
 
         Raises:
-            Invalid: the id was used for another request.
+            Invalid: the id belongs to another request.
         """
-        async with self._turn(command_id):
-            kept = self._known(command_id)
-            if kept is None:
-                told = await ask()
-                self._keep(command_id, _Kept(fingerprint, told, self._now() + KEPT_S))
-                return told
-        if kept.fingerprint != fingerprint:
+        async with self._lock(command_id):
+            stored = self._stored.get(command_id)
+            if stored is None:
+                answer = await ask()
+                # One too large to keep is still given; the ledger has it, too.
+                with suppress(ValueError):
+                    self._stored[command_id] = _StoredAnswer(fingerprint, answer)
+                return answer
+        if stored.fingerprint != fingerprint:
             raise Invalid(
-                f"this {HEADER} was used for another request; choose a fresh one for "
-                "each",
+                f"this {HEADER} was used for another request; use a new one for each",
                 field=HEADER,
             )
-        return kept.told._replace(headers={**kept.told.headers, REPLAYED: "true"})
+        return stored.answer._replace(
+            headers={**stored.answer.headers, REPLAYED: "true"}
+        )
 
     @asynccontextmanager
-    async def _turn(self, command_id: str) -> AsyncIterator[None]:
-        turn = self._turns.setdefault(command_id, _Turn())
-        turn.wanted += 1
+    async def _lock(self, command_id: str) -> AsyncIterator[None]:
+        lock = self._locks.setdefault(command_id, _KeyLock())
+        lock.waiters += 1
         try:
-            async with turn.lock:
+            async with lock.lock:
                 yield
         finally:
-            turn.wanted -= 1
-            if not turn.wanted:
-                del self._turns[command_id]
-
-    def _known(self, command_id: str) -> _Kept | None:
-        now = self._now()
-        while self._kept and next(iter(self._kept.values())).until <= now:
-            self._drop_oldest()
-
-        return self._kept.get(command_id)
-
-    def _keep(self, command_id: str, kept: _Kept) -> None:
-        self._kept[command_id] = kept
-        self._bytes += len(kept.told.body)
-        while len(self._kept) > MAX_KEPT or self._bytes > MAX_KEPT_BYTES:
-            self._drop_oldest()
-
-    def _drop_oldest(self) -> None:
-        _, kept = self._kept.popitem(last=False)
-        self._bytes -= len(kept.told.body)
+            lock.waiters -= 1
+            if not lock.waiters:
+                del self._locks[command_id]
 
 
-class _Turn:
+class _KeyLock:
     """
-    Who asks under one id, one after the other.
+    The lock of one id, with the number of requests that hold or want it.
     """
 
-    __slots__ = ("lock", "wanted")
+    __slots__ = ("lock", "waiters")
 
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
-        self.wanted = 0
+        self.waiters = 0
 
 
 def command_id_of(principal: Principal, key: str) -> str:
     """
-    The id of the command that *principal* asks for under *key*.
+    The command id of a write of *principal* under *key*.
 
     Raises:
-        Invalid: the key is no text of 1 to MAX_KEY_CHARS visible ASCII characters.
+        Invalid: the key is not 1 to MAX_KEY_CHARS visible ASCII characters.
     """
     return f"k-{_digest(principal, key).hex()[:48]}"
 
 
 def session_id_of(principal: Principal, key: str) -> str:
     """
-    The id of the session that *principal* begins under *key*: a UUIDv8 (RFC 9562).
+    The id of the session that *principal* creates under *key*: a UUIDv8 (RFC 9562).
 
     Raises:
         Invalid: see `command_id_of`.
     """
     number = int.from_bytes(_digest(principal, key)[16:])
-    # The version and the variant have their places in it.
+    # Set the bits of the version and of the variant.
     number = number & ~(0xF << 76) | 8 << 76
     number = number & ~(0x3 << 62) | 2 << 62
 
@@ -155,7 +151,7 @@ def session_id_of(principal: Principal, key: str) -> str:
 
 def fingerprint_of(*asked: object) -> bytes:
     """
-    What tells one request from another under the same key.
+    A digest of the request, to compare requests under the same key.
     """
     return hashlib.blake2b(pack(asked), digest_size=16).digest()
 
@@ -163,8 +159,7 @@ def fingerprint_of(*asked: object) -> bytes:
 def _digest(principal: Principal, key: str) -> bytes:
     if not _KEY.fullmatch(key):
         raise Invalid(
-            f"{HEADER} has 1 to {MAX_KEY_CHARS} visible ASCII characters; a UUID will "
-            "do",
+            f"{HEADER} has 1 to {MAX_KEY_CHARS} visible ASCII characters; use a UUID",
             field=HEADER,
         )
     return hashlib.sha256(pack((principal.tenant, principal.name, key))).digest()

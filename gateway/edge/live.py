@@ -1,8 +1,8 @@
 """
-The events of a session as they happen: `WS /sessions/{id}/live`, SSE `…/events`.
+Routes of live events: `WS /sessions/{id}/live` and SSE `/sessions/{id}/events`.
 
-Both tell the same events, and both resume behind any of them, at any edge: all that
-decides what comes next is the id of the last event that the client has.
+Both send the same events and resume after any of them, at any edge: the id of the
+client's last event alone decides what comes next.
 """
 
 from typing import Annotated
@@ -12,124 +12,152 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from bus.errors import EverbusError
-from gateway.edge.clients import Listener, Socket, farewell
-from gateway.edge.opening import Opening, asked, follow, streams_in
-from gateway.edge.parts import EdgeParts
-from gateway.edge.streams import Client, Streams, end_of
+from everbus.bus.errors import EverbusError
+from everbus.gateway.edge import openapi
+from everbus.gateway.edge.context import EdgeContext
+from everbus.gateway.edge.handshake import (
+    StreamHandshake,
+    handshake_of,
+    serve_stream,
+    streams_in,
+)
+from everbus.gateway.edge.stream_ends import end_of
+from everbus.gateway.edge.streams import StreamClient, Streams
+from everbus.gateway.edge.transports import SseClient, WebSocketClient, close_frame
 
-# What browsers name when they open a WebSocket: ours, and beside it the token, since
-# they can send no header of their own, and what is in a URL gets into logs.
+# Subprotocols that a browser offers on a WebSocket: ours and one with the token, since
+# a browser can set no header here, and a URL gets into logs.
 SUBPROTOCOL = "everbus.live"
 BEARER = "everbus.bearer."
 
 _SSE = (
-    "Events in their order, each with its `id`, its kind as `event` and JSON as "
-    "`data`. First comes `stream.opened` with the id to resume from. In the end comes "
-    "`cut`: connect again and resume behind its id, or `end`: that would be in vain."
+    "Events in order, each with its `id`, its kind as `event` and JSON as `data`. The "
+    "first is `stream.opened` with the id to resume from. The last is `cut` (connect "
+    "again and resume after its id) or `end` (a new connection would end likewise)."
 )
 After = Annotated[
     str | None,
     Query(
         max_length=128,
-        description="The id of the last event that you have; `0`: from the very "
-        "beginning; without it: from now on.",
+        description="The id of your last event; `0`: from the first event on; without "
+        "it: from now on.",
     ),
 ]
 LastEventId = Annotated[
     str | None,
-    Header(max_length=128, description="The same, as browsers send it; counts first."),
+    Header(max_length=128, description="As `after`, from a browser; takes precedence."),
 ]
 
 
-def live_router(parts: EdgeParts) -> APIRouter:
+class LiveRoutes:
     """
-    The routes of live streams.
+    Handlers of the two live routes of one edge.
     """
-    router = APIRouter(tags=["live"])
 
-    @router.get(
-        "/sessions/{session_id}/events",
-        response_class=EventStream,
-        responses={200: {"description": _SSE, "content": {"text/event-stream": {}}}},
-        summary="Follow a session by server-sent events",
-    )
+    def __init__(self, context: EdgeContext) -> None:
+        self._context = context
+
     async def events(
+        self,
         request: Request,
         session_id: str,
         after: After = None,
         last_event_id: LastEventId = None,
     ) -> Response:
-        opening = await asked(request, parts, session_id, last_event_id or after)
+        """
+        Follow a session by server-sent events.
+        """
+        start = last_event_id or after
+        handshake = await handshake_of(request, self._context, session_id, start)
 
-        return EventStream(opening, streams_in(request.app, parts))
+        return EventStream(handshake, streams_in(request.app, self._context))
 
-    @router.websocket("/sessions/{session_id}/live")
     async def live(
-        websocket: WebSocket, session_id: str, after: str | None = None
+        self, websocket: WebSocket, session_id: str, after: str | None = None
     ) -> None:
+        """
+        Follow a session by WebSocket.
+        """
         offered = websocket.scope.get("subprotocols", [])
-        # Accepted before anything is judged: of a handshake that was refused, a
-        # browser tells its page nothing, of a close code it does.
+        # Accept first: a browser shows its page the close code of a connection, and
+        # nothing of a refused handshake.
         await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
         try:
-            shown = _with_bearer(websocket)
-            opening = await asked(shown, parts, session_id, after)
-            await follow(
-                opening,
-                streams_in(websocket.app, parts),
-                lambda begin: Socket.opened(websocket, opening, begin),
+            connection = _with_bearer(websocket)
+            handshake = await handshake_of(connection, self._context, session_id, after)
+            await serve_stream(
+                handshake,
+                streams_in(websocket.app, self._context),
+                lambda start_id: WebSocketClient.open(websocket, handshake, start_id),
             )
         except EverbusError as error:
-            await websocket.close(*farewell(end_of(error)))
+            await websocket.close(*close_frame(end_of(error)))
+
+
+def live_router(context: EdgeContext) -> APIRouter:
+    """
+    The routes of live streams.
+    """
+    router = APIRouter(tags=["live"])
+    routes = LiveRoutes(context)
+    router.add_api_route(
+        "/sessions/{session_id}/events",
+        routes.events,
+        response_class=EventStream,
+        responses=openapi.stream(_SSE),
+        summary="Follow a session by server-sent events",
+        description="",
+        methods=["GET"],
+    )
+    router.add_api_websocket_route("/sessions/{session_id}/live", routes.live)
 
     return router
 
 
 class EventStream(Response):
     """
-    A stream as a response of server-sent events.
+    A stream as a response with server-sent events.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, opening: Opening, streams: Streams) -> None:
+    def __init__(self, handshake: StreamHandshake, streams: Streams) -> None:
         """
-        Prepare a response; everything is done when it is sent.
+        Prepare the response; the stream starts when it is sent.
         """
         headers = {
             "Cache-Control": "no-store",
-            # Without a charset, which this type does not have: it is UTF-8.
+            # Without a charset parameter: this type is always UTF-8.
             "Content-Type": self.media_type,
-            # Else nginx would collect events until they fill a page.
+            # Without it nginx buffers events until they fill a page.
             "X-Accel-Buffering": "no",
         }
         super().__init__(headers=headers)
-        # It has no length.
+        # A stream has no length.
         del self.headers["content-length"]
-        self._opening = opening
+        self._handshake = handshake
         self._streams = streams
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """
-        Send it; what cannot be opened is raised before anything is sent.
+        Send the stream; a failed handshake raises before anything is sent.
         """
 
-        async def answer(begin: str) -> Client:
+        async def accept(start_id: str) -> StreamClient:
             start = {"status": self.status_code, "headers": self.raw_headers}
             await send({"type": "http.response.start", **start})
-            client = Listener(receive, send)
-            await client.greet(begin, self._opening.session_id)
+            client = SseClient(receive, send)
+            await client.send_opened(start_id, self._handshake.session_id)
 
             return client
 
-        await follow(self._opening, self._streams, answer)
+        await serve_stream(self._handshake, self._streams, accept)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def _with_bearer(websocket: WebSocket) -> HTTPConnection:
     """
-    The handshake, a token among its subprotocols put where all others are.
+    The connection with its token moved from the subprotocols to the header.
     """
     scope = dict(websocket.scope)
     tokens = [

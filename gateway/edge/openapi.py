@@ -1,8 +1,7 @@
 """
-What the API says of itself: every status of every route, and what comes with it.
+The OpenAPI description: every status of every route, with its headers and schema.
 
-Schemas of answers follow from the very structs that are sent, so they cannot differ
-from them.
+Schemas of answers are derived from the structs that are sent, so they cannot differ.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,10 +11,11 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 
-from bus.errors import ERRORS
-from bus.messages import (
+from everbus.bus.errors import ERRORS
+from everbus.bus.messages import (
     Checkpoint,
     CheckpointPage,
     Difference,
@@ -24,41 +24,41 @@ from bus.messages import (
     Stats,
     TimelinePage,
 )
-from gateway.edge.problem import MEDIA_TYPE, PASSING, REQUEST_ID, RETRY_AFTER
-from gateway.edge.reception import JSON, Reception
+from everbus.gateway.edge.problem import MEDIA_TYPE, REQUEST_ID, RETRY_AFTER, RETRYABLE
+from everbus.gateway.edge.route import JSON
 
-Responses = dict[int | str, dict[str, Any]]  # OpenAPI's own words
+Responses = dict[int | str, dict[str, Any]]  # as OpenAPI has them
 
 REF = "#/components/schemas/"
 TITLE = "everbus"
 ABOUT = (
-    "Sessions of multi-agent systems that outlive their agents. Errors are "
+    "Sessions of multi-agent systems, durable beyond their agents. Errors are "
     "`application/problem+json` with a stable `code` (`everbus explain CODE`). Writes "
     "take `Idempotency-Key`, `Everbus-Durability` and `Everbus-Timeout`; the state of "
     "a session has its version as ETag."
 )
 
-# What any route of the API may refuse with.
+# Statuses that any route may refuse with.
 _ALWAYS = (401, 403, 406, 408, 422, 429, 431, 414, 500, 503, 504)
 _WITH_BODY = (400, 413, 415)
-_MEANINGS = {
-    400: "What was sent is not strict JSON, or a header makes no sense.",
-    401: "No token, or none that counts here.",
+_DESCRIPTIONS = {
+    400: "The body is not strict JSON, or a header is malformed.",
+    401: "No token, or an invalid one.",
     403: "The token's principal may not do this.",
-    404: "There is no such thing for whoever asks.",
-    406: "Whoever asks takes no JSON.",
-    408: "The deadline had passed; nothing was done.",
+    404: "The caller sees no such thing.",
+    406: "The client does not accept JSON.",
+    408: "The deadline passed; nothing was done.",
     409: "The session has another version, or the id is taken.",
     412: "The session's version is not that of If-Match.",
     413: "Too large.",
     414: "The query is too long.",
-    415: "Bodies are application/json in UTF-8, not encoded.",
-    422: "A field is missing, unknown, protected or unfit; `field` names it.",
-    429: "A limit is met; `limit` tells which.",
+    415: "Bodies are application/json in UTF-8, without Content-Encoding.",
+    422: "A field is missing, unknown, protected or invalid; `field` names it.",
+    429: "A limit is exceeded; `limit` names it.",
     431: "The header fields are too many or too large.",
-    500: "A fault of ours.",
-    503: "A part is away for now.",
-    504: "No reply came in time; the outcome is unknown.",
+    500: "Internal error.",
+    503: "A part of the system is away.",
+    504: "No reply arrived in time; the outcome is unknown.",
 }
 _HEADERS: dict[str, dict[str, Any]] = {
     REQUEST_ID: {
@@ -66,7 +66,7 @@ _HEADERS: dict[str, dict[str, Any]] = {
         "schema": {"type": "string"},
     },
     RETRY_AFTER: {
-        "description": "In how many seconds to try again.",
+        "description": "Seconds until the next attempt.",
         "schema": {"type": "integer", "minimum": 1},
     },
     "ETag": {
@@ -74,11 +74,11 @@ _HEADERS: dict[str, dict[str, Any]] = {
         "schema": {"type": "string", "pattern": '^"[1-9][0-9]*"$'},
     },
     "Location": {
-        "description": "Where it is found.",
+        "description": "URL of the created session.",
         "schema": {"type": "string"},
     },
     "Link": {
-        "description": "The next page, if there is one.",
+        "description": "The next page, if any.",
         "schema": {"type": "string"},
     },
     "WWW-Authenticate": {
@@ -86,21 +86,21 @@ _HEADERS: dict[str, dict[str, Any]] = {
         "schema": {"type": "string"},
     },
     "Idempotency-Replayed": {
-        "description": "`true`: this is the answer to an earlier request with the key.",
+        "description": "`true`: the answer to an earlier request with this key.",
         "schema": {"type": "string", "enum": ["true"]},
     },
     "Everbus-Source": {
-        "description": "`warm`: the bus is away, this is what MongoDB has.",
+        "description": "`warm`: the bus is away, MongoDB answered.",
         "schema": {"type": "string", "enum": ["warm"]},
     },
     "Everbus-Behind": {
-        "description": "For how many seconds the bus has been away.",
+        "description": "Seconds since the bus was last reachable.",
         "schema": {"type": "string"},
     },
 }
 _PROBLEM: dict[str, Any] = {
     "title": "Problem",
-    "description": "A refusal (RFC 9457); by its code it may have more members.",
+    "description": "An error (RFC 9457); some codes have more members.",
     "type": "object",
     "required": ["type", "title", "status", "code", "detail", "request_id"],
     "properties": {
@@ -110,13 +110,13 @@ _PROBLEM: dict[str, Any] = {
         "code": {"type": "string", "enum": sorted(ERRORS)},
         "detail": {"type": "string"},
         "request_id": {"type": "string"},
-        "field": {"type": "string", "description": "What is unfit."},
+        "field": {"type": "string", "description": "The invalid field."},
         "current_version": {"type": "integer", "minimum": 0},
-        "limit": {"description": "Which limit is met, or how much is allowed."},
+        "limit": {"description": "The exceeded limit: its name or its value."},
         "retry_after_s": {"type": "number", "minimum": 0},
     },
 }
-_SHOWN_PROBLEM = {
+_PROBLEM_EXAMPLE = {
     "type": "urn:everbus:error:version_conflict",
     "title": "Conflict",
     "status": 409,
@@ -129,7 +129,7 @@ _STRUCTS = (
     *(Session, SessionPage, TimelinePage, Checkpoint, CheckpointPage),
     *(Difference, Stats),
 )
-# What is made here and is no struct of the bus.
+# Answers that are no struct of the bus.
 _APPENDED: dict[str, Any] = {
     "title": "Appended",
     "type": "object",
@@ -139,7 +139,7 @@ _APPENDED: dict[str, Any] = {
         "command_id": {"type": "string"},
     },
 }
-_TOLD: dict[str, Any] = {
+_BROADCAST: dict[str, Any] = {
     "title": "Told",
     "type": "object",
     "required": ["command_id"],
@@ -149,11 +149,11 @@ _TOLD: dict[str, Any] = {
 
 def read(schema: str, *more: int, headers: tuple[str, ...] = ()) -> Responses:
     """
-    What a read may be answered with: *schema*, its problems and those of *more*.
+    Responses of a read: *schema*, the problems of all routes, and those of *more*.
     """
-    found = (*headers, "Everbus-Source", "Everbus-Behind")
+    headers_ = (*headers, "Everbus-Source", "Everbus-Behind")
 
-    return {200: _answer(schema, "Found.", found), **_problems(*_ALWAYS, *more)}
+    return {200: _answer(schema, "Found.", headers_), **_problems(*_ALWAYS, *more)}
 
 
 def write(
@@ -164,7 +164,7 @@ def write(
     headers: tuple[str, ...] = (),
 ) -> Responses:
     """
-    What a write may be answered with.
+    Responses of a write.
     """
     done = (*headers, "Idempotency-Replayed")
     statuses = (*_ALWAYS, *more, *(_WITH_BODY if body else ()))
@@ -172,67 +172,79 @@ def write(
     return {status: _answer(schema, "Done.", done), **_problems(*statuses)}
 
 
+def stream(description: str) -> Responses:
+    """
+    Responses of a live stream, up to its first event.
+    """
+    content = {"text/event-stream": {"schema": {"type": "string"}}}
+    opened = {"description": description, "content": content, **_with_headers(())}
+    # It takes no body and waits for no command: nothing of it is 406 or 408.
+    refused = (401, 403, 404, 414, 422, 429, 431, 500, 503, 504)
+
+    return {200: opened, **_problems(*refused)}
+
+
 def not_modified() -> Responses:
     """
-    The answer to whoever has this version.
+    The response to a client with the current version.
     """
-    return {304: {"description": "You have this version.", **_headed(("ETag",))}}
+    return {304: {"description": "You have this version.", **_with_headers(("ETag",))}}
 
 
 def install(app: FastAPI, served: Sequence[BaseRoute]) -> None:
     """
-    Have *app*, whose own routes are *served*, describe itself in this way.
+    Install this description in *app*, whose API routes are *served*.
     """
-    # FastAPI documents replacing the method; there is no other way in.
-    app.openapi = _described_by(app, served)  # type: ignore[method-assign]
+    # FastAPI documents replacing the method as the only way.
+    app.openapi = _describer(app, served)  # type: ignore[method-assign]
 
 
-def _described_by(
+def _describer(
     app: FastAPI, served: Sequence[BaseRoute]
 ) -> Callable[[], dict[str, Any]]:
-    def described() -> dict[str, Any]:
+    def describe() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = _described(app, served)
+            app.openapi_schema = _describe(app, served)
         return app.openapi_schema
 
-    return described
+    return describe
 
 
-def _described(app: FastAPI, served: Sequence[BaseRoute]) -> dict[str, Any]:
-    told = get_openapi(
+def _describe(app: FastAPI, served: Sequence[BaseRoute]) -> dict[str, Any]:
+    document = get_openapi(
         title=TITLE, version=app.version, description=ABOUT, routes=app.routes
     )
     _, schemas = msgspec.json.schema_components(_STRUCTS, ref_template=REF + "{name}")
-    components = told.setdefault("components", {})
+    components = document.setdefault("components", {})
     components.setdefault("schemas", {}).update(
-        {**schemas, "Problem": _PROBLEM, "Appended": _APPENDED, "Told": _TOLD}
+        {**schemas, "Problem": _PROBLEM, "Appended": _APPENDED, "Told": _BROADCAST}
     )
     components["headers"] = _HEADERS
     components["securitySchemes"] = {
         "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
     }
     for route in served:
-        if isinstance(route, Reception):
+        if isinstance(route, APIRoute):
             for method in route.methods or ():
-                operation = told["paths"][route.path_format][method.lower()]
+                operation = document["paths"][route.path_format][method.lower()]
                 operation["security"] = [{"bearer": []}]
                 _correct(operation)
-    return told
+    return document
 
 
 def _correct(operation: dict[str, Any]) -> None:
-    # What FastAPI assumes of 422 is its own shape, not ours.
+    # FastAPI assumes its own shape of 422.
     operation["responses"]["422"] = _problem(422)
 
 
 def _answer(schema: str, description: str, headers: tuple[str, ...]) -> dict[str, Any]:
     content = {JSON: {"schema": {"$ref": REF + schema}}} if schema else None
-    told = {"description": description, **_headed(headers)}
+    document = {"description": description, **_with_headers(headers)}
 
-    return {**told, "content": content} if content else told
+    return {**document, "content": content} if content else document
 
 
-def _headed(headers: tuple[str, ...]) -> dict[str, Any]:
+def _with_headers(headers: tuple[str, ...]) -> dict[str, Any]:
     return {
         "headers": {
             name: {"$ref": f"#/components/headers/{name}"}
@@ -246,15 +258,15 @@ def _problems(*statuses: int) -> Responses:
 
 
 def _problem(status: int) -> dict[str, Any]:
-    headers: tuple[str, ...] = (RETRY_AFTER,) if status in PASSING else ()
+    headers: tuple[str, ...] = (RETRY_AFTER,) if status in RETRYABLE else ()
     if status == HTTPStatus.UNAUTHORIZED:
         headers = ("WWW-Authenticate",)
     shape: dict[str, Any] = {"schema": {"$ref": REF + "Problem"}}
     if status == HTTPStatus.CONFLICT:
-        shape["example"] = _SHOWN_PROBLEM
+        shape["example"] = _PROBLEM_EXAMPLE
 
     return {
-        "description": _MEANINGS[status],
+        "description": _DESCRIPTIONS[status],
         "content": {MEDIA_TYPE: shape},
-        **_headed(headers),
+        **_with_headers(headers),
     }

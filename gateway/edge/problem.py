@@ -1,9 +1,9 @@
 """
-Refusals as people and programs read them over HTTP: problem+json (RFC 9457).
+Errors over HTTP: problem+json (RFC 9457), for people and programs.
 
-One shape for everything that is not an answer, FastAPI's own refusals included. The
-`code` is that of `bus.errors`; nothing of what was sent is quoted but its field names,
-and nothing of our insides but the request's id, which the log has beside the cause.
+One shape for every error, FastAPI's own included. The `code` is that of `bus.errors`.
+A problem quotes field names of the request and never values; of the inside it shows
+the request id alone, which the log has beside the cause.
 """
 
 import math
@@ -18,7 +18,7 @@ from msgspec.json import encode
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match, Route
 
-from bus.errors import (
+from everbus.bus.errors import (
     EverbusError,
     Expired,
     Invalid,
@@ -30,24 +30,25 @@ from bus.errors import (
     Unavailable,
     VersionConflict,
 )
+from everbus.bus.server_errors import CredentialsRefused, RightsRefused
 
 log = structlog.get_logger()
 
 MEDIA_TYPE = "application/problem+json"
 REQUEST_ID = "X-Request-Id"
 RETRY_AFTER = "Retry-After"
-# After these the same request may well be taken: they say when to try again.
-PASSING = frozenset({429, 503, 504})
+# The same request may succeed later: these carry Retry-After.
+RETRYABLE = frozenset({429, 503, 504})
 RETRY_AFTER_S = 1
 MAX_FIELD_CHARS = 80
 
-# What a person does about each, where the message does not say.
+# Remedies, where the error's message has none.
 UNKNOWN_OUTCOME = (
-    "no reply came in time, so the outcome is unknown; send the request again with "
+    "no reply arrived in time and the outcome is unknown; send the request again with "
     "the same Idempotency-Key, or read the session to see"
 )
-DEFECT = "a fault of ours; tell whoever runs this edge the request_id"
-_OUR_CODES: Mapping[int, type[EverbusError]] = {
+INTERNAL_ERROR = "a fault of ours; give the request_id to the operator of this edge"
+_KIND_BY_STATUS: Mapping[int, type[EverbusError]] = {
     401: Unauthenticated,
     404: NotFound,
     413: TooLarge,
@@ -58,13 +59,14 @@ _OUR_CODES: Mapping[int, type[EverbusError]] = {
 }
 
 
-class Refused(EverbusError):
+class RefusedRequest(EverbusError):
     """
-    A refusal for which HTTP has a status of its own.
+    A refusal with an HTTP status of its own.
 
     Attributes:
-        status: that status, in place of the code's.
-        headers: what the answer carries besides.
+        refused_code: code of the error class that it stands for.
+        refused_status: HTTP status, in place of that class's.
+        headers: additional headers of the answer.
     """
 
     def __init__(
@@ -84,18 +86,21 @@ class Refused(EverbusError):
 
 def problem(error: EverbusError, request_id: str) -> Response:
     """
-    What *error* looks like to whoever asked.
+    *error* as a response to the client.
     """
+    if isinstance(error, RightsRefused | CredentialsRefused):
+        # The edge's own user on the bus: no fault of the client's token.
+        error = Unavailable("the bus refuses this edge; try again later")
     status, code = error.status, error.code
     headers: dict[str, str] = {}
-    if isinstance(error, Refused):
+    if isinstance(error, RefusedRequest):
         status, code, headers = error.refused_status, error.refused_code, error.headers
     if status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
-    if status in PASSING:
+    if status in RETRYABLE:
         after_s = error.details.get("retry_after_s", RETRY_AFTER_S)
         headers.setdefault(RETRY_AFTER, str(max(1, math.ceil(after_s))))
-    told = {
+    document = {
         **error.details,
         "type": f"urn:everbus:error:{code}",
         "title": HTTPStatus(status).phrase,
@@ -104,93 +109,100 @@ def problem(error: EverbusError, request_id: str) -> Response:
         "detail": _detail(error),
         "request_id": request_id,
     }
-    return Response(encode(told), status, headers, MEDIA_TYPE)
+    return Response(encode(document), status, headers, MEDIA_TYPE)
 
 
 def install(app: FastAPI, served: Sequence[BaseRoute]) -> None:
     """
-    Have *app*, which serves the routes *served*, refuse in this way.
+    Install the error handlers in *app*, whose routes are *served*.
     """
     app.state.served = served
-    app.add_exception_handler(EverbusError, _refused)
-    app.add_exception_handler(HTTPException, _not_served)
-    app.add_exception_handler(RequestValidationError, _unfit)
+    app.add_exception_handler(EverbusError, _everbus_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
 
 
-def defect(request_id: str) -> Response:
+def internal_error(request_id: str) -> Response:
     """
-    What a caller is told of an exception that nobody expected: nothing of it.
+    The response to an unexpected exception; it shows nothing of it.
     """
-    return problem(EverbusError(DEFECT), request_id)
+    return problem(EverbusError(INTERNAL_ERROR), request_id)
 
 
 def request_id_of(request: Request) -> str:
     """
-    The id under which the log knows the request.
+    The id of the request in the log.
     """
     return str(request.scope.get("everbus.request_id", ""))
 
 
 def _detail(error: EverbusError) -> str:
     if isinstance(error, ReplyTimeout):
-        # The SDK's message names a call that there is not over HTTP.
+        # The SDK's message names a call that HTTP does not have.
         return UNKNOWN_OUTCOME
     if type(error).__name__ == "Defect":
-        return DEFECT
+        return INTERNAL_ERROR
     return error.message
 
 
-async def _refused(request: Request, error: Exception) -> Response:
+async def _everbus_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, EverbusError):
         raise error
     if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(
-        error, Unavailable | Refused
+        error, Unavailable | RefusedRequest
     ):
         log.error("request.failed", code=error.code, message=error.message)
     conditional = "if-match" in request.headers
     if isinstance(error, VersionConflict) and conditional:
-        error = Refused(type(error), 412, error.message, **error.details)
+        error = RefusedRequest(type(error), 412, error.message, **error.details)
 
     return problem(error, request_id_of(request))
 
 
-async def _not_served(request: Request, error: Exception) -> Response:
+async def _http_error(request: Request, error: Exception) -> Response:
     """
-    What Starlette and FastAPI refuse by themselves.
+    Refusals of Starlette and FastAPI themselves.
     """
     if not isinstance(error, HTTPException):
         raise error
     headers = dict(error.headers or {})
     status = error.status_code
-    kind = _OUR_CODES.get(status, Invalid)
-    message = f"{error.detail}; /docs tells what is served here"
+    if request.method == "OPTIONS":
+        taken = _methods(request)
+        if taken:
+            return Response(status_code=204, headers={"Allow": ", ".join(taken)})
+    kind = _KIND_BY_STATUS.get(status, Invalid)
+    message = f"{error.detail}; /docs lists the routes"
     if status == HTTPStatus.METHOD_NOT_ALLOWED:
         headers["Allow"] = ", ".join(_methods(request))
         message = f"this path takes {headers['Allow']}"
 
-    return problem(Refused(kind, status, message, headers), request_id_of(request))
+    return problem(
+        RefusedRequest(kind, status, message, headers), request_id_of(request)
+    )
 
 
-async def _unfit(request: Request, error: Exception) -> Response:
+async def _validation_error(request: Request, error: Exception) -> Response:
     """
-    A path, query, header or body that its model refuses; its values are not quoted.
+    A path, query, header or body that its model refuses; values are not quoted.
     """
     if not isinstance(error, RequestValidationError):
         raise error
-    wrongs = [
+    errors = [
         {"field": _field(one["loc"]), "message": str(one["msg"])}
         for one in error.errors()[:20]
     ]
-    first = wrongs[0]
+    first = errors[0]
     refused = Invalid(
-        f"{first['field']}: {first['message']}", field=first["field"], errors=wrongs
+        f"{first['field']}: {first['message']}", field=first["field"], errors=errors
     )
     return problem(refused, request_id_of(request))
 
 
 def _field(location: tuple[Any, ...]) -> str:
     """
-    Where it is, without the part of the request: `patch.tags`, not `body.patch.tags`.
+    The field's path without the part of the request: `patch.tags`, not
+    `body.patch.tags`.
     """
     path = ".".join(str(part) for part in location[1:]) or str(location[0])
 
@@ -199,18 +211,25 @@ def _field(location: tuple[Any, ...]) -> str:
 
 def _methods(request: Request) -> list[str]:
     """
-    What any route takes on this path: Starlette tells only the first one's.
+    Methods of all routes on this path, or of the whole edge for `*` (RFC 9110, 9.3.7).
+
+    Starlette reports the first route's only.
     """
+    whole = request.scope["path"] == "*"
     taken: set[str] = set()
     for route in request.app.state.served:
-        if isinstance(route, Route) and route.matches(request.scope)[0] != Match.NONE:
+        if isinstance(route, Route) and (
+            whole or route.matches(request.scope)[0] != Match.NONE
+        ):
             taken |= route.methods or set()
+    if "GET" in taken:
+        taken.add("HEAD")
 
-    return sorted(taken)
+    return sorted(taken | {"OPTIONS"}) if taken else []
 
 
-def expired(within_s: float, what: str) -> Expired:
+def deadline_exceeded(within_s: float, what: str) -> Expired:
     """
-    *what* took longer than it may.
+    The error for *what* exceeding its deadline of *within_s*.
     """
     return Expired(f"{what} took longer than {within_s:g} s; nothing was done")

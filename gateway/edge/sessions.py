@@ -1,5 +1,5 @@
 """
-Sessions over HTTP: begin, find, read, change, end.
+Routes of sessions: create, find, read, change, end.
 """
 
 from typing import Annotated, Any
@@ -7,9 +7,21 @@ from typing import Annotated, Any
 import uuid_utils
 from fastapi import APIRouter, Header, Query, Response
 
-from bus.messages import Session
-from gateway.edge import openapi
-from gateway.edge.bodies import (
+from everbus.bus.messages import Session
+from everbus.gateway.edge import openapi
+from everbus.gateway.edge.dependencies import (
+    ConditionalWrite,
+    Read,
+    Write,
+    json_answer,
+    next_page,
+    read_response,
+    session_answer,
+    source_headers,
+)
+from everbus.gateway.edge.etags import is_known, tag_of
+from everbus.gateway.edge.idempotency import HttpAnswer, session_id_of
+from everbus.gateway.edge.request_models import (
     Condition,
     DeleteQuery,
     MadName,
@@ -21,25 +33,13 @@ from gateway.edge.bodies import (
     SessionId,
     SessionQuery,
 )
-from gateway.edge.conditional import is_known, tag_of
-from gateway.edge.errands import (
-    AConditionalWrite,
-    ARead,
-    AWrite,
-    found,
-    next_page,
-    sources,
-    told,
-    told_session,
-)
-from gateway.edge.idempotency import Told, session_id_of
-from gateway.edge.reception import Reception
+from everbus.gateway.edge.route import ApiRoute
 
-router = APIRouter(route_class=Reception, tags=["sessions"])
+router = APIRouter(route_class=ApiRoute, tags=["sessions"])
 
 _CHANGED = openapi.write(200, "Session", 404, 409, 412, headers=("ETag",))
 IfNoneMatch = Annotated[
-    str | None, Header(max_length=1024, description="ETags that you have.")
+    str | None, Header(max_length=1024, description="ETags of your copies.")
 ]
 
 
@@ -48,23 +48,27 @@ IfNoneMatch = Annotated[
     status_code=201,
     response_model=None,
     responses=openapi.write(201, "Session", 409, headers=("ETag", "Location")),
-    summary="Begin a session",
+    summary="Create a session",
 )
-async def create_session(body: NewSession, writing: AWrite) -> Response:
+async def create_session(body: NewSession, write_request: Write) -> Response:
     """
-    Begin a session owned by `user_id`, at version 1.
+    Create a session owned by `user_id`, at version 1.
     """
-    chosen = str(uuid_utils.uuid7())
-    if writing.key is not None:
-        chosen = session_id_of(writing.principal, writing.key)
+    session_id = str(uuid_utils.uuid7())
+    if write_request.key is not None:
+        session_id = session_id_of(write_request.principal, write_request.key)
 
-    def begun(session: Session, command_id: str) -> Told:
+    def created(session: Session, command_id: str) -> HttpAnswer:
         location = f"/sessions/{session.id}"
-        return told(session, 201, ETag=tag_of(session.version), Location=location)
+        return json_answer(
+            session, 201, ETag=tag_of(session.version), Location=location
+        )
 
-    return await writing.made(
-        lambda mad, how: mad.create_session(body.user_id, session_id=chosen, **how),
-        begun,
+    return await write_request.run(
+        lambda mad, options: mad.create_session(
+            body.user_id, session_id=session_id, **options
+        ),
+        created,
     )
 
 
@@ -76,19 +80,19 @@ async def create_session(body: NewSession, writing: AWrite) -> Response:
 )
 async def list_sessions(
     filters: Annotated[SessionFilters, Query()],
-    reading: ARead,
+    read_request: Read,
 ) -> Response:
     """
-    Sessions that you may see, latest activity first; summaries, as MongoDB has them.
+    Sessions visible to you, latest activity first; summaries from MongoDB.
     """
     wanted: dict[str, Any] = filters.model_dump()
-    answer = await reading.ask(
+    answer = await read_request.run(
         lambda mad, timeout: mad.list_sessions(**wanted, timeout=timeout),
     )
     more = answer.value.next
-    link = {} if more is None else next_page(reading.request, cursor=more)
+    link = {} if more is None else next_page(read_request.request, cursor=more)
 
-    return found(answer, link)
+    return read_response(answer, link)
 
 
 @router.get(
@@ -100,23 +104,23 @@ async def list_sessions(
 async def get_session(
     session_id: SessionId,
     query: Annotated[SessionQuery, Query()],
-    reading: ARead,
+    read_request: Read,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
     """
     A session with its recent timeline. Its ETag is its version, which appends do not
-    move: whoever waits for entries reads the timeline.
+    change: read the timeline to see new entries.
     """
-    answer = await reading.ask(
+    answer = await read_request.run(
         lambda mad, timeout: mad.get_session(
             session_id, full=query.full, timeout=timeout
         ),
     )
     tag = {"ETag": tag_of(answer.value.version)}
     if is_known(if_none_match, answer.value.version):
-        return Response(status_code=304, headers={**sources(answer), **tag})
+        return Response(status_code=304, headers={**source_headers(answer), **tag})
 
-    return found(answer, tag)
+    return read_response(answer, tag)
 
 
 @router.patch(
@@ -126,18 +130,18 @@ async def get_session(
     summary="Change a session",
 )
 async def update_session(
-    session_id: SessionId, body: Patch, writing: AConditionalWrite
+    session_id: SessionId, body: Patch, write_request: ConditionalWrite
 ) -> Response:
     """
     Merge a patch into the state; the version rises by one.
     """
-    version = writing.expected(body.expected_version)
+    version = write_request.expected(body.expected_version)
 
-    return await writing.made(
-        lambda mad, how: mad.update_session(
-            session_id, body.patch, expected_version=version, **how
+    return await write_request.run(
+        lambda mad, options: mad.update_session(
+            session_id, body.patch, expected_version=version, **options
         ),
-        told_session,
+        session_answer,
         version,
     )
 
@@ -152,18 +156,18 @@ async def update_session(
 async def delete_session(
     session_id: SessionId,
     query: Annotated[DeleteQuery, Query()],
-    writing: AConditionalWrite,
+    write_request: ConditionalWrite,
 ) -> Response:
     """
     End the session for good.
     """
-    version = writing.expected(query.expected_version)
+    version = write_request.expected(query.expected_version)
 
-    return await writing.made(
-        lambda mad, how: mad.delete_session(
-            session_id, expected_version=version, **how
+    return await write_request.run(
+        lambda mad, options: mad.delete_session(
+            session_id, expected_version=version, **options
         ),
-        lambda nothing, command_id: Told(204, b"", {}),
+        lambda nothing, command_id: HttpAnswer(204, b"", {}),
         version,
     )
 
@@ -172,23 +176,23 @@ async def delete_session(
     "/sessions/{session_id}/suspend",
     response_model=None,
     responses=_CHANGED,
-    summary="Let a session rest",
+    summary="Suspend a session",
 )
 async def suspend_session(
     session_id: SessionId,
-    writing: AConditionalWrite,
+    write_request: ConditionalWrite,
     body: Condition | None = None,
 ) -> Response:
     """
-    Let the session rest until the next change; answered when MongoDB has it.
+    Suspend the session until the next change; answered when MongoDB has it.
     """
-    version = writing.expected(body.expected_version if body else None)
+    version = write_request.expected(body.expected_version if body else None)
 
-    return await writing.made(
-        lambda mad, how: mad.suspend_session(
-            session_id, expected_version=version, **how
+    return await write_request.run(
+        lambda mad, options: mad.suspend_session(
+            session_id, expected_version=version, **options
         ),
-        told_session,
+        session_answer,
         version,
     )
 
@@ -197,23 +201,23 @@ async def suspend_session(
     "/sessions/{session_id}/resume",
     response_model=None,
     responses=_CHANGED,
-    summary="Wake a session",
+    summary="Resume a session",
 )
 async def resume_session(
     session_id: SessionId,
-    writing: AConditionalWrite,
+    write_request: ConditionalWrite,
     body: Condition | None = None,
 ) -> Response:
     """
-    Wake a session that rests.
+    Resume a suspended session.
     """
-    version = writing.expected(body.expected_version if body else None)
+    version = write_request.expected(body.expected_version if body else None)
 
-    return await writing.made(
-        lambda mad, how: mad.resume_session(
-            session_id, expected_version=version, **how
+    return await write_request.run(
+        lambda mad, options: mad.resume_session(
+            session_id, expected_version=version, **options
         ),
-        told_session,
+        session_answer,
         version,
     )
 
@@ -222,19 +226,19 @@ async def resume_session(
     "/sessions/{session_id}/broadcast",
     response_model=None,
     responses=openapi.write(200, "Told", 404),
-    summary="Tell something to all who watch",
+    summary="Broadcast a message",
 )
 async def broadcast(
     session_id: SessionId,
     body: NewMessage,
-    writing: AWrite,
+    write_request: Write,
 ) -> Response:
     """
-    Tell a message to all who watch the session; it is kept as an event.
+    Send a message to all subscribers of the session; it is kept as an event.
     """
-    return await writing.made(
-        lambda mad, how: mad.broadcast(session_id, body.message, **how),
-        lambda told_as, command_id: told({"command_id": command_id}),
+    return await write_request.run(
+        lambda mad, options: mad.broadcast(session_id, body.message, **options),
+        lambda told_as, command_id: json_answer({"command_id": command_id}),
     )
 
 
@@ -242,21 +246,21 @@ async def broadcast(
     "/sessions/{session_id}/participants",
     response_model=None,
     responses=openapi.write(200, "Session", 404, headers=("ETag",)),
-    summary="Let a MAD take part",
+    summary="Add a participant",
 )
 async def add_participant(
     session_id: SessionId,
     body: NewParticipant,
-    writing: AWrite,
+    write_request: Write,
 ) -> Response:
     """
-    Let a MAD take part, and into the ACL; twice is the same as once.
+    Add a MAD to the participants and to the ACL; idempotent.
     """
-    return await writing.made(
-        lambda mad, how: mad.add_participant(
-            session_id, body.mad, role=body.role, **how
+    return await write_request.run(
+        lambda mad, options: mad.add_participant(
+            session_id, body.mad, role=body.role, **options
         ),
-        told_session,
+        session_answer,
     )
 
 
@@ -264,17 +268,17 @@ async def add_participant(
     "/sessions/{session_id}/participants/{mad}",
     response_model=None,
     responses=openapi.write(200, "Session", 404, body=False, headers=("ETag",)),
-    summary="End a MAD's part",
+    summary="Remove a participant",
 )
 async def remove_participant(
     session_id: SessionId,
     mad: MadName,
-    writing: AWrite,
+    write_request: Write,
 ) -> Response:
     """
-    End the part of a MAD; its place in the ACL stays.
+    Remove a MAD from the participants; its place in the ACL stays.
     """
-    return await writing.made(
-        lambda client, how: client.remove_participant(session_id, mad, **how),
-        told_session,
+    return await write_request.run(
+        lambda client, options: client.remove_participant(session_id, mad, **options),
+        session_answer,
     )

@@ -1,14 +1,14 @@
 """
-Counts over HTTP, for operators and admins.
+Statistics over HTTP, for operators and admins.
 """
 
 from fastapi import APIRouter, Response
 
-from gateway.edge import openapi
-from gateway.edge.errands import ARead, found
-from gateway.edge.reception import Reception
+from everbus.gateway.edge import openapi
+from everbus.gateway.edge.dependencies import Read, read_response
+from everbus.gateway.edge.route import ApiRoute
 
-router = APIRouter(route_class=Reception, tags=["operation"])
+router = APIRouter(route_class=ApiRoute, tags=["operation"])
 
 
 @router.get(
@@ -17,10 +17,10 @@ router = APIRouter(route_class=Reception, tags=["operation"])
     responses=openapi.read("Stats"),
     summary="Count the sessions",
 )
-async def stats(reading: ARead) -> Response:
+async def stats(read_request: Read) -> Response:
     """
-    How many sessions there are, and what each tier holds and costs.
+    The number of sessions, and the size and cost of each tier.
     """
-    answer = await reading.ask(lambda mad, timeout: mad.stats(timeout=timeout))
+    answer = await read_request.run(lambda mad, timeout: mad.stats(timeout=timeout))
 
-    return found(answer)
+    return read_response(answer)

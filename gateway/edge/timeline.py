@@ -1,17 +1,23 @@
 """
-Timelines over HTTP: append an entry, read pages.
+Routes of timelines: append an entry, read pages.
 """
 
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 
-from gateway.edge import openapi
-from gateway.edge.bodies import NewEntry, SessionId, TimelineBounds
-from gateway.edge.errands import ARead, AWrite, found, next_page, told
-from gateway.edge.reception import Reception
+from everbus.gateway.edge import openapi
+from everbus.gateway.edge.dependencies import (
+    Read,
+    Write,
+    json_answer,
+    next_page,
+    read_response,
+)
+from everbus.gateway.edge.request_models import NewEntry, SessionId, TimelineBounds
+from everbus.gateway.edge.route import ApiRoute
 
-router = APIRouter(route_class=Reception, tags=["timeline"])
+router = APIRouter(route_class=ApiRoute, tags=["timeline"])
 
 
 @router.post(
@@ -21,13 +27,17 @@ router = APIRouter(route_class=Reception, tags=["timeline"])
     responses=openapi.write(201, "Appended", 404),
     summary="Append an entry",
 )
-async def append(session_id: SessionId, body: NewEntry, writing: AWrite) -> Response:
+async def append(
+    session_id: SessionId, body: NewEntry, write_request: Write
+) -> Response:
     """
-    Append an entry; you are its author. It neither needs nor moves a version.
+    Append an entry; you are its author. It neither needs nor changes a version.
     """
-    return await writing.made(
-        lambda mad, how: mad.append_and_wait(session_id, body.entry, **how),
-        lambda seq, command_id: told({"seq": seq, "command_id": command_id}, 201),
+    return await write_request.run(
+        lambda mad, options: mad.append_and_wait(session_id, body.entry, **options),
+        lambda seq, command_id: json_answer(
+            {"seq": seq, "command_id": command_id}, 201
+        ),
     )
 
 
@@ -40,18 +50,18 @@ async def append(session_id: SessionId, body: NewEntry, writing: AWrite) -> Resp
 async def read_timeline(
     session_id: SessionId,
     bounds: Annotated[TimelineBounds, Query()],
-    reading: ARead,
+    read_request: Read,
 ) -> Response:
     """
     Entries within all bounds, oldest or newest first.
     """
     wanted: dict[str, Any] = bounds.model_dump()
-    answer = await reading.ask(
+    answer = await read_request.run(
         lambda mad, timeout: mad.timeline(session_id, **wanted, timeout=timeout),
     )
     more = answer.value.next
     if more is None:
-        return found(answer)
+        return read_response(answer)
     bound = {"before" if bounds.newest_first else "after": more}
 
-    return found(answer, next_page(reading.request, **bound))
+    return read_response(answer, next_page(read_request.request, **bound))

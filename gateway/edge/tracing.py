@@ -1,8 +1,8 @@
 """
-The span of a request at the edge, and the trace context that its commands carry.
+The span of a request at the edge, and the trace context of its commands.
 
-A request that belongs to no trace gets one of its own, named by its request id, so that
-the logs of every process behind the door can be searched for it.
+A request without a trace gets one, named by its request id, so that the logs of every
+process behind the edge can be searched for it.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,11 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-from bus.tracing import current, fresh, parsed
+from everbus.bus.trace_context import (
+    current_traceparent,
+    new_traceparent,
+    parse_traceparent,
+)
 
 TRACE = "everbus.trace"
 
@@ -23,28 +27,30 @@ _propagator = TraceContextTextMapPropagator()
 
 
 @contextmanager
-def served(scope: Scope, headers: Headers) -> Iterator[Span]:
+def request_span(scope: Scope, headers: Headers) -> Iterator[Span]:
     """
-    The span of one request, current for the time of the block; what the commands
-    are to carry is in the scope, as TRACE.
+    The span of one request, current for the time of the block; the traceparent for
+    its commands is in the scope, as TRACE.
     """
-    given = headers.get("traceparent", "")
-    carrier = {"traceparent": given, "tracestate": headers.get("tracestate", "")}
+    traceparent = headers.get("traceparent", "")
+    carrier = {"traceparent": traceparent, "tracestate": headers.get("tracestate", "")}
     with _tracer.start_as_current_span(
         str(scope.get("method", "WEBSOCKET")),
         context=_propagator.extract(carrier),
         kind=SpanKind.SERVER,
-        # What went wrong is told by the status; messages may quote what was sent.
+        # The status reports the failure; an error's message may quote the request.
         record_exception=False,
         set_status_on_exception=False,
     ) as span:
-        scope[TRACE] = current() or _own(given, scope["everbus.request_id"])
+        scope[TRACE] = current_traceparent() or _own_trace(
+            traceparent, scope["everbus.request_id"]
+        )
         yield span
 
 
-def tell(span: Span, method: str, route: str, status: int) -> None:
+def describe(span: Span, method: str, route: str, status: int) -> None:
     """
-    Name *span* by its route, and tell how it ended.
+    Name *span* by its route, and set its attributes and status.
     """
     span.update_name(f"{method} {route}")
     span.set_attribute("http.request.method", method)
@@ -54,10 +60,10 @@ def tell(span: Span, method: str, route: str, status: int) -> None:
         span.set_status(Status(StatusCode.ERROR))
 
 
-def _own(given: str, request_id: str) -> str:
-    found = parsed(given)
+def _own_trace(traceparent: str, request_id: str) -> str:
+    found = parse_traceparent(traceparent)
     if found is not None:
         return str(found)
-    named = parsed(f"00-{request_id}-{'1' * 16}-00")
+    named = parse_traceparent(f"00-{request_id}-{'1' * 16}-00")
 
-    return str(fresh(named.trace_id if named is not None else ""))
+    return str(new_traceparent(named.trace_id if named is not None else ""))

@@ -1,3 +1,3 @@
 """
-How a whole bus is: what is measured, and from where on it is not well.
+Health of a whole bus, and of one process.
 """

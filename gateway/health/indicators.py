@@ -1,12 +1,13 @@
 """
-The indicators: what is measured of a bus, and from where on it is not well.
+All indicators of a bus.
 
 The table in the folder's README lists the same names; a test compares the two.
-Thresholds are for a bus of the default settings; the remedy is told with each.
+Thresholds suit a bus with default settings; each indicator has its remedy.
 """
 
-from gateway.health.lanes import LANES
-from gateway.health.servers import SERVER
-from gateway.health.tiers import TIERS
+from everbus.gateway.health.lane_indicators import LANES
+from everbus.gateway.health.quota_indicators import QUOTAS
+from everbus.gateway.health.server_indicators import SERVER
+from everbus.gateway.health.tier_indicators import TIERS
 
-INDICATORS = (*LANES, *TIERS, *SERVER)
+INDICATORS = (*LANES, *TIERS, *QUOTAS, *SERVER)

@@ -1,8 +1,8 @@
 """
-What the health of a whole bus is judged by, read in a few pipelined writes.
+Readings of a whole bus for its indicators, in a few pipelined writes.
 
-Only reads, each bounded: no KEYS, no SCAN, no entry's content. Streams beyond
-MOST_STREAMS are left out, and the reading says so. What one user may not ask is
+Only bounded reads: no KEYS, no SCAN, no content of entries. Streams beyond MAX_STREAMS
+are left out, and the readings show how many. A read that the user may not make is
 missing from the readings, and stops nothing.
 """
 
@@ -13,21 +13,26 @@ from urllib.parse import urlsplit
 
 from redis.exceptions import ResponseError
 
-from bus import keys
-from bus.errors import EverbusError, Forbidden
-from bus.introduction import partitions_in
-from bus.wire import Command, Wire
-from gateway.health import server as servers
-from gateway.health.server import Server, server_of
-from gateway.health.status import STATUS, Status, skew_ms, statuses_in
-from gateway.store import names
-from gateway.store.leases import DEADLINES
-from gateway.store.scripts import load_scripts, script
+from everbus.bus import keys
+from everbus.bus.cluster_routing import cluster_address, is_cluster
+from everbus.bus.errors import EverbusError, Forbidden
+from everbus.bus.handshake import partitions_in
+from everbus.bus.sentinel import is_sentinel, sentinel_address
+from everbus.bus.wire import Command, Wire
+from everbus.gateway.health import server_report as servers
+from everbus.gateway.health.server_report import ServerReport, server_of
+from everbus.gateway.health.status import STATUS, Status, skew_ms, statuses_in
+from everbus.gateway.store import key_names
+from everbus.gateway.store.lease_records import DEADLINES
+from everbus.gateway.store.mad_access import DISABLED, DisabledMad, parse_records
+from everbus.gateway.store.scripts import load_scripts, script
 
-# Streams whose oldest entries are looked for, and how many a script looks at.
-MOST_STREAMS = 4_000
+# Streams whose oldest entries are read, in all and per script.
+MAX_STREAMS = 4_000
 AGES_AT_ONCE = 200
 COMMANDS_AT_ONCE = 500
+# Commands of `_commands_of`.
+COMMANDS_A_LANE = 5
 TIMEOUT_S = 5.0
 ARCHIVER = "archiver"
 
@@ -70,10 +75,12 @@ class Readings(NamedTuple):
         priorities: of the server's replicas, as far as they could be asked.
         ping_ms: how long the slowest lane took to reply; None: not asked.
         outbox_limit: records a lane may hold back.
+        disabled: MADs above a quota.
+        unenforced: why managers cannot disable users; empty if they can.
     """
 
     now_ms: int
-    server: Server
+    server: ServerReport
     partitions: int = 0
     replicas: tuple[str, ...] = ()
     statuses: tuple[Status, ...] = ()
@@ -87,6 +94,8 @@ class Readings(NamedTuple):
     priorities: tuple[int, ...] = ()
     ping_ms: float | None = None
     outbox_limit: int = 50_000
+    disabled: tuple[DisabledMad, ...] = ()
+    unenforced: str = ""
 
     def fresh(self) -> list[Status]:
         """
@@ -114,31 +123,34 @@ async def read_bus(wire: Wire, *, outbox_limit: int = 50_000) -> Readings:
     seconds, micros = await wire.call("TIME", timeout_s=TIMEOUT_S)
     now_ms = int(seconds) * 1000 + int(micros) // 1000
     skew = skew_ms(asked_at, time.time(), now_ms)
-    told = await wire.exchange(list(servers.COMMANDS), timeout_s=TIMEOUT_S)
-    whole = await _whole(wire)
-    partitions = partitions_in(whole[0])
-    mads = sorted(mad.decode() for mad in whole[1])
-    lanes = _lanes(partitions, presence=whole[6] is not None)
+    answers = await wire.exchange(list(servers.COMMANDS), timeout_s=TIMEOUT_S)
+    shared = await _read_shared_keys(wire)
+    partitions = partitions_in(shared[0])
+    mads = sorted(mad.decode() for mad in shared[1])
+    lanes = _lanes(partitions, presence=shared[6] is not None)
     ages, looked_at = await _ages(wire, lanes, mads)
+    disabled, unenforced = parse_records(shared[8])
 
     return Readings(
         now_ms=now_ms,
-        server=server_of(told),
+        server=server_of(answers),
         partitions=partitions,
-        replicas=_living(whole[2], now_ms),
-        statuses=tuple(statuses_in(whole[3][1::2])),
+        replicas=_live_replicas(shared[2], now_ms),
+        statuses=tuple(statuses_in(shared[3][1::2])),
         lanes=await _lane_readings(wire, lanes, ages, now_ms),
         skew_ms=skew,
         streams=len(lanes) * len(mads),
         looked_at=looked_at,
-        leases=int(whole[4]),
-        overdue_s=_overdue_s(whole[5], now_ms),
-        archiver=(whole[7] or b"").decode(),
+        leases=int(shared[4]),
+        overdue_s=_overdue_s(shared[5], now_ms),
+        archiver=(shared[7] or b"").decode(),
         outbox_limit=outbox_limit,
+        disabled=disabled,
+        unenforced=unenforced,
     )
 
 
-async def _whole(wire: Wire) -> list[Any]:
+async def _read_shared_keys(wire: Wire) -> list[Any]:
     """
     What there is once for a bus.
 
@@ -149,12 +161,13 @@ async def _whole(wire: Wire) -> list[Any]:
         [
             ("HGET", keys.CONFIG, "partitions"),
             ("HKEYS", keys.MADS),
-            ("ZRANGE", names.REPLICAS, 0, -1, "WITHSCORES"),
+            ("ZRANGE", key_names.REPLICAS, 0, -1, "WITHSCORES"),
             ("HGETALL", STATUS),
             ("ZCARD", DEADLINES),
             ("ZRANGE", DEADLINES, 0, 0, "WITHSCORES"),
-            ("GET", names.epoch(keys.PRESENCE)),
-            ("GET", names.owner(ARCHIVER)),
+            ("GET", key_names.epoch(keys.PRESENCE)),
+            ("GET", key_names.owner(ARCHIVER)),
+            ("HGETALL", DISABLED),
         ],
         timeout_s=TIMEOUT_S,
     )
@@ -176,7 +189,7 @@ def _lanes(partitions: int, *, presence: bool) -> list[str]:
     return [*numbered, keys.PRESENCE] if presence else numbered
 
 
-def _living(scored: Sequence[bytes], now_ms: int) -> tuple[str, ...]:
+def _live_replicas(scored: Sequence[bytes], now_ms: int) -> tuple[str, ...]:
     pairs = zip(scored[::2], scored[1::2], strict=True)
 
     return tuple(sorted(name.decode() for name, end in pairs if float(end) >= now_ms))
@@ -193,7 +206,7 @@ async def _ages(
     Stream → ids of its oldest pending and its oldest unread entry, and how many
     ingress streams were looked at.
     """
-    share = max(1, MOST_STREAMS // max(1, len(lanes)))
+    share = max(1, MAX_STREAMS // max(1, len(lanes)))
     asked: list[tuple[list[str], str]] = []
     for lane in lanes:
         ingress = [keys.ingress(lane, mad) for mad in mads[:share]]
@@ -202,11 +215,11 @@ async def _ages(
             for first in range(0, len(ingress), AGES_AT_ONCE)
         )
         if lane != keys.PRESENCE:
-            asked.append(([names.outbox(int(lane))], names.ARCHIVER_GROUP))
+            asked.append(([key_names.outbox(int(lane))], key_names.ARCHIVER_GROUP))
     try:
         await load_scripts(wire, "ages")
         commands = [script("ages", streams, group) for streams, group in asked]
-        replies = await _exchanged(wire, commands)
+        replies = await _exchange(wire, commands)
     except Forbidden:
         return {}, 0
     found: dict[str, tuple[str, str]] = {}
@@ -227,35 +240,43 @@ async def _lane_readings(
     ages: dict[str, tuple[str, str]],
     now_ms: int,
 ) -> tuple[LaneReading, ...]:
-    commands: list[Command] = []
-    for lane in lanes:
-        commands += (
-            ("GET", names.owner(lane)),
-            ("GET", f"eb:{{{lane}}}:backlog"),
-            ("XLEN", f"eb:{{{lane}}}:dead"),
-            ("XREVRANGE", f"eb:{{{lane}}}:dead", "+", "-", "COUNT", 1),
-            ("HLEN", f"eb:{{{lane}}}:publishers"),
-        )
-    replies = await _exchanged(wire, commands)
+    replies = await _exchange(wire, [c for lane in lanes for c in _commands_of(lane)])
     waiting = _waiting(ages, now_ms)
-    found = []
-    for n, lane in enumerate(lanes):
-        owner, backlog, dead, newest, publishers = replies[5 * n : 5 * n + 5]
-        pending_s, unread_s, outbox_s = waiting.get(lane, (0.0, 0.0, 0.0))
-        found.append(
-            LaneReading(
-                name=lane,
-                owner=(owner or b"").decode(),
-                pending_s=pending_s,
-                unread_s=unread_s,
-                backlog=int(backlog or 0),
-                outbox_s=outbox_s,
-                dead=dead,
-                newest_dead_ms=_ms(newest[0][0].decode()) if newest else 0,
-                publishers=publishers,
-            )
-        )
-    return tuple(found)
+    rows = zip(*[iter(replies)] * COMMANDS_A_LANE, strict=True)
+
+    return tuple(
+        _lane_reading(lane, row, waiting.get(lane, (0.0, 0.0, 0.0)))
+        for lane, row in zip(lanes, rows, strict=True)
+    )
+
+
+def _commands_of(lane: str) -> tuple[Command, ...]:
+    return (
+        ("GET", key_names.owner(lane)),
+        ("GET", f"eb:{{{lane}}}:backlog"),
+        ("XLEN", f"eb:{{{lane}}}:dead"),
+        ("XREVRANGE", f"eb:{{{lane}}}:dead", "+", "-", "COUNT", 1),
+        ("HLEN", f"eb:{{{lane}}}:publishers"),
+    )
+
+
+def _lane_reading(
+    lane: str, replies: Sequence[Any], waiting: tuple[float, float, float]
+) -> LaneReading:
+    owner, backlog, dead, newest, publishers = replies
+    pending_s, unread_s, outbox_s = waiting
+
+    return LaneReading(
+        name=lane,
+        owner=(owner or b"").decode(),
+        pending_s=pending_s,
+        unread_s=unread_s,
+        backlog=int(backlog or 0),
+        outbox_s=outbox_s,
+        dead=dead,
+        newest_dead_ms=_ms(newest[0][0].decode()) if newest else 0,
+        publishers=publishers,
+    )
 
 
 def _waiting(
@@ -277,7 +298,7 @@ def _waiting(
     return found
 
 
-async def _exchanged(wire: Wire, commands: Sequence[Command]) -> list[Any]:
+async def _exchange(wire: Wire, commands: Sequence[Command]) -> list[Any]:
     """
     The replies to however many commands, some at a time.
     """
@@ -294,26 +315,28 @@ def _ms(identifier: str) -> int:
 
 def _age_s(identifier: str, now_ms: int) -> float:
     """
-    How old a stream entry is, by its id; 0 without one.
+    The age of a stream entry from its id; 0 without one.
 
-    Whoever publishes may choose its ids, so one may be of any time: a MAD that
-    chooses those of 1970 is told of, and nothing more.
+    A publisher may choose ids, so an id may be of any time: ids of 1970 show up
+    as an age, and do nothing more.
     """
     return max(0.0, (now_ms - _ms(identifier)) / 1000) if identifier else 0.0
 
 
-async def follower_priorities(url: str, server: Server) -> tuple[int, ...]:
+async def follower_priorities(url: str, server: ServerReport) -> tuple[int, ...]:
     """
-    The replica-priority of each of the server's replicas that answers; one that
-    cannot be asked from here is left out.
+    The replica-priority of each of the server's replicas; a replica without an answer
+    is left out.
     """
     found = []
     for follower in server.followers[:5]:
         wire = Wire(_at(url, follower.host, follower.port), name="everbus-doctor")
         try:
-            told = await wire.call("CONFIG", "GET", "replica-priority", timeout_s=1.0)
-            found.append(int(told[1]))
-        except (EverbusError, ResponseError, IndexError):
+            _, priority = await wire.call(
+                *("CONFIG", "GET", "replica-priority"), timeout_s=1.0
+            )
+            found.append(int(priority))
+        except (EverbusError, ResponseError, ValueError):
             continue
         finally:
             await wire.close()
@@ -324,8 +347,12 @@ def _at(url: str, host: str, port: int) -> str:
     """
     *url* with another host and port; credentials and options stay.
     """
+    shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    if is_sentinel(url):
+        return sentinel_address(url).server_url(shown)
+    if is_cluster(url):
+        return cluster_address(url).url(shown)
     parts = urlsplit(url)
     login, at, _ = parts.netloc.rpartition("@")
-    shown = f"[{host}]" if ":" in host else host
 
-    return parts._replace(netloc=f"{login}{at}{shown}:{port}").geturl()
+    return parts._replace(netloc=f"{login}{at}{shown}").geturl()

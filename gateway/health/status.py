@@ -1,9 +1,9 @@
 """
-What each process of ours tells the others of itself, every few seconds.
+The status report of each process, written to `eb:status` every few seconds.
 
-Metrics are inside a process; who asks for the health of the whole (`everbus
-doctor`, the manager that exports the indicators) finds them here: `eb:status`, one
-field a process. It is a report and decides nothing; a lost one costs nothing.
+Metrics stay inside a process. `everbus doctor` and the manager that exports the
+indicators read the reports: one field per process. A report decides nothing; a lost
+one costs nothing.
 """
 
 import asyncio
@@ -19,21 +19,22 @@ import msgspec
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
-from bus.cluster import wire_to
-from bus.codec import pack
-from bus.errors import EverbusError
-from gateway import metrics
-from gateway.failures import NOTED, total
+from everbus.bus.cluster_wire import wire_to
+from everbus.bus.errors import EverbusError
+from everbus.bus.messages import pack
+from everbus.gateway.store.scripts import write_at_all_times
+from everbus.gateway.telemetry import metrics
+from everbus.gateway.telemetry.failures import NOTED, total
 
 log = structlog.get_logger()
 
 STATUS = "eb:status"
 EVERY_S = 5.0
-# A status that is older belongs to a process that ended without goodbye, or hangs.
+# An older status belongs to a process that crashed or hangs.
 STALE_MS = 20_000
-GONE_MS = 24 * 3600 * 1000
-# Processes that are remembered; a crash loop makes a new one with every start.
-MOST = 500
+FORGET_MS = 24 * 3600 * 1000
+# Statuses kept; a crash loop adds one with every start.
+MAX_STATUSES = 500
 RECENT_S = 300.0
 MARK_EVERY_S = 30.0
 CALL_TIMEOUT_S = 2.0
@@ -50,6 +51,8 @@ _COUNTERS: Mapping[str, Counter] = {
     "lost_mads": metrics.LOST_MADS,
     "heartbeats": metrics.HEARTBEATS,
     "drained": metrics.DRAINED,
+    "doubtful": metrics.DOUBTFUL,
+    "stale_side": metrics.STALE_SIDE,
 }
 _GAUGES: Mapping[str, Gauge] = {
     "parked": metrics.PARKED,
@@ -64,10 +67,10 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     Attributes:
         at_ms: when, on the server's clock.
         skew_ms: how far this host's clock is ahead of the server's.
-        totals: what it has counted since it started.
-        recent: what of that within the last RECENT_S or less; and the 99th
-            percentile of its commits in ms, if there were any.
-        gauges: what is so now.
+        totals: counts since its start.
+        recent: counts within the last RECENT_S or less, and the 99th percentile of
+            its commits in ms, if there were any.
+        gauges: present values.
     """
 
     role: Role
@@ -83,7 +86,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     def stale(self, now_ms: int) -> bool:
         """
-        Whether it should have told of itself again by *now_ms*.
+        Whether its next report is overdue at *now_ms*.
         """
         return now_ms - self.at_ms > STALE_MS
 
@@ -97,8 +100,7 @@ def field_of(role: Role, name: str) -> str:
 
 def statuses_in(fields: Iterable[bytes]) -> list[Status]:
     """
-    The statuses in STATUS's values; what another version wrote and we do not
-    understand is left out.
+    The statuses in STATUS's values; unreadable ones of other versions are skipped.
     """
     found = []
     for packed in fields:
@@ -115,15 +117,15 @@ def outdated(statuses: Iterable[Status], now_ms: int) -> list[str]:
     the longest silent beyond MOST.
     """
     newest = sorted(statuses, key=lambda one: one.at_ms, reverse=True)
-    beyond = (one for one in newest[MOST:] if one.stale(now_ms))
-    old = (one for one in newest[:MOST] if now_ms - one.at_ms > GONE_MS)
+    beyond = (one for one in newest[MAX_STATUSES:] if one.stale(now_ms))
+    old = (one for one in newest[:MAX_STATUSES] if now_ms - one.at_ms > FORGET_MS)
 
     return [field_of(one.role, one.name) for one in (*old, *beyond)]
 
 
 def totals_now() -> Totals:
     """
-    What this process has counted.
+    The counts of this process.
     """
     found = {name: total(counter) for name, counter in _COUNTERS.items()}
     failures = NOTED.totals().items()
@@ -133,7 +135,7 @@ def totals_now() -> Totals:
 
 def gauges_now() -> Totals:
     """
-    What is so in this process now.
+    The present values of this process.
     """
     found = {name: sum(_values(gauge)) for name, gauge in _GAUGES.items()}
     for metric in metrics.BREAKER.collect():
@@ -183,9 +185,9 @@ def quantile(buckets: Buckets, before: Buckets, share: float) -> float | None:
     return lower
 
 
-class Recent:
+class RecentCounts:
     """
-    What has come to the totals within the last few minutes.
+    Counts within the last few minutes.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -195,11 +197,11 @@ class Recent:
 
     def of(self, totals: Totals, commits: Buckets) -> Totals:
         """
-        The differences to the oldest mark; the first call sets it.
+        The differences to the oldest mark; the first call sets one.
         """
         now = self._clock()
         if not self._marks:
-            # What was counted before anybody looked counts as recent.
+            # Counts before the first mark are recent.
             self._marks.append((now, {}, {}))
         at, before, commits_before = self._marks[0]
         recent = {name: n - before.get(name, 0) for name, n in totals.items()}
@@ -212,9 +214,9 @@ class Recent:
         return recent
 
 
-class Teller:
+class StatusReporter:
     """
-    Tells of this process until it is cancelled, then takes its status away.
+    Reports this process until cancelled, then withdraws its status.
 
     Args:
         also: called after each telling, for what is to be looked at as often.
@@ -231,30 +233,30 @@ class Teller:
         self._role: Role = role
         self._name = name
         self._wire = wire_to(redis_url, name=f"everbus-status-{name}")
-        self._recent = Recent()
+        self._recent = RecentCounts()
         self._started_ms = 0
         self._also = also
-        self._silent = False
+        self._failing = False
 
     async def run(self) -> None:
         """
-        Tell every EVERY_S; a bus that is away is waited for.
+        Report every EVERY_S; an absent bus is waited for.
         """
         while True:
             try:
-                await self.tell()
+                await self.report()
                 if self._also is not None:
                     await self._also()
-                self._silent = False
+                self._failing = False
             except EverbusError as error:
-                if not self._silent:
+                if not self._failing:
                     log.warning("status.not_told", error=error.message)
-                self._silent = True
+                self._failing = True
             except Exception:  # a report must not end the process that it is of
                 log.exception("status.failed")
             await asyncio.sleep(EVERY_S)
 
-    async def tell(self) -> None:
+    async def report(self) -> None:
         """
         Write the status once.
 
@@ -280,13 +282,15 @@ class Teller:
             gauges=gauges_now(),
         )
         field = field_of(self._role, self._name)
-        await self._wire.call(
-            "HSET", STATUS, field, pack(status), timeout_s=CALL_TIMEOUT_S
+        # Also out of memory: else doctor would say that no manager lives.
+        await write_at_all_times(
+            *(self._wire, "HSET", STATUS, field, pack(status)),
+            timeout_s=CALL_TIMEOUT_S,
         )
 
     async def withdraw(self) -> None:
         """
-        Take the status away: this process ends in order. Never raises.
+        Remove the status at an orderly end. Never raises.
         """
         try:
             field = field_of(self._role, self._name)
@@ -298,23 +302,22 @@ class Teller:
 
 
 @asynccontextmanager
-async def told(teller: Teller) -> AsyncIterator[None]:
+async def reporting(reporter: StatusReporter) -> AsyncIterator[None]:
     """
-    Let *teller* tell while the block runs; nothing of it ends the block.
+    Run *reporter* while the block runs; its errors never end the block.
     """
-    telling = asyncio.create_task(teller.run())
+    running = asyncio.create_task(reporter.run())
     try:
         yield
     finally:
-        telling.cancel()
-        await asyncio.gather(telling, return_exceptions=True)
-        await teller.withdraw()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await reporter.withdraw()
 
 
 def skew_ms(asked_at: float, answered_at: float, server_ms: int) -> int:
     """
-    How far this host's clock is ahead of the server's; what the answer's way may
-    account for is left out.
+    The lead of this host's clock over the server's, less the round trip's share.
     """
     if asked_at * 1000 <= server_ms <= answered_at * 1000:
         return 0

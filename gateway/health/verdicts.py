@@ -1,5 +1,5 @@
 """
-Verdicts on a whole bus: an indicator, what it measured, and what to do about it.
+Verdicts on a whole bus: an indicator, its measurement and its remedy.
 
 The indicators are in `gateway.health.indicators`. The managers' first, by name, exports
 all verdicts each EXAMINE_EVERY_S; `everbus doctor` shows them.
@@ -12,12 +12,12 @@ from typing import Literal, NamedTuple
 
 import structlog
 
-from bus.routing import is_cluster
-from bus.wire import Wire
-from gateway import metrics
-from gateway.health.readings import Readings, follower_priorities, read_bus
-from gateway.health.status import STATUS, outdated
-from gateway.store import names
+from everbus.bus.cluster_routing import is_cluster
+from everbus.bus.wire import Wire
+from everbus.gateway.health.readings import Readings, follower_priorities, read_bus
+from everbus.gateway.health.status import STATUS, outdated
+from everbus.gateway.store import key_names
+from everbus.gateway.telemetry import metrics
 
 log = structlog.get_logger()
 
@@ -26,15 +26,17 @@ EXAMINE_EVERY_S = 15.0
 FIRST_AFTER_S = 4.0
 PRIORITIES_EVERY_S = 300.0
 
-# Of these a manager warns when it starts.
-TOLD_AT_START = frozenset(
+# A manager warns of these when it starts.
+WARNED_AT_START = frozenset(
     {
         "bus_config",
+        "client_bounds",
         "eviction_policy",
         "fsync",
         "min_replicas",
         "notifications",
         "persistence",
+        "quota_rights",
     }
 )
 
@@ -42,40 +44,40 @@ Verdict = Literal["pass", "warn", "fail"]
 GRADES: dict[Verdict, int] = {"pass": 0, "warn": 1, "fail": 2}
 
 
-class Measured(NamedTuple):
+class Measurement(NamedTuple):
     """
-    What one indicator has measured.
+    The measurement of one indicator.
 
     Attributes:
-        value: None if it cannot be known here, which passes.
-        shown: for people, where the number alone says too little.
+        value: None if unknown here, which passes.
+        shown: text for people, where the number alone is not enough.
     """
 
     value: float | None
     shown: str = ""
 
 
-# The values of indicators that are a state and no number.
+# Values of indicators that measure a state, not a number.
 FINE, WARNED, FAILED = 0.0, 1.0, 2.0
 
 
 class Indicator(NamedTuple):
     """
-    Something that is measured, and from where on it is not well.
+    A measure of the bus with its thresholds.
 
     Attributes:
         unit: of the value; empty for a count, `state` for FINE, WARNED, FAILED.
-        warn: from this value on a warning; None: never.
-        fail: from this value on a failure; None: never.
-        low: whether small values are the bad ones: then it is *down to* these.
-        wanted: for people, where thresholds say too little.
+        warn: a warning from this value on; None: never.
+        fail: a failure from this value on; None: never.
+        low: whether small values are bad: then those at or below the thresholds.
+        wanted: text for people, in place of the thresholds.
     """
 
     name: str
     unit: str
     means: str
     remedy: str
-    measure: Callable[[Readings], Measured]
+    measure: Callable[[Readings], Measurement]
     warn: float | None = None
     fail: float | None = None
     low: bool = False
@@ -83,7 +85,7 @@ class Indicator(NamedTuple):
 
     def verdict(self, value: float | None) -> Verdict:
         """
-        What is to be said of *value*.
+        The verdict on *value*.
         """
         if value is None:
             return "pass"
@@ -97,17 +99,17 @@ class Indicator(NamedTuple):
     @property
     def threshold(self) -> str:
         """
-        Its thresholds, for people: the values from which on it is so.
+        Its thresholds as text.
         """
         if self.wanted:
             return self.wanted
         bounds = (("warn", self.warn), ("fail", self.fail))
-        told = [f"{word} {bound:g}" for word, bound in bounds if bound is not None]
+        parts = [f"{word} {bound:g}" for word, bound in bounds if bound is not None]
 
-        return ", ".join(told)
+        return ", ".join(parts)
 
 
-class Finding(NamedTuple):
+class IndicatorResult(NamedTuple):
     """
     One indicator's verdict.
     """
@@ -122,18 +124,20 @@ class Finding(NamedTuple):
     remedy: str
 
 
-def examine(readings: Readings, indicators: Sequence[Indicator]) -> list[Finding]:
+def examine(
+    readings: Readings, indicators: Sequence[Indicator]
+) -> list[IndicatorResult]:
     """
     The verdicts on *readings*, in the order of the indicators.
     """
-    return [_finding(indicator, readings) for indicator in indicators]
+    return [_result(indicator, readings) for indicator in indicators]
 
 
-def _finding(indicator: Indicator, readings: Readings) -> Finding:
+def _result(indicator: Indicator, readings: Readings) -> IndicatorResult:
     measured = indicator.measure(readings)
     verdict = indicator.verdict(measured.value)
 
-    return Finding(
+    return IndicatorResult(
         name=indicator.name,
         verdict=verdict,
         value=None if measured.value is None else round(measured.value, 3),
@@ -154,9 +158,9 @@ def _shown(value: float | None, unit: str) -> str:
     return f"{number}%" if unit == "%" else f"{number} {unit}"
 
 
-def export(findings: Sequence[Finding]) -> None:
+def export(findings: Sequence[IndicatorResult]) -> None:
     """
-    Tell Prometheus the verdicts and the numbers.
+    Export the verdicts and the values to Prometheus.
     """
     for finding in findings:
         metrics.HEALTH.labels(finding.name).set(GRADES[finding.verdict])
@@ -166,8 +170,9 @@ def export(findings: Sequence[Finding]) -> None:
 
 class Examiner:
     """
-    Examines the bus now and then, if this is the first of the managers that live;
-    whoever was first before exports nothing any more.
+    Examines the bus at intervals, if this is the first live manager by name.
+
+    A manager that is no longer the first stops exporting.
     """
 
     def __init__(
@@ -180,7 +185,7 @@ class Examiner:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
-        Prepare to examine, FIRST_AFTER_S from now on.
+        Prepare; the first examination is FIRST_AFTER_S from now.
         """
         self._url = redis_url
         self._name = name
@@ -191,7 +196,7 @@ class Examiner:
         self._examined_at = clock() - EXAMINE_EVERY_S + FIRST_AFTER_S
         self._asked_at = clock() - PRIORITIES_EVERY_S
         self._priorities: tuple[int, ...] = ()
-        self._said: dict[str, Verdict] = {}
+        self._reported: dict[str, Verdict] = {}
 
     async def examine(self) -> None:
         """
@@ -203,8 +208,8 @@ class Examiner:
         if self._clock() - self._examined_at < EXAMINE_EVERY_S:
             return
         self._examined_at = self._clock()
-        if not await self._first():
-            self._said.clear()
+        if not await self._is_first():
+            self._reported.clear()
             metrics.HEALTH.clear()
             metrics.HEALTH_VALUE.clear()
             return
@@ -216,29 +221,29 @@ class Examiner:
         findings = examine(readings, self._indicators)
         export(findings)
         self._log(findings)
-        await self._clean(readings)
+        await self._remove_outdated(readings)
 
     async def close(self) -> None:
         """
-        Export nothing any more.
+        Stop exporting.
         """
         metrics.HEALTH.clear()
         metrics.HEALTH_VALUE.clear()
         await self._wire.close()
 
-    async def _first(self) -> bool:
-        living = await self._wire.call("ZRANGE", names.REPLICAS, 0, -1)
+    async def _is_first(self) -> bool:
+        replicas = await self._wire.call("ZRANGE", key_names.REPLICAS, 0, -1)
 
-        return bool(living) and min(living).decode() == self._name
+        return bool(replicas) and min(replicas).decode() == self._name
 
-    def _log(self, findings: Sequence[Finding]) -> None:
+    def _log(self, findings: Sequence[IndicatorResult]) -> None:
         """
-        Tell of what has become worse since the last time.
+        Log the indicators that became worse since the last time.
         """
         for finding in findings:
-            before = self._said.get(finding.name, "pass")
+            before = self._reported.get(finding.name, "pass")
             worse = GRADES[finding.verdict] > GRADES[before]
-            if worse and finding.name not in TOLD_AT_START:
+            if worse and finding.name not in WARNED_AT_START:
                 log.warning(
                     "health.worse",
                     indicator=finding.name,
@@ -246,9 +251,9 @@ class Examiner:
                     value=finding.shown,
                     remedy=finding.remedy,
                 )
-            self._said[finding.name] = finding.verdict
+            self._reported[finding.name] = finding.verdict
 
-    async def _clean(self, readings: Readings) -> None:
+    async def _remove_outdated(self, readings: Readings) -> None:
         fields = outdated(readings.statuses, readings.now_ms)
         if fields:
             await self._wire.call("HDEL", STATUS, *fields)
@@ -259,10 +264,10 @@ async def examining(
     redis_url: str, name: str, indicators: Sequence[Indicator], *, outbox_limit: int
 ) -> AsyncIterator[Callable[[], Awaitable[None]]]:
     """
-    What examines the bus whenever it is called and it is time, while the block runs.
+    A function that examines the bus when it is time, while the block runs.
     """
     if is_cluster(redis_url):
-        # What it reads is about one server.
+        # Its readings are about one server.
         log.warning("health.not_examined", reason="a Redis Cluster; not done yet")
         yield _nothing
         return

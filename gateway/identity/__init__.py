@@ -1,3 +1,3 @@
 """
-Who asks: tokens, the keys that they are verified with, and grants.
+Authentication and authorization: tokens, keys, grants, policy.
 """

@@ -1,30 +1,29 @@
 """
-Who asks, as it travels on the bus: sealed by the gateway, worthless elsewhere.
+Grants: the principal of a command on the bus, sealed by the gateway.
 
-A bearer token lets in whoever holds it, so none may rest on a stream, in the AOF or
-in a dead letter. What rests there is a grant: the principal and an HMAC-SHA-256 over
-it and over what it is for. That of a MAD is for the commands of one instance on that
-MAD's own ingress, which nobody else can write to; that of the edge for one command.
+A bearer token admits every holder, so none may rest on a stream, in the AOF or in a
+dead letter. A grant rests there instead: the principal and an HMAC-SHA-256 over it and
+over its purpose. A MAD's grant is for the commands of one instance on that MAD's own
+ingress, which nobody else can write to; a grant of the edge is for one command.
 """
 
 import hashlib
 import hmac
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 import msgspec
+from cachetools import LRUCache
 
-from bus.codec import ordinal_of, pack
-from bus.errors import Unauthenticated
-from bus.keys import EDGE
-from bus.messages import Envelope
-from bus.outgoing import AFTERLIFE, GRANT_BYTES
-from gateway.identity.principal import Principal
+from everbus.bus.errors import Unauthenticated
+from everbus.bus.keys import EDGE
+from everbus.bus.messages import Envelope, ordinal_of, pack
+from everbus.bus.outgoing_command import GRANT_BYTES, INHERITED_EPOCH
+from everbus.gateway.identity.principal import Principal
 
 MIN_KEY_BYTES = 32
-LEEWAY_S = 5  # a grant counts as long as the token did, see tokens.py
-MAX_REMEMBERED = 10_000  # grants, the oldest goes first
+LEEWAY_S = 5  # a grant is valid as long as its token, see tokens.py
+MAX_VERIFIED = 10_000  # remembered grants; the least used goes first
 SEAL_BYTES = 32
 
 NO_GRANT = "no grant; connect with a token"
@@ -35,11 +34,11 @@ _UNFIT = (ValueError, RecursionError, msgspec.MsgspecError)
 
 class Grant(msgspec.Struct, frozen=True, array_like=True):
     """
-    A principal, and whose commands ask in its name.
+    A principal, and the source of its commands.
 
     Attributes:
-        mad: on whose ingress it counts.
-        instance: of that MAD; empty for a grant that is for one command.
+        mad: the MAD whose ingress the grant is for.
+        instance: of that MAD; empty in a grant for one command.
     """
 
     principal: Principal
@@ -52,7 +51,7 @@ _grant = msgspec.msgpack.Decoder(Grant)
 
 class Grants:
     """
-    Seals grants, and tells who asks from them.
+    Seals grants, and verifies them.
     """
 
     def __init__(
@@ -64,7 +63,7 @@ class Grants:
         clock: Callable[[], float] = time.time,
     ) -> None:
         """
-        Seal with *key*; what was sealed with one of *previous* counts as well.
+        Seal with *key*; accept seals of *previous* keys as well.
 
         Clocks may differ by *leeway_s*; *clock* tells seconds since 1970.
 
@@ -76,75 +75,76 @@ class Grants:
         self._keys = (key, *previous)
         self._leeway_s = leeway_s
         self._clock = clock
-        self._remembered: OrderedDict[bytes, Grant] = OrderedDict()
+        self._verified: LRUCache[bytes, Grant] = LRUCache(MAX_VERIFIED)
 
     def for_instance(self, principal: Principal, mad: str, instance: str) -> bytes:
         """
-        The grant for all commands of an instance, while *principal* may ask.
+        The grant for all commands of an instance, valid until the token expires.
         """
-        told = pack(Grant(principal, mad, instance))
+        payload = pack(Grant(principal, mad, instance))
 
-        return _seal(self._keys[0], told) + told
+        return _seal(self._keys[0], payload) + payload
 
     def ends_at(self, principal: Principal) -> float:
         """
-        When the grants for *principal* count no more, in seconds since 1970.
+        The expiry of grants for *principal*, in seconds since 1970.
         """
         return principal.expires_at + self._leeway_s
 
     def for_command(self, principal: Principal, envelope: Envelope) -> bytes:
         """
-        The grant of the edge for one command, as *envelope* has it.
+        The edge's grant for the one command in *envelope*.
         """
-        told = pack(Grant(principal, EDGE, ""))
+        payload = pack(Grant(principal, EDGE, ""))
 
-        return _seal(self._keys[0], told, _covered(envelope)) + told
+        return _seal(self._keys[0], payload, _covered_fields(envelope)) + payload
 
     def principal_of(self, mad: str, envelope: Envelope) -> Principal:
         """
-        Who asks by a command that came on the ingress of *mad*.
+        The principal of a command from the ingress of *mad*.
 
         Raises:
-            Unauthenticated: with the same words for every kind of bad grant.
+            Unauthenticated: with the same message for every kind of bad grant.
         """
         sealed = envelope.grant
         if not sealed:
             raise Unauthenticated(NO_GRANT)
         if mad == EDGE:
-            grant = self._opened(sealed, _covered(envelope))
+            grant = self._unsealed(sealed, _covered_fields(envelope))
         else:
-            grant = self._remembered.get(sealed) or self._admitted(sealed)
-            # What an earlier instance left on disk, the next one sends in its name.
-            if envelope.epoch != AFTERLIFE and _is_anothers(envelope.id, grant):
+            grant = self._verified.get(sealed) or self._verify(sealed)
+            # The next instance sends the spool of an earlier one under its own grant.
+            if envelope.epoch != INHERITED_EPOCH and _is_of_another_instance(
+                envelope.id, grant
+            ):
                 raise Unauthenticated(BAD_GRANT)
         if grant.mad != mad or self._clock() >= self.ends_at(grant.principal):
             raise Unauthenticated(BAD_GRANT)
         return grant.principal
 
-    def _admitted(self, sealed: bytes) -> Grant:
-        grant = self._remembered[sealed] = self._opened(sealed)
-        if len(self._remembered) > MAX_REMEMBERED:
-            self._remembered.popitem(last=False)
+    def _verify(self, sealed: bytes) -> Grant:
+        grant = self._verified[sealed] = self._unsealed(sealed)
         return grant
 
-    def _opened(self, sealed: bytes, covered: bytes = b"") -> Grant:
-        seal, told = sealed[:SEAL_BYTES], sealed[SEAL_BYTES:]
+    def _unsealed(self, sealed: bytes, covered: bytes = b"") -> Grant:
+        seal, payload = sealed[:SEAL_BYTES], sealed[SEAL_BYTES:]
         fits = len(sealed) <= GRANT_BYTES and any(
-            hmac.compare_digest(seal, _seal(key, told, covered)) for key in self._keys
+            hmac.compare_digest(seal, _seal(key, payload, covered))
+            for key in self._keys
         )
         if not fits:
             raise Unauthenticated(BAD_GRANT)
         try:
-            return _grant.decode(told)
+            return _grant.decode(payload)
         except _UNFIT:
             raise Unauthenticated(BAD_GRANT) from None
 
 
-def _is_anothers(identifier: str, grant: Grant) -> bool:
+def _is_of_another_instance(identifier: str, grant: Grant) -> bool:
     """
-    Whether a command id is a number of another instance than the grant's.
+    Whether a command id is numbered by another instance than the grant's.
     """
-    # As a rule it begins with the grant's, which settles it at a fifth of the cost.
+    # Usually it begins with the grant's instance: a check at a fifth of the cost.
     if identifier.partition(".")[0] == grant.instance:
         return False
     return ordinal_of(identifier) is not None
@@ -152,21 +152,21 @@ def _is_anothers(identifier: str, grant: Grant) -> bool:
 
 def derived_key(secret: str) -> bytes:
     """
-    A key for grants that follows from the secret of tokens, where none is set.
+    A grant key derived from the token secret, where no grant key is set.
     """
     return hmac.digest(secret.encode(), b"everbus grants", "sha256")
 
 
-def _seal(key: bytes, told: bytes, covered: bytes = b"") -> bytes:
-    # Lengths, so that nothing can move from the one part into the other.
-    head = len(told).to_bytes(4, "big") + len(covered).to_bytes(4, "big")
+def _seal(key: bytes, payload: bytes, covered: bytes = b"") -> bytes:
+    # Lengths, so that no byte can move from one part into the other.
+    head = len(payload).to_bytes(4, "big") + len(covered).to_bytes(4, "big")
 
-    return hmac.digest(key, head + told + covered, "sha256")
+    return hmac.digest(key, head + payload + covered, "sha256")
 
 
-def _covered(envelope: Envelope) -> bytes:
+def _covered_fields(envelope: Envelope) -> bytes:
     """
-    What of a command the edge answers for: all that decides about its effect.
+    The fields of a command under the edge's seal: all that decide its effect.
     """
     body = hashlib.sha256(envelope.body).digest()
 

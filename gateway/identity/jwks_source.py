@@ -1,8 +1,8 @@
 """
-Where an issuer's keys are read from: an https URL, or a file.
+The source of an issuer's keys: an https URL or a file.
 
-The address is the operator's and fixed; no token can name another one, and no answer
-can lead to another one. What is read is bounded in size and in time.
+The operator sets the address; no token can name another one, and no answer can
+redirect to another one. Reads are bounded in size and time.
 """
 
 import ipaddress
@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 MAX_BYTES = 256 * 1024
-# For one operation on the connection, and for all of them.
+# Deadlines of one operation on the connection, and of the whole read.
 STEP_S, WHOLE_S = 3.0, 5.0
 
 Read = Callable[[], bytes]
@@ -22,10 +22,10 @@ Read = Callable[[], bytes]
 
 def source_of(url: str) -> Read:
     """
-    What reads *url*; blocking.
+    A blocking function that reads *url*.
 
     Raises:
-        ValueError: it is neither https, nor http on this machine, nor a file.
+        ValueError: it is neither https, nor http on loopback, nor a file.
     """
     parts = urlsplit(url)
     if is_local(url):
@@ -36,14 +36,14 @@ def source_of(url: str) -> Read:
         raise ValueError("keys come from an https or file URL without credentials")
     if parts.scheme == "http" and not _is_loopback(parts):
         raise ValueError(
-            f"http://{parts.hostname} may be anybody on the way; keys come by https"
+            f"http://{parts.hostname} can be forged on the way; use https for keys"
         )
     return _fetcher(url, direct=_is_loopback(parts))
 
 
 def is_local(url: str) -> bool:
     """
-    Whether *url* is that of a file.
+    Whether *url* is a file's.
     """
     return urlsplit(url).scheme == "file"
 
@@ -66,7 +66,7 @@ def _file(path: Path) -> Read:
 
 class _Refused(urllib.request.HTTPRedirectHandler):
     """
-    Leads nowhere: a redirection is an error like any other status.
+    Refuses redirects: they are errors like any other status.
     """
 
     def redirect_request(self, *_: Any) -> None:

@@ -1,8 +1,8 @@
 """
-Keys, and signatures by them: the one file with PyJWT.
+Keys and signatures: the one file with PyJWT.
 
-A key is pinned to one algorithm, which is the whole allow-list for its tokens,
-whatever these say (RFC 8725 sections 3.1 and 3.2).
+A key is pinned to one algorithm. Its tokens may use no other, whatever their header
+says (RFC 8725 sections 3.1 and 3.2).
 """
 
 import json
@@ -21,13 +21,13 @@ _JWS = jwt.PyJWS(ALGORITHMS, {"enforce_minimum_key_length": True})
 
 class Key(msgspec.Struct, frozen=True):
     """
-    One key that tokens are verified with; its material is never shown.
+    A key for verifying tokens; its material is never shown.
 
     Attributes:
-        algorithm: the only one that tokens under this key may use.
+        algorithm: the only one for tokens under this key.
         material: HS256's secret, at least MIN_SECRET_BYTES; else a public key, in
             PEM or as a JWK (RFC 7517).
-        kid: what selects it; empty for tokens that carry no `kid`.
+        kid: its id in tokens; empty for tokens without `kid`.
 
     Raises:
         ValueError: the material does not suit the algorithm.
@@ -50,7 +50,7 @@ class Key(msgspec.Struct, frozen=True):
 
 class Verifier:
     """
-    A key made ready, and the one algorithm that it is for; it shows neither.
+    A prepared key and its one algorithm; shows neither.
     """
 
     def __init__(self, key: Key) -> None:
@@ -59,7 +59,7 @@ class Verifier:
 
     def payload_of(self, token: str) -> bytes:
         """
-        What *token* carries, its signature verified.
+        The payload of *token*, with its signature verified.
 
         Raises:
             ValueError: it is not signed with this key.

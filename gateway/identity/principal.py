@@ -1,5 +1,5 @@
 """
-Who asks, once that is known.
+The principal: an authenticated caller.
 """
 
 import math
@@ -7,22 +7,22 @@ from typing import Literal
 
 import msgspec
 
-from bus.keys import GATEWAY
+from everbus.bus.keys import GATEWAY
 
-# What a token may claim.
+# Roles that a token may claim.
 Claimed = Literal["user", "mad", "operator", "admin"]
-# The gateway's own commands have a role that no token can claim.
+# Commands of the gateway itself have a role that no token can claim.
 Role = Claimed | Literal["gateway"]
 
 
 class Principal(msgspec.Struct, frozen=True):
     """
-    Who asks, as a verified token says.
+    An authenticated caller, from a verified token.
 
     Attributes:
         name: the token's `sub`.
         expires_at: the token's `exp`, in seconds since 1970.
-        tenant: the token's `tenant`; empty in a house without tenants.
+        tenant: the token's `tenant`; empty without tenants.
     """
 
     name: str

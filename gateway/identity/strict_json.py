@@ -1,9 +1,8 @@
 """
-JSON as RFC 8259 and I-JSON (RFC 7493) have it, and nothing beside it.
+Strict JSON: RFC 8259 and I-JSON (RFC 7493) only.
 
-Python's own parser takes UTF-16, NaN, numbers that overflow to infinity, and the last
-of two equal keys: what one reader takes for the one, and another for the other, is how
-checks are got around.
+Python's own parser accepts UTF-16, NaN, numbers that overflow to infinity, and the last
+of two equal keys. Two readers that disagree on a text let an attacker bypass checks.
 """
 
 import json
@@ -16,9 +15,9 @@ def strict_json(text: bytes) -> Any:  # a JSON value
     The value in *text*: UTF-8, finite numbers, no key twice in an object.
 
     Raises:
-        ValueError: it is no such JSON (UnicodeDecodeError, json.JSONDecodeError); its
-            message quotes nothing of *text* but a constant's name.
-        RecursionError: it is too deep.
+        ValueError: not strict JSON (UnicodeDecodeError, json.JSONDecodeError); its
+            message quotes nothing of *text* but the name of a constant.
+        RecursionError: nested too deep.
     """
     return json.loads(
         text.decode(),

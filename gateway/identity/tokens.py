@@ -1,42 +1,53 @@
 """
-Who asks: the one place where tokens are judged.
+Token verification, in one place.
 
-The rules are RFC 8725's. `kid` only selects among the known keys, nothing a token
-names is ever fetched, and every bad token is refused with the same words, so that a
-forger learns nothing.
+The rules are RFC 8725's. `kid` only selects among the known keys, nothing that a token
+names is ever fetched, and every bad token gets the same error, so that a forger learns
+nothing.
 """
 
 import re
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import msgspec
+import structlog
+from cachetools import LRUCache
 
-from bus.errors import Invalid, Unauthenticated
-from bus.messages import check_name
-from gateway.identity.claims import END_OF_TIME_S, Terms, header_in, require
-from gateway.identity.jwks import PublishedKeys
-from gateway.identity.keys import Algorithm, Key, Verifier, signed
-from gateway.identity.principal import Claimed, Principal
+from everbus.bus.errors import Invalid, Unauthenticated
+from everbus.bus.principal_names import check_name, check_short_name
+from everbus.gateway.identity.claims import (
+    END_OF_TIME_S,
+    TokenRequirements,
+    Unfit,
+    header_in,
+    reason_of,
+    require,
+)
+from everbus.gateway.identity.jwks import PublishedKeys
+from everbus.gateway.identity.keys import Algorithm, Key, Verifier, signed
+from everbus.gateway.identity.principal import Claimed, Principal
+
+log = structlog.get_logger()
 
 MAX_TOKEN_BYTES = 8 * 1024
-MAX_VERIFIED = 10_000  # tokens remembered, the least recently used goes first
+MAX_VERIFIED = 10_000  # remembered tokens; the least recently used goes first
 MAX_LEEWAY_S = 30
 
-NO_TOKEN = "no token; send the JWT of the principal who asks"  # noqa: S105 - words
+NO_TOKEN = "no token; send the JWT of the calling principal"  # noqa: S105 - words
 BAD_TOKEN = "the token is not valid here; get a new one from your issuer"  # noqa: S105
 
 _COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
-# All that parsing and verifying hostile bytes may raise.
+# Errors of parsing and verifying hostile bytes.
 _UNFIT = (ValueError, RecursionError, msgspec.MsgspecError, Invalid)
 
 
 class Identity:
     """
-    Turns tokens into principals; each token is verified once, then remembered for as
-    long as its key counts.
+    Verifies tokens and returns their principals.
+
+    Each token is verified once, then remembered while its key is valid.
     """
 
     def __init__(
@@ -47,14 +58,16 @@ class Identity:
         *,
         published: PublishedKeys | None = None,
         leeway_s: float = 5,
+        wanted: Collection[str] = (),
         clock: Callable[[], float] = time.time,
     ) -> None:
         """
         Accept tokens of *issuer* for *audience*, signed with one of *keys* or, for
         any other `kid`, of *published*.
 
-        Clocks may differ by *leeway_s*, 0 to MAX_LEEWAY_S; *clock* tells seconds
-        since 1970.
+        *wanted*: of `typ` and `iat`, those that a token must have; RFC 7519 makes
+        both optional. Clocks may differ by *leeway_s*, 0 to MAX_LEEWAY_S; *clock*
+        tells seconds since 1970.
 
         Raises:
             ValueError: no keys, two of one kid, or an empty or unfit setting.
@@ -67,27 +80,29 @@ class Identity:
             raise ValueError("no keys; wanted one or more")
         self._verifiers = _verifiers(keys, alone=published is None)
         self._published = published
-        self._terms = Terms(issuer, audience, leeway_s)
+        self._requirements = TokenRequirements(
+            issuer, audience, leeway_s, frozenset(wanted)
+        )
         self._clock = clock
-        self._verified: OrderedDict[str, _Verified] = OrderedDict()
+        self._verified: LRUCache[str, _Verified] = LRUCache(MAX_VERIFIED)
 
-    async def admit(self, token: str) -> Principal:
+    async def authenticate(self, token: str) -> Principal:
         """
-        Who asks with *token*, looking for its key first, should that be needed.
+        The principal of *token*; fetches its key first if needed.
 
         Raises:
-            Unauthenticated: with the same words for every kind of bad token.
-            Unavailable: its key cannot be looked for now.
+            Unauthenticated: with the same message for every kind of bad token.
+            Unavailable: its key cannot be fetched now.
         """
         if self._published is not None:
             kid = _kid_in(token)
             if kid and kid not in self._verifiers:
-                await self._published.look_for(kid)
+                await self._published.fetch(kid)
         return self.principal_of(token)
 
     async def ready(self) -> bool:
         """
-        Whether there is a key to verify tokens with now.
+        Whether a key is available to verify tokens with.
         """
         if self._published is None or self._verifiers:
             return True
@@ -101,46 +116,45 @@ class Identity:
             Unauthenticated: with the same words for every kind of bad token.
         """
         known = self._verified.get(token)
-        # A key that is published no more takes its tokens along.
+        # A withdrawn key invalidates its tokens.
         if known is None or self._verifier(known.kid) is not known.verifier:
-            return self._admitted(token)
+            return self._verified_principal(token)
         principal = known.principal
-        if self._clock() >= principal.expires_at + self._terms.leeway_s:
+        if self._clock() >= principal.expires_at + self._requirements.leeway_s:
             del self._verified[token]
             raise Unauthenticated(BAD_TOKEN)
-        self._verified.move_to_end(token)
-
         return principal
 
-    def _admitted(self, token: str) -> Principal:
+    def _verified_principal(self, token: str) -> Principal:
         if not token:
             raise Unauthenticated(NO_TOKEN)
         try:
-            verified = self._judged(token)
-        except _UNFIT:
+            verified = self._verify(token)
+        except _UNFIT as error:
             self._verified.pop(token, None)
+            # For the operator alone: the answer is the same for every bad token.
+            log.info("token.refused", reason=reason_of(error))
             # `from None`: the cause quotes the token, and must reach no log.
             raise Unauthenticated(BAD_TOKEN) from None
         self._verified[token] = verified
-        if len(self._verified) > MAX_VERIFIED:
-            self._verified.popitem(last=False)
 
         return verified.principal
 
-    def _judged(self, token: str) -> "_Verified":
+    def _verify(self, token: str) -> "_Verified":
         _check_form(token)
         header = header_in(token)
+        self._requirements.check_header(header)
         verifier = self._verifier(header.kid)
         if verifier is None:
-            raise ValueError("kid")
-        require(header.alg == verifier.algorithm, "alg")
+            raise Unfit("kid: no key of that name")
+        require(header.alg == verifier.algorithm, "alg is not that of the key")
         payload = verifier.payload_of(token)
-        principal = self._terms.principal_in(payload, self._clock())
+        principal = self._requirements.principal_in(payload, self._clock())
 
         return _Verified(principal, header.kid, verifier)
 
     def _verifier(self, kid: str) -> Verifier | None:
-        # A key of our own is never replaced by a published one.
+        # A configured key is never replaced by a published one.
         own = self._verifiers.get(kid)
         if own is None and self._published is not None:
             return self._published.verifier(kid)
@@ -170,27 +184,27 @@ def mint(
     A token for development and tests; *key_material* is a secret or private PEM.
 
     Raises:
-        Invalid: *name* or *tenant* cannot be one, or it would last too long.
+        Invalid: *name* or *tenant* is no valid name, or *ttl_s* is too long.
         ValueError: the material does not suit the algorithm.
     """
     if now + ttl_s >= END_OF_TIME_S:
         raise Invalid(f"ttl_s is {ttl_s}: beyond the calendar", field="ttl_s")
     who = {"sub": check_name(name, "name"), "role": role, "iss": issuer}
     if tenant:
-        who["tenant"] = check_name(tenant, "tenant")
+        who["tenant"] = check_short_name(tenant, "tenant")
     claims = {**who, "aud": audience, "iat": int(now), "exp": int(now + ttl_s)}
 
     return signed(claims, key_material, algorithm, kid)
 
 
 def _check_form(token: str) -> None:
-    require(len(token) <= MAX_TOKEN_BYTES, "size")
-    require(_COMPACT.fullmatch(token) is not None, "form")
+    require(len(token) <= MAX_TOKEN_BYTES, f"more than {MAX_TOKEN_BYTES} bytes")
+    require(_COMPACT.fullmatch(token) is not None, "no compact JWT of three parts")
 
 
 def _kid_in(token: str) -> str:
     """
-    The `kid` that *token* names; empty for what is no token.
+    The `kid` of *token*; empty if it is no token.
     """
     try:
         _check_form(token)
@@ -204,6 +218,6 @@ def _verifiers(keys: Sequence[Key], *, alone: bool) -> dict[str, Verifier]:
     if len(by_kid) < len(keys):
         raise ValueError(f"{len(keys)} keys; wanted each of its own kid")
     if len(keys) == 1 and alone:
-        # A token without kid is meant for the only key there is.
+        # A token without kid is verified with the only key.
         by_kid[""] = by_kid[keys[0].kid]
     return by_kid

@@ -1,6 +1,6 @@
-#!lua
+#!lua flags=allow-oom
 --[[
-Tell, of streams, the oldest entry that waits: read and not settled, or unread.
+Find the oldest waiting entry of each stream: read and not settled, or unread.
 
 Ids only, since an entry may be half a MiB.
 
@@ -15,10 +15,10 @@ for i, key in ipairs(KEYS) do
   local pending, unread, after = '', '', '-'
   local groups = redis.pcall('XINFO', 'GROUPS', key)
   if not groups['err'] then
-    for _, told in ipairs(groups) do
+    for _, fields in ipairs(groups) do
       local group = {}
-      for n = 1, #told, 2 do
-        group[told[n]] = told[n + 1]
+      for n = 1, #fields, 2 do
+        group[fields[n]] = fields[n + 1]
       end
       if group['name'] == ARGV[1] then
         after = '(' .. group['last-delivered-id']

@@ -1,9 +1,9 @@
-#!lua
+#!lua flags=allow-oom
 --[[
 Apply the heartbeats of one MAD, and take them off its stream in the same step.
 
-So what lies on the stream is what nobody has applied, whoever owns the lane. An
-epoch that is over stays over. A stream that is empty goes as a whole: a hostile id
+So the stream holds exactly the heartbeats not yet applied, across changes of owner.
+An ended epoch stays ended. A stream that is empty goes as a whole: a hostile id
 at the end of all ids would else keep the MAD's instances silent for ever.
 
 A lease counts from the heartbeat's arrival, but lasts a third of the TTL from now

@@ -1,8 +1,9 @@
-#!lua
+#!lua flags=allow-oom
 --[[
 Confirm outbox entries that MongoDB holds: note it on the hot copies, which may
 expire or go from now on, forget the entries, and give the replies held for them.
-The hot copy of a session of which MongoDB refused anything never goes.
+The hot copy of a session of which MongoDB refused anything never goes, unless the
+copy is of a later lineage than what was refused: then it was compared with MongoDB.
 
 May be repeated, and come late from an archiver that was paused: what is noted only
 grows, a hot copy that changed since then stays as it is, and only the first XACK of
@@ -10,15 +11,17 @@ an entry counts it and gives its replies. Sessions come before entries, so that 
 script that fails midway is wholly repeated with the entries that are still there.
 
 KEYS  1 outbox  2 backlog, then S times: session hash, recent list, gone mark; then
-      one reply stream per held reply, in the order of the entries
+      one reply stream per held reply, in the order of the entries, followed by the
+      hash of the session that it tells of, if it does
 ARGV  1 group  2 reply TTL ms  3, 4 the hash's state field of a dormant session and
       of an archived one  5 S  6 N, then
       S times: the hash's created_at field ('': it was only deleted), version
-        ('': some of it was refused), last_seq, notices, TTL of the hot copy in ms,
+        ('': all of it was refused), last_seq, notices, TTL of the hot copy in ms,
         1 if it was archived (else 0), the mark of its deletion ('' if it was not
-        deleted);
-      N times: entry id, how many records it holds, reply count, the replies,
-        wake-up count, then channel and message of each
+        deleted), the lineage of what was refused ('': nothing was; 0: unknown);
+      N times: entry id, how many records it holds, reply count, then of each the
+        reply, and the one to give if MongoDB refused some of the session that it
+        tells of ('': it tells of none); wake-up count, then channel and message
 Returns  the records still unconfirmed
 Atomicity  one script, one slot.
 ]]
@@ -58,27 +61,29 @@ for _ = 1, tonumber(ARGV[5]) do
   local hash, recent, gone = KEYS[key], KEYS[key + 1], KEYS[key + 2]
   key = key + 3
   local life, version, seq, notices = take(), take(), take(), take()
-  local ttl, is_archived, mark = take(), take(), take()
+  local ttl, is_archived, mark, refused = take(), take(), take(), take()
   if mark ~= '' and redis.call('GET', gone) == mark then
     redis.call('DEL', gone)
   end
   if life ~= '' then
-    local told = redis.call('HMGET', hash, 'created_at', 'version', 'last_seq',
+    local stored = redis.call('HMGET', hash, 'created_at', 'version', 'last_seq',
       'durable_version', 'durable_seq', 'state', 'notices', 'durable_notices',
-      'refused')
+      'refused', 'lineage')
     -- Not in copies that are older than notices.
-    local noticed = told[7] or '0'
-    if told[1] == life and version == '' then
+    local noticed = stored[7] or '0'
+    local lineage = tonumber(stored[10] or '0')
+    local of_this = refused == '0' or lineage <= (tonumber(refused) or -1)
+    if stored[1] == life and of_this then
       redis.call('HSET', hash, 'refused', 1)
       redis.call('PERSIST', hash)
       redis.call('PERSIST', recent)
-    elseif told[1] == life then
-      note(hash, 'durable_version', told[4], version, told[2])
-      note(hash, 'durable_seq', told[5], seq, told[3])
-      note(hash, 'durable_notices', told[8], notices, noticed)
-      if told[9] ~= '1' and told[2] == version and told[3] == seq
+    elseif stored[1] == life and version ~= '' then
+      note(hash, 'durable_version', stored[4], version, stored[2])
+      note(hash, 'durable_seq', stored[5], seq, stored[3])
+      note(hash, 'durable_notices', stored[8], notices, noticed)
+      if stored[9] ~= '1' and stored[2] == version and stored[3] == seq
         and noticed == notices then
-        release(hash, recent, gone, told[6], ttl, is_archived)
+        release(hash, recent, gone, stored[6], ttl, is_archived)
       end
     end
   end
@@ -93,10 +98,16 @@ for _ = 1, tonumber(ARGV[6]) do
     redis.call('XDEL', KEYS[1], id)
   end
   for _ = 1, tonumber(take()) do
-    local reply = take()
+    local stream, reply, otherwise = KEYS[key], take(), take()
+    if otherwise ~= '' then
+      key = key + 1
+      if redis.call('HGET', KEYS[key], 'refused') == '1' then
+        reply = otherwise
+      end
+    end
     if first then
-      redis.call('XADD', KEYS[key], '*', 'r', reply)
-      redis.call('PEXPIRE', KEYS[key], reply_ttl)
+      redis.call('XADD', stream, '*', 'r', reply)
+      redis.call('PEXPIRE', stream, reply_ttl)
     end
     key = key + 1
   end

@@ -1,6 +1,6 @@
-#!lua
+#!lua flags=allow-oom
 --[[
-Look what lies unsettled on the ingress stream of a MAD, and delete the stream.
+Count the unsettled entries on the ingress stream of a MAD, and delete the stream.
 
 A stream that is deleted too early takes commands with it that nobody will ever
 hear of; so looking and deleting are one step.
@@ -17,12 +17,12 @@ if redis.call('EXISTS', KEYS[1]) == 0 then
 end
 local pending, last, lag = 0, '0-0', false
 for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
-  local told = {}
+  local fields = {}
   for i = 1, #group, 2 do
-    told[group[i]] = group[i + 1]
+    fields[group[i]] = group[i + 1]
   end
-  if told['name'] == ARGV[1] then
-    pending, last, lag = told['pending'], told['last-delivered-id'], told['lag']
+  if fields['name'] == ARGV[1] then
+    pending, last, lag = fields['pending'], fields['last-delivered-id'], fields['lag']
   end
 end
 -- Whether there are any is looked up: the lag can be unknown, and can be wrong.

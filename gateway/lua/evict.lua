@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 --[[
 Remove a hot copy of which the tiers below hold everything.
 
@@ -7,14 +7,14 @@ ARGV  1 TTL of the mark in ms
 Returns  1 if it is not hot any more, 0 if MongoDB does not hold all of it yet
 Atomicity  one script, one slot.
 ]]
-local told = redis.call('HMGET', KEYS[1], 'version', 'last_seq', 'notices',
+local stored = redis.call('HMGET', KEYS[1], 'version', 'last_seq', 'notices',
   'durable_version', 'durable_seq', 'durable_notices', 'refused')
-if told[1] then
-  if told[1] ~= told[4] or told[2] ~= told[5] or told[7] == '1' then
+if stored[1] then
+  if stored[1] ~= stored[4] or stored[2] ~= stored[5] or stored[7] == '1' then
     return 0
   end
   -- Neither field is in copies that are older than notices.
-  if (told[3] or '0') ~= (told[6] or '0') then
+  if (stored[3] or '0') ~= (stored[6] or '0') then
     return 0
   end
   redis.call('DEL', KEYS[1], KEYS[2])

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 --[[
 Let an archiver alone read one partition's outbox, unless a later one may already.
 

@@ -1,11 +1,11 @@
-#!lua
+#!lua flags=allow-oom
 --[[
-Declare lost whose lease is over, if that still holds.
+Declare instances lost, if their leases are still over.
 
-Whoever says so may be wrong, late, or woken by a forged event: all is read again
-here. Heartbeats that nobody has read yet may prove an instance alive, so it is left
-for the next look while there are any of its MAD, but not for longer than the patience:
-a noisy sibling must not keep the dead alive.
+The caller may be wrong, late, or woken by a forged event: all is read again here.
+Unread heartbeats may prove an instance alive, so it is left for the next sweep while
+there are any of its MAD, but not for longer than the patience: a noisy sibling must
+not keep the dead alive.
 
 KEYS  1 owner  2 watch  3 deadlines  4 records  5 ended  6 losses  7 living, then of
       each: lease, heartbeat stream of its MAD
@@ -49,8 +49,8 @@ for i = 4, #ARGV, 3 do
         table.concat({'lost', epoch, times, text(now), ARGV[i + 2]}, ' '))
       redis.call('ZADD', KEYS[5], text(now), member)
       redis.call('HSET', KEYS[6], member .. ':' .. epoch, 'lost')
-      for _, told in ipairs({mad, ARGV[i + 1], epoch, late}) do
-        lost[#lost + 1] = told
+      for _, value in ipairs({mad, ARGV[i + 1], epoch, late}) do
+        lost[#lost + 1] = value
       end
     end
     if redis.call('HINCRBY', KEYS[7], mad, -1) <= 0 then

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 --[[
 Note, before it is tried, that a suspect command is about to be tried alone.
 

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 --[[
 Forget publishers that have not been heard of for long.
 

@@ -1,8 +1,8 @@
-#!lua
+#!lua flags=allow-oom
 --[[
-Show that a replica lives, and tell which ones do, and which ended without goodbye.
+Register a live replica; list the live ones, and those that ended without goodbye.
 
-Each of those is told once, to whoever comes first.
+The first caller gets each ended replica, once.
 
 KEYS  1 replicas
 ARGV  1 replica name  2 TTL in ms; 0 takes the replica off the list
@@ -20,8 +20,16 @@ for i = 1, #ended, 2 do
   end
 end
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', over)
-if tonumber(ARGV[2]) > 0 then
-  redis.call('ZADD', KEYS[1], string.format('%.0f', ms + tonumber(ARGV[2])), ARGV[1])
+-- A time longer than anybody sets: the clock was set back. Who lives says so in time.
+local ttl = tonumber(ARGV[2])
+if ttl > 0 then
+  local bound = string.format('(%.0f', ms + ttl + 1000)
+  for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], bound, '+inf')) do
+    redis.call('ZADD', KEYS[1], string.format('%.0f', ms + ttl), name)
+  end
+end
+if ttl > 0 then
+  redis.call('ZADD', KEYS[1], string.format('%.0f', ms + ttl), ARGV[1])
 else
   redis.call('ZREM', KEYS[1], ARGV[1])
 end

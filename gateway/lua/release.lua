@@ -1,9 +1,9 @@
-#!lua
+#!lua flags=allow-oom
 --[[
-Give a lane up, if it is still ours, and tell the others.
+Release a lane, if it is still ours, and notify the others.
 
 KEYS  1 owner
-ARGV  1 owner value  2 channel to tell on
+ARGV  1 owner value  2 channel to publish on
 Returns  1 | 0 if it was not ours any more
 ]]
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 --[[
 Prolong a lane that is still ours.
 

@@ -1,3 +1,3 @@
 """
-Who is alive: the lane of heartbeats and leases.
+Presence of MAD instances: the lane of heartbeats and leases.
 """

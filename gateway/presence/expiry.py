@@ -1,8 +1,8 @@
 """
-Being told by the server that a lease has expired: a hint, and never more.
+Redis notifications of expired leases, as hints only.
 
-Such messages are lost while nobody listens, come late where many keys expire, and
-can be forged. So they only say whom to look at first, and nothing depends on them.
+Notifications are lost while nobody subscribes, arrive late when many keys expire, and
+can be forged. So they only start a sweep early, and nothing depends on them.
 """
 
 import asyncio
@@ -10,35 +10,35 @@ from collections.abc import Callable, Sequence
 
 from redis.exceptions import ResponseError
 
-from bus.errors import Forbidden
-from bus.subscription import Subscription
-from bus.wire import Wire
-from gateway.store.leases import LEASE_PREFIX, Notified
+from everbus.bus.errors import Forbidden
+from everbus.bus.subscription import Subscription
+from everbus.bus.wire import Wire
+from everbus.gateway.store.lease_records import LEASE_PREFIX, Notified
 
-# Only expired leases, each on the channel of its own key.
+# Expired leases only, each on the channel of its key.
 LEASES_PATTERN = f"__keyspace@*__:{LEASE_PREFIX}*"
-# Every expired key of the server, on one channel.
+# All expired keys of the server, on one channel.
 EXPIRED_PATTERN = "__keyevent@*__:expired"
-# More than that at once are a reason to look at all.
+# Hints kept at once; further ones are dropped, since the sweep sees all leases.
 MAX_HINTS = 1000
 
 _PREFIX = LEASE_PREFIX.encode()
 
 
-async def notified_by(wire: Wire) -> Notified:
+async def notification_mode(wire: Wire) -> Notified:
     """
-    How the server tells of expired leases, by its `notify-keyspace-events`.
+    The server's notification of expired leases, from `notify-keyspace-events`.
 
     Raises:
         WireFailed: the connection broke.
         Unavailable: the server refuses for now.
     """
     try:
-        told = await wire.call("CONFIG", "GET", "notify-keyspace-events")
+        reply = await wire.call("CONFIG", "GET", "notify-keyspace-events")
     except (Forbidden, ResponseError):
-        # Managed servers do not tell, also if they do notify.
+        # Managed servers hide the setting, even if they notify.
         return "forbidden"
-    flags = set((told[1] if told else b"").decode())
+    flags = set((reply[1] if reply else b"").decode())
     if not flags & {"x", "A"}:
         return "off"
     if "K" in flags:
@@ -46,66 +46,69 @@ async def notified_by(wire: Wire) -> Notified:
     return "keyevent" if "E" in flags else "off"
 
 
-class Expiries:
+class ExpiryHints:
     """
-    The expired leases that the server has told of and nobody has looked at yet.
+    Expired leases that the server has reported and no sweep has seen.
 
     Args:
-        urls: every node that serves the slot of {mads}, since a node tells of its
-            own keys only. Outside a Cluster there is one.
-        wake: is called when there is something to look at.
+        urls: gives every node that may serve the slot of {mads}, since a node reports
+            its own keys only. Outside a Cluster there is one.
+        wake: callback for a new hint.
 
     Attributes:
-        notified: how the server tells; empty before the first `look`.
+        mode: the server's notification; empty before the first `refresh`.
     """
 
-    def __init__(self, urls: Sequence[str], wake: Callable[[], None]) -> None:
-        self.notified: Notified = ""
+    def __init__(
+        self, urls: Callable[[], Sequence[str]], wake: Callable[[], None]
+    ) -> None:
+        self.mode: Notified = ""
         self._urls = urls
+        self._listened: tuple[str, ...] = ()
         self._wake = wake
         self._members: set[str] = set()
         self._missed = False
-        self._listening: list[asyncio.Task[None]] = []
+        self._subscriptions: list[asyncio.Task[None]] = []
 
-    async def look(self, wire: Wire) -> None:
+    async def refresh(self, wire: Wire) -> None:
         """
-        Listen in the way in which the server tells now.
+        Subscribe according to the server's present mode.
 
         Raises:
             WireFailed: the connection broke.
             Unavailable: the server refuses for now.
         """
-        notified = await notified_by(wire)
-        if notified == self.notified:
+        mode = await notification_mode(wire)
+        urls = tuple(self._urls())
+        if mode == self.mode and urls == self._listened:
             return
         await self.close()
-        self.notified = notified
-        if notified == "off":
+        self.mode, self._listened = mode, urls
+        if mode == "off":
             return
-        pattern = EXPIRED_PATTERN if notified == "keyevent" else LEASES_PATTERN
-        self._listening = [
-            asyncio.create_task(self._subscription(url, pattern).run())
-            for url in self._urls
+        pattern = EXPIRED_PATTERN if mode == "keyevent" else LEASES_PATTERN
+        self._subscriptions = [
+            asyncio.create_task(self._subscription(url, pattern).run()) for url in urls
         ]
 
     async def close(self) -> None:
         """
-        Listen no more.
+        End the subscriptions.
         """
-        listening, self._listening = self._listening, []
-        for task in listening:
+        subscriptions, self._subscriptions = self._subscriptions, []
+        for task in subscriptions:
             task.cancel()
-        await asyncio.gather(*listening, return_exceptions=True)
+        await asyncio.gather(*subscriptions, return_exceptions=True)
 
     def __bool__(self) -> bool:
         """
-        Whether there is a hint, or may have been one while nobody listened.
+        Whether there is a hint, or may have been one without a subscription.
         """
         return self._missed or bool(self._members)
 
     def take(self) -> set[str]:
         """
-        The `<mad>:<instance>` of all hints since the last call.
+        `<mad>:<instance>` of all hints since the last call.
         """
         members, self._members = self._members, set()
         self._missed = False
@@ -114,20 +117,20 @@ class Expiries:
 
     def _subscription(self, url: str, pattern: str) -> Subscription:
         return Subscription(
-            url, pattern, on_match=self._told, on_subscribed=self._reconcile
+            url, pattern, on_match=self._on_message, on_subscribed=self._on_subscribed
         )
 
-    def _reconcile(self) -> None:
+    def _on_subscribed(self) -> None:
         self._missed = True
         self._wake()
 
-    def _told(self, channel: bytes, said: bytes) -> None:
+    def _on_message(self, channel: bytes, message: bytes) -> None:
         if channel.startswith(b"__keyspace@"):
-            if said != b"expired":
+            if message != b"expired":
                 return
             key = channel.partition(b"__:")[2]
         else:
-            key = said
+            key = message
         if key.startswith(_PREFIX) and len(self._members) < MAX_HINTS:
             self._members.add(key[len(_PREFIX) :].decode(errors="replace"))
             self._wake()

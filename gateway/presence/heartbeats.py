@@ -1,8 +1,8 @@
 """
-Heartbeats as they come on the stream of a MAD, whoever wrote them there.
+Heartbeats parsed from the stream of a MAD.
 
-A MAD may put anything on its own stream. What is no heartbeat is told apart here,
-so that it is counted and thrown away, and hurts nobody.
+A MAD may write anything to its own stream. An entry that is no heartbeat is counted
+and dropped here, so that it does no harm.
 """
 
 from collections import Counter
@@ -11,11 +11,10 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
-from bus.codec import COMMAND_FIELD, unpack, unpack_envelope
-from bus.errors import Malformed
-from bus.messages import MAX_INTEGER
+from everbus.bus.errors import Malformed
+from everbus.bus.messages import COMMAND_FIELD, MAX_INTEGER, unpack, unpack_envelope
 
-# Fields of one stream entry that are looked at.
+# Fields of one stream entry that are read.
 MAX_FIELDS = 64
 
 Kind = Literal["join", "beat", "leave"]
@@ -24,13 +23,13 @@ KINDS: dict[str, Kind] = {
     "instance.beat": "beat",
     "instance.leave": "leave",
 }
-# The last is a Python pattern's end of text: `$` would let a line break in.
+# \Z is the end of the text in Python: `$` would accept a trailing line break.
 _INSTANCE = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z"
 
 
 class Heartbeat(msgspec.Struct, frozen=True):
     """
-    Body of a heartbeat: which epoch of which instance lives.
+    Body of a heartbeat: a live instance and its epoch.
     """
 
     instance: Annotated[str, msgspec.Meta(pattern=_INSTANCE)]
@@ -39,7 +38,7 @@ class Heartbeat(msgspec.Struct, frozen=True):
 
 class Beat(NamedTuple):
     """
-    The newest word of one epoch of one instance; *arrived_ms* is its entry's time.
+    The newest heartbeat of one epoch of one instance; *arrived_ms* is its entry's time.
     """
 
     instance: str
@@ -48,31 +47,33 @@ class Beat(NamedTuple):
     arrived_ms: int
 
 
-class Heard(NamedTuple):
+class HeartbeatBatch(NamedTuple):
     """
-    What was found in some entries of one MAD's stream.
+    The heartbeats in some entries of one MAD's stream.
 
     Attributes:
-        ids: of all entries, in their order.
-        beats: what they say, in the order in which each was said first.
-        kinds: how many heartbeats of which kind; `garbled` for what is none.
-        trouble: what was wrong with the last one that is none; empty if all are.
+        ids: ids of all entries, in order.
+        beats: the newest heartbeats, in the order of their first occurrence.
+        kinds: heartbeats counted by kind; `garbled` counts the rest.
+        problem: error of the last garbled entry; empty if there is none.
     """
 
     ids: tuple[str, ...]
     beats: tuple[Beat, ...]
     kinds: Counter[str]
-    trouble: str
+    problem: str
 
 
-def heard_in(entries: Iterable[tuple[bytes, Sequence[bytes]]]) -> Heard:
+def parse_heartbeats(
+    entries: Iterable[tuple[bytes, Sequence[bytes]]],
+) -> HeartbeatBatch:
     """
-    What *entries*, as XREAD returns them, say. Never raises, whatever they hold.
+    Parse *entries*, as XREAD returns them. Never raises, whatever they hold.
     """
     ids: list[str] = []
     newest: dict[tuple[str, int, bool], int] = {}
     kinds: Counter[str] = Counter()
-    trouble = ""
+    problem = ""
     for identifier, fields in entries:
         ids.append(identifier.decode())
         arrived_ms = int(identifier.partition(b"-")[0])
@@ -81,18 +82,18 @@ def heard_in(entries: Iterable[tuple[bytes, Sequence[bytes]]]) -> Heard:
                 kind, beat = _heartbeat_in(packed)
             except (Malformed, msgspec.ValidationError) as error:
                 kinds["garbled"] += 1
-                trouble = str(error)[:200]
+                problem = str(error)[:200]
                 continue
             kinds[kind] += 1
             newest[beat.instance, beat.epoch, kind == "leave"] = arrived_ms
     beats = tuple(Beat(*said, arrived_ms) for said, arrived_ms in newest.items())
 
-    return Heard(tuple(ids), beats, kinds, trouble)
+    return HeartbeatBatch(tuple(ids), beats, kinds, problem)
 
 
 def _commands_in(fields: Sequence[bytes]) -> list[bytes]:
     """
-    The commands in the fields of an entry; an empty one, which is none, if none is.
+    The packed commands of an entry; one empty, garbled command if it has none.
     """
     pairs: list[Any] = list(zip(fields[::2], fields[1::2], strict=False))[:MAX_FIELDS]
 

@@ -1,21 +1,22 @@
 """
-A breaker per tier: when a tier is away, its callers hear of it at once, and it is
-left in peace but for one call now and then that finds out whether it is back.
+A circuit breaker per tier: while a tier is away, its callers fail at once, and one
+probe now and then finds out whether it is back.
 
 Every call of a tier in a process goes through one, with a deadline.
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Any, Generic, Literal, TypeVar, cast
 
 import structlog
 
-from bus.errors import Unavailable
-from gateway import metrics
-from gateway.failures import NOTED
-from gateway.store.tiers import ColdTier, Corrupted, WarmTier
+from everbus.bus.backoff import Backoff
+from everbus.bus.errors import Unavailable
+from everbus.gateway.store.tiers import Corrupted
+from everbus.gateway.telemetry import metrics
+from everbus.gateway.telemetry.failures import NOTED
 
 log = structlog.get_logger()
 
@@ -27,18 +28,17 @@ State = Literal["closed", "half_open", "open"]
 _TOLD: dict[State, int] = {"closed": 0, "half_open": 1, "open": 2}
 
 T = TypeVar("T")
-P = ParamSpec("P")
 Tier = TypeVar("Tier")
 
 
-class Breaker:
+class TierBreaker:
     """
     Closed, calls pass. Open, they are refused at once: after *failures* failed ones
     in a row, for *open_s*, then twice as long each time up to OPEN_MOST_S. Half
     open, one call passes as a probe, and what becomes of it decides.
 
-    A failed call is one that raises Unavailable or takes too long; a call that is
-    refused for what it asks, or that finds an object corrupted, was answered.
+    A call fails if it raises Unavailable or takes too long; a refusal of the request,
+    or a corrupted object, is an answer.
     """
 
     def __init__(
@@ -51,14 +51,13 @@ class Breaker:
     ) -> None:
         self.name = name
         self._most_failures = failures
-        self._first_open_s = open_s
         self._clock = clock
         self._failures = 0
-        self._open_s = open_s
+        self._backoff = Backoff(open_s, OPEN_MOST_S)
         # Open: until then. Half open: until then the probe has ended.
         self._until = 0.0
         self._probing = False
-        # A call that began before the last change of state says nothing of now.
+        # A call that began before the last change of state says nothing about now.
         self._changes = 0
         self._state: State = "closed"
         metrics.BREAKER.labels(name).set(0)
@@ -66,18 +65,18 @@ class Breaker:
     @property
     def state(self) -> State:
         """
-        As of the last call: an open one becomes half open by the next.
+        State after the last call; an open breaker becomes half open by the next.
         """
         return self._state
 
     async def run(self, call: Callable[[], Awaitable[T]], deadline_s: float) -> T:
         """
-        What *call* returns, within *deadline_s*.
+        Return the result of *call*, within *deadline_s*.
 
         Raises:
             Unavailable: the tier is away (the detail `retry_after_s` tells when to
                 ask again, if it was not even called), or took too long.
-            Exception: whatever else *call* raises.
+            Exception: any other exception of *call*.
         """
         self._enter(deadline_s)
         entered, began = self._changes, self._clock()
@@ -88,7 +87,7 @@ class Breaker:
             self._note(entered, began, error if away else None)
             raise
         except BaseException:
-            # Cancelled: nothing was learned, and the next call is the probe.
+            # Cancelled: the outcome is unknown, and the next call is the probe.
             if entered == self._changes:
                 self._probing = False
             raise
@@ -122,7 +121,7 @@ class Breaker:
 
     def _note(self, entered: int, began: float, error: Exception | None) -> None:
         """
-        Count a call that was answered, or that failed with *error*.
+        Count an answered call, or one failed with *error*.
         """
         outcome = "failed" if error else "ok"
         metrics.TIER_CALLS.labels(self.name, outcome).inc()
@@ -138,25 +137,24 @@ class Breaker:
 
     def _failed(self, error: Exception) -> None:
         self._failures += 1
-        if self._state == "half_open":
-            self._open_s = min(2 * self._open_s, OPEN_MOST_S)
-        elif self._failures < self._most_failures:
-            return
-        else:
+        if self._state == "closed":
+            if self._failures < self._most_failures:
+                return
             NOTED.tier_away(self.name)
-        self._until = self._clock() + self._open_s
+        open_s = self._backoff.next_s()
+        self._until = self._clock() + open_s
         self._become("open")
         log.warning(
             "breaker.opened",
             tier=self.name,
             failures=self._failures,
-            open_s=self._open_s,
+            open_s=open_s,
             reason=str(error),
         )
 
     def _close(self) -> None:
         self._failures = 0
-        self._open_s = self._first_open_s
+        self._backoff.reset()
         self._become("closed")
         log.info("breaker.closed", tier=self.name)
 
@@ -167,80 +165,33 @@ class Breaker:
         metrics.BREAKER.labels(self.name).set(_TOLD[state])
 
 
-class _Guarded(Generic[Tier]):
+class GuardedTier(Generic[Tier]):
     """
-    A tier behind its breaker.
+    A tier behind its breaker: each call of a method goes through `run`.
+
+    `close` alone does not: it asks nothing of the store.
     """
 
-    def __init__(self, tier: Tier, breaker: Breaker, deadline_s: float) -> None:
+    def __init__(self, tier: Tier, breaker: TierBreaker, deadline_s: float) -> None:
         self.tier = tier
         self.breaker = breaker
         self.deadline_s = deadline_s
 
+    def __getattr__(self, name: str) -> Callable[..., Any]:  # a method of the tier
+        method: Callable[..., Any] = getattr(self.tier, name)
+        if name == "close":
+            return method
 
-def _through(
-    method: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]],
-) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
+        async def guarded(*args: object, **kwargs: object) -> Any:
+            return await self.breaker.run(
+                lambda: method(*args, **kwargs), self.deadline_s
+            )
+
+        return guarded
+
+
+def guarded(tier: Tier, breaker: TierBreaker, deadline_s: float) -> Tier:
     """
-    The protocol's *method*, for a guarded tier: the tier's own, by the breaker.
+    *tier* as its users call it: through *breaker*, each call within *deadline_s*.
     """
-    name = method.__name__
-
-    async def guarded(self: _Guarded[Any], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        own: Callable[P, Coroutine[Any, Any, T]] = getattr(self.tier, name)
-        return await self.breaker.run(lambda: own(*args, **kwargs), self.deadline_s)
-
-    guarded.__name__ = name
-    guarded.__doc__ = method.__doc__
-    return guarded
-
-
-class GuardedWarm(_Guarded[WarmTier]):
-    """
-    A WarmTier, each of whose calls goes through the breaker, with a deadline.
-    """
-
-    prepare = _through(WarmTier.prepare)
-    write = _through(WarmTier.write)
-    sessions = _through(WarmTier.sessions)
-    entries = _through(WarmTier.entries)
-    first_since = _through(WarmTier.first_since)
-    put_entries = _through(WarmTier.put_entries)
-    purge = _through(WarmTier.purge)
-    remove = _through(WarmTier.remove)
-    idle = _through(WarmTier.idle)
-    unfinished = _through(WarmTier.unfinished)
-    swap = _through(WarmTier.swap)
-    removals = _through(WarmTier.removals)
-    removed = _through(WarmTier.removed)
-    find = _through(WarmTier.find)
-    counts = _through(WarmTier.counts)
-    changes = _through(WarmTier.changes)
-    events = _through(WarmTier.events)
-    appended_by = _through(WarmTier.appended_by)
-    snapshot = _through(WarmTier.snapshot)
-    checkpoints = _through(WarmTier.checkpoints)
-    checkpoint = _through(WarmTier.checkpoint)
-
-    def close(self) -> None:
-        """
-        Give connections back.
-        """
-        self.tier.close()
-
-
-class GuardedCold(_Guarded[ColdTier]):
-    """
-    A ColdTier, each of whose calls goes through the breaker, with a deadline.
-    """
-
-    put = _through(ColdTier.put)
-    get = _through(ColdTier.get)
-    size = _through(ColdTier.size)
-    delete = _through(ColdTier.delete)
-
-    def close(self) -> None:
-        """
-        Give connections back.
-        """
-        self.tier.close()
+    return cast(Tier, GuardedTier(tier, breaker, deadline_s))

@@ -1,41 +1,40 @@
 """
-What happened in a session behind a place: wherever it lies, in its order, without gap.
+The events of a session behind a position, from all tiers, in order, without a gap.
 
-The newest events are in the outbox until MongoDB holds them, so they are looked for
-there first: what leaves the outbox while it is read is in MongoDB by then. Before
-them MongoDB has changes and notices, and the timeline has what was appended, which
-may be in the cold tier. What is in neither is on its way, and waited for.
+The newest events are in the outbox until MongoDB holds them, so the feed reads the
+outbox first: an entry that leaves it meanwhile is in MongoDB by then. For older events
+MongoDB has changes and notices, and the timeline, perhaps in the cold tier, has the
+appends. The feed waits for an event in neither place, which is on its way.
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from typing import NamedTuple
 
 import msgspec
 
-from bus.codec import pack
-from bus.errors import Unavailable
-from bus.events import EventPage, Position, SessionEvent
-from bus.messages import Session
-from gateway.store.catchup import CatchUp
-from gateway.store.recorded import APPENDED
-from gateway.store.tiers import WarmTier
-from gateway.store.timeline import Timeline
-from gateway.store.unconfirmed import Committed, Newest, Unconfirmed
-from handlers.live import told
-from handlers.outcomes import Event
-from handlers.wanted import EventsAfter
+from everbus.bus.errors import Unavailable
+from everbus.bus.events import EventPage, Position, SessionEvent
+from everbus.bus.messages import Session, pack
+from everbus.gateway.store.drain_wait import DrainWait
+from everbus.gateway.store.outbox_reader import Committed, Newest, OutboxReader
+from everbus.gateway.store.read_bound import PAGE_BYTES, ReadBound, fitting
+from everbus.gateway.store.record_effects import APPENDED
+from everbus.gateway.store.timeline import Timeline
+from everbus.gateway.store.warm_roles import WarmSessions
+from everbus.handlers.fetch_requests import EventsAfter
+from everbus.handlers.live import session_event
+from everbus.handlers.outcomes import Event
 
-# A page has at most so many, and about so many bytes, whatever is asked for.
 MOST_EVENTS = 250
-PAGE_BYTES = 4 * 1024 * 1024
 
 
-class Below(NamedTuple):
+class EventTiers(NamedTuple):
     """
-    What has the events that have left the outbox.
+    The tiers with the events that left the outbox.
     """
 
-    warm: WarmTier
+    warm: WarmSessions
     timeline: Timeline
 
 
@@ -46,24 +45,30 @@ class _Author(msgspec.Struct, gc=False):
 _author = msgspec.msgpack.Decoder(_Author)
 
 
-class Feed:
+class EventFeed:
     """
     The events of all sessions, from whichever place has them.
 
     Args:
-        outbox: None if only what MongoDB holds is asked for.
+        outbox: None to read MongoDB alone.
         below: None if there is no MongoDB; then the outbox keeps everything.
     """
 
-    def __init__(self, outbox: Unconfirmed | None, below: Below | None) -> None:
+    def __init__(
+        self,
+        outbox: OutboxReader | None,
+        below: EventTiers | None,
+        page_bytes: int = PAGE_BYTES,
+    ) -> None:
         self._outbox = outbox
         self._below = below
+        self._bound = ReadBound(page_bytes)
 
     async def page(
-        self, session: Session, wanted: EventsAfter, catch_up: CatchUp
+        self, session: Session, wanted: EventsAfter, catch_up: DrainWait
     ) -> EventPage:
         """
-        The events behind `wanted.after`, as many as fit on a page.
+        The events behind `wanted.after` that fit on a page.
 
         Raises:
             Unavailable: a tier is away, or the archiver is too far behind.
@@ -75,10 +80,13 @@ class Feed:
                 f"events of {session.id} behind {wanted.after.id} are in neither "
                 "outbox nor MongoDB yet: the archiver is behind. Try again later"
             )
-        events = _fitting(_told(session, wanted.after.life, found))
-
+        events = fitting(
+            _as_session_events(session, wanted.after.generation, found),
+            lambda event: len(pack(event)),
+            self._bound.most_bytes,
+        )
         return EventPage(
-            events=events,
+            events=tuple(events),
             next=events[-1].id,
             done=events[-1].position.number == wanted.through.number,
         )
@@ -87,46 +95,58 @@ class Feed:
         self, session: Session, wanted: EventsAfter
     ) -> list[Committed] | None:
         """
-        The next events; None if one of them is nowhere yet.
+        The next events; None if one of them is in no tier yet.
         """
         after, through = wanted.after, wanted.through
         last = min(after.number + min(wanted.limit, MOST_EVENTS), through.number)
-        newest, held = Newest([])
+        newest, durable = Newest([])
         if self._outbox is not None:
-            newest, held = await self._outbox.events(session, after.number, last)
-        limit = last - after.number - len(newest)
+            newest, durable = await self._outbox.events(session, after.number, last)
+        # The bytes of the newest events may have ended them before *last*.
+        limit = (newest[0].number - 1 if newest else last) - after.number
         if limit == 0:
             return newest
         if self._below is None:
             return None
-        end = through if held is None else Position(after.life, *held)
-        older = await _older(self._below, session, (after, end), limit)
-
-        return None if older is None else older + newest
+        end = through if durable is None else Position(after.generation, *durable)
+        older = await _older(self._below, session, (after, end), limit, self._bound)
+        if older is None or len(older) < limit:
+            return older
+        return older + newest
 
 
 async def _older(
-    below: Below, session: Session, places: tuple[Position, Position], limit: int
+    below: EventTiers,
+    session: Session,
+    places: tuple[Position, Position],
+    limit: int,
+    bound: ReadBound,
 ) -> list[Committed] | None:
     """
-    The first *limit* events between two places, which MongoDB holds if anything
-    does; None if it lacks one of them.
+    The first *limit* events between two positions from MongoDB, fewer if they fill a
+    page; None if it lacks one of them.
     """
     after, end = places
     known: Sequence[Event] = ()
     if _moves(after) != _moves(end):
         known = await below.warm.events(
-            session.id, session.created_at, _moves(after), limit
+            session.id, session.created_at, _moves(after), limit, bound
         )
+        if known and sum(len(pack(event)) for event in known) >= bound.most_bytes:
+            # The bytes may have ended them: nothing behind the last one is known.
+            end = _position_of(known[-1], after.generation)
+            limit = min(limit, end.number - after.number)
     events = _merged(known, after, end, limit)
     if events is None:
         return None
     seqs = [event.seq for event in events if event.kind == APPENDED]
     if not seqs:
         return [Committed(event) for event in events]
-    entries = await below.timeline.held(session, seqs[0], seqs[-1])
+    entries = await below.timeline.stored(session, seqs[0], seqs[-1], bound)
     if entries is None:
         return None
+    end_seq = seqs[0] + len(entries)
+    events = list(takewhile(lambda e: e.kind != APPENDED or e.seq < end_seq, events))
     audits = await below.warm.appended_by(
         session.id, session.created_at, seqs[0], seqs[-1]
     )
@@ -142,10 +162,10 @@ def _merged(
     known: Iterable[Event], after: Position, end: Position, limit: int
 ) -> list[Event] | None:
     """
-    The first *limit* events between two places: those that are *known*, and appends
-    where the seq tells that there were some. None if one is missing.
+    The first *limit* events between two positions: the *known* ones, and appends where
+    the seq implies them. None if one is missing.
 
-    An entry stands behind all events of a lower seq, and ahead of all others.
+    An entry comes after all events of a lower seq, and before all others.
     """
     events: list[Event] = []
     place = after
@@ -159,7 +179,7 @@ def _merged(
         if len(events) >= limit:
             return events
         events.append(event)
-        place = Position(after.life, event.version, event.seq, event.notices)
+        place = Position(after.generation, event.version, event.seq, event.notices)
         if len(events) == limit:
             return events
     if _moves(place) != _moves(end):
@@ -171,8 +191,8 @@ def _merged(
 
 def _appends(place: Position, last: int, most: int) -> Iterable[Event]:
     """
-    The first *most* appends behind *place*, up to seq *last*; who made them, and
-    when, tells their entry.
+    The first *most* appends behind *place*, up to seq *last*; author and time are in
+    their entries.
     """
     for seq in range(place.seq + 1, min(last, place.seq + most) + 1):
         yield Event(
@@ -188,7 +208,7 @@ def _appends(place: Position, last: int, most: int) -> Iterable[Event]:
 
 def _appended(event: Event, entry: bytes, audit: tuple[str, str] | None) -> Committed:
     """
-    An append with its entry; *audit* is not kept of entries that were put back.
+    An append with its entry; entries that were put back have no *audit*.
     """
     command, principal = audit or ("", "")
     known = msgspec.structs.replace(
@@ -200,26 +220,20 @@ def _appended(event: Event, entry: bytes, audit: tuple[str, str] | None) -> Comm
     return Committed(known, entry)
 
 
+def _position_of(event: Event, generation: str) -> Position:
+    return Position(generation, event.version, event.seq, event.notices)
+
+
 def _moves(place: Position) -> tuple[int, int]:
     """
-    What of a place is moved by all that is no append.
+    The counts of a position that events other than appends move.
     """
     return place.version, place.notices
 
 
-def _told(
-    session: Session, life: str, found: Iterable[Committed]
+def _as_session_events(
+    session: Session, generation: str, found: Iterable[Committed]
 ) -> list[SessionEvent]:
-    return [told(session.id, life, one.event, one.entry) for one in found]
-
-
-def _fitting(events: list[SessionEvent]) -> tuple[SessionEvent, ...]:
-    """
-    The first of them, and as many behind it as PAGE_BYTES have room for.
-    """
-    size = 0
-    for n, event in enumerate(events):
-        size += len(pack(event))
-        if n > 0 and size > PAGE_BYTES:
-            return tuple(events[:n])
-    return tuple(events)
+    return [
+        session_event(session.id, generation, one.event, one.entry) for one in found
+    ]

@@ -1,47 +1,61 @@
 """
-What managers read from the tiers below the hot one: sessions, pages, history, counts.
+Reads of managers below the hot tier: sessions, pages, history, counts.
 
-Nothing here changes a session; that one comes back from the cold tier, which is no
-change, is in `gateway.store.returning`.
+Nothing here changes a session; its return from the cold tier is in
+`gateway.store.rehydration`.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from bus.errors import EverbusError, Unavailable
-from bus.messages import Session, Stats, TierStats
-from gateway.failpoints import FailPoint, disarmed
-from gateway.store.catchup import CatchUp
-from gateway.store.cold.vault import Vault
-from gateway.store.feed import Below, Feed
-from gateway.store.past import Past
-from gateway.store.pricing import Prices, monthly
-from gateway.store.returning import Loaded, Returning
-from gateway.store.tiers import Held, WarmCounts, WarmTier
-from gateway.store.timeline import NO_VAULT, Timeline
-from gateway.store.unconfirmed import Unconfirmed
-from handlers.wanted import (
+import structlog
+
+from everbus.bus.errors import EverbusError, Unavailable
+from everbus.bus.messages import Session, Stats, TierStats
+from everbus.gateway.failpoints import FailPoint, disarmed
+from everbus.gateway.store.claims import NO_LENGTH, Claim
+from everbus.gateway.store.cold.archives import Archives
+from everbus.gateway.store.drain_wait import DrainWait
+from everbus.gateway.store.feed import EventFeed, EventTiers
+from everbus.gateway.store.history import SessionHistory
+from everbus.gateway.store.outbox_reader import OutboxReader
+from everbus.gateway.store.pricing import Prices, monthly
+from everbus.gateway.store.read_bound import PAGE_BYTES, ReadBound
+from everbus.gateway.store.rehydration import Rehydration
+from everbus.gateway.store.sealed_copies import SealedCopies
+from everbus.gateway.store.tiers import Admissible, Claimed, WarmCounts, WarmSession
+from everbus.gateway.store.timeline import NO_VAULT, Timeline
+from everbus.gateway.store.warm_roles import WarmTier
+from everbus.gateway.telemetry import metrics
+from everbus.handlers.fetch_requests import (
     ChangesBetween,
     CheckpointsOf,
     CheckpointState,
     EventsAfter,
+    FetchRequest,
     FoundSessions,
     FullContext,
     StateAt,
     Statistics,
-    Wanted,
     WarmPage,
 )
 
+log = structlog.get_logger()
+
 LOADED_AT_ONCE = 256
-# How long an answer waits for the archiver to write what was just committed.
+# How long an answer waits until the archiver has written recent commits.
 CATCH_UP_S = 8.0
 # A checkpoint that is not there may never have been.
 CHECKPOINT_CATCH_UP_S = 2.0
 
-# Asks how many sessions are hot, and the bytes that the hot tier takes.
+# Commands of that age are not sent again: publishers are forgotten then, too.
+COMMANDS_HORIZON = timedelta(hours=24)
+
+# A session that was claimed, or the error.
+Claimant = Admissible | EverbusError
+# Returns the number of hot sessions and the bytes of the hot tier.
 HotCounts = Callable[[], Awaitable[tuple[int, int]]]
 
 
@@ -54,34 +68,39 @@ def utc_now() -> datetime:
 
 class NoTiers:
     """
-    Stands for the tiers below where none is configured: nothing is there.
+    The reader without a configured tier below: it finds nothing.
 
     Args:
-        outbox: where everything that was committed lies, as nobody takes it away.
+        outbox: has everything committed, as no archiver empties it.
     """
 
-    def __init__(self, outbox: Unconfirmed | None = None) -> None:
-        self._feed = None if outbox is None else Feed(outbox, None)
+    def __init__(
+        self, outbox: OutboxReader | None = None, page_bytes: int = PAGE_BYTES
+    ) -> None:
+        self._feed = None if outbox is None else EventFeed(outbox, None, page_bytes)
 
     async def load_each(
-        self, session_ids: Sequence[str], found: Callable[[str, Loaded], None]
+        self,
+        claims: Sequence[Claim],
+        found: Callable[[str, Claimant], None],
+        _wanted: Callable[[Session], bool] | None = None,
     ) -> None:
         """
-        None for each.
+        Nothing for each.
         """
-        for session_id in session_ids:
-            found(session_id, None)
+        for claim in claims:
+            found(claim.session, Admissible(None))
 
-    async def answer(self, session: Session | None, wanted: Wanted) -> Any:
+    async def answer(self, session: Session | None, wanted: FetchRequest) -> Any:
         """
-        What happened in a session, as long as the outbox has it; refuse all else:
-        what the hot tail has, the handlers know without asking.
+        The events of a session from the outbox; refuse all other reads: handlers answer
+        from the hot tail themselves.
 
         Raises:
             Unavailable: with the remedy.
         """
         if self._feed and session and isinstance(wanted, EventsAfter):
-            return await self._feed.page(session, wanted, CatchUp(0.0))
+            return await self._feed.page(session, wanted, DrainWait(0.0))
         raise Unavailable(
             f"{_asked(wanted)} is below the hot tier, and this manager has no MongoDB; "
             "set EVERBUS_MONGO_URL"
@@ -99,88 +118,109 @@ class Reader:
 
     Args:
         vault: None if no cold tier is configured.
-        hot_counts: what tells the hot tier's part of the statistics; without it
-            they have none.
-        outbox: where what MongoDB does not hold yet is; without it, what happens in
-            sessions is told when MongoDB holds it.
+        hot_counts: returns the hot tier's part of the statistics; None leaves it out.
+        outbox: has the events that MongoDB does not hold yet; without it, events appear
+            when MongoDB holds them.
         catch_up_s: how long an answer may wait for the archiver.
+        page_bytes: where a page ends in bytes.
         now: the time, for the audit.
-        fail: see `gateway.store.returning`.
+        fail: see `gateway.store.rehydration`.
+        sealed: opens sealed timeline entries; None without encryption.
     """
 
     def __init__(
         self,
         warm: WarmTier,
-        vault: Vault | None,
+        vault: Archives | None,
         prices: Prices,
         hot_counts: HotCounts | None = None,
         *,
-        outbox: Unconfirmed | None = None,
+        outbox: OutboxReader | None = None,
         catch_up_s: float = CATCH_UP_S,
+        page_bytes: int = PAGE_BYTES,
         now: Callable[[], datetime] = utc_now,
         fail: FailPoint = disarmed,
+        sealed: SealedCopies | None = None,
     ) -> None:
         self._warm = warm
         self._vault = vault
         self._prices = prices
         self._hot_counts = hot_counts
         self._catch_up_s = catch_up_s
-        self._timeline = Timeline(warm, vault)
-        self._past = Past(warm)
-        self._feed = Feed(outbox, Below(warm, self._timeline))
-        self._returning = Returning(warm, vault, self._timeline, now, fail)
-
-    async def load(self, session_ids: Sequence[str]) -> dict[str, Loaded]:
-        """
-        Sessions as they are to become hot, with their recent timeline, packed; None
-        for those that no tier holds, an error for those that cannot be had.
-
-        One that is in the cold tier returns from it. LOADED_AT_ONCE ids at most.
-        """
-        loaded: dict[str, Loaded] = {}
-        await self.load_each(session_ids, loaded.__setitem__)
-
-        return loaded
+        self._now = now
+        self._bound = ReadBound(page_bytes)
+        self._timeline = Timeline(warm, vault, page_bytes, sealed)
+        self._past = SessionHistory(warm, page_bytes)
+        self._feed = EventFeed(outbox, EventTiers(warm, self._timeline), page_bytes)
+        self._returning = Rehydration(warm, vault, self._timeline, now, fail)
 
     async def load_each(
-        self, session_ids: Sequence[str], found: Callable[[str, Loaded], None]
+        self,
+        claims: Sequence[Claim],
+        found: Callable[[str, Claimant], None],
+        wanted: Callable[[Session], bool] | None = None,
     ) -> None:
         """
-        As `load`, but *found* is told of each session as soon as it is there.
-        """
-        if len(session_ids) > LOADED_AT_ONCE:
-            raise ValueError(f"{len(session_ids)} ids; at most {LOADED_AT_ONCE}")
-        held: dict[str, Held] = {}
-        error: EverbusError | None = None
-        try:
-            held = await self._warm.sessions(session_ids)
-        except EverbusError as failed:
-            error = failed
+        Claim sessions to become hot; *found* is called for each as soon as it is read.
 
-        async def tell(session_id: str, there: Held) -> None:
-            found(session_id, await self._returning.loaded(there))
+        A session that is not *wanted*, by its warm document, stays where it is. A
+        session in the cold tier returns from it. At most LOADED_AT_ONCE claims.
+        """
+        if len(claims) > LOADED_AT_ONCE:
+            raise ValueError(f"{len(claims)} claims; at most {LOADED_AT_ONCE}")
+        try:
+            claimed = await self._warm.claim(claims)
+        except EverbusError as failed:
+            for claim in claims:
+                found(claim.session, failed)
+            return
+
+        async def load_one(claim: Claim) -> None:
+            held = claimed[claim.session].held
+            if wanted is not None and held is not None and not wanted(held.session):
+                return
+            found(claim.session, await self._claimed(claim, claimed[claim.session]))
 
         async with asyncio.TaskGroup() as loading:
-            for session_id, there in held.items():
-                loading.create_task(tell(session_id, there))
-            for session_id in set(session_ids) - held.keys():
-                found(session_id, error)
+            for claim in claims:
+                loading.create_task(load_one(claim))
 
-    async def answer(self, session: Session | None, wanted: Wanted) -> Any:
+    async def _claimed(self, claim: Claim, claimed: Claimed) -> Claimant:
         """
-        What *wanted* names, of *session* where it is of one; in the form that the
-        class of *wanted* tells.
+        The claimed session and the commands that it brings along, or the error.
+        """
+        if claimed.lineage > claim.lineage:
+            return _stale_side(claim, claimed.lineage)
+        if claimed.keeps_hot or claimed.held is None:
+            return Admissible(None, claimed.keeps_hot)
+        session = await self._returning.loaded(claimed.held)
+        if isinstance(session, EverbusError) or session is None or claimed.known:
+            return session if isinstance(session, EverbusError) else Admissible(session)
+        beyond = claim.hot if claim.hot and claimed.descends else NO_LENGTH
+        since = self._now() - COMMANDS_HORIZON
+        try:
+            commands = await self._warm.commands(
+                session.id, session.created_at, beyond, since
+            )
+        except EverbusError as error:
+            return error
+        return Admissible(session, commands=commands)
+
+    async def answer(self, session: Session | None, wanted: FetchRequest) -> Any:
+        """
+        The answer to *wanted*, about *session* if it concerns one; the class of
+        *wanted* documents its form.
 
         Raises:
             Unavailable: a tier is away, or the archiver is too far behind.
-            Corrupted: what is wanted is damaged.
+            Corrupted: the wanted object is damaged.
             NotFound: there is no such checkpoint.
             Invalid: there is no such version.
         """
         match wanted:
             case FoundSessions():
                 seen_by = (wanted.visible_to, wanted.tenant)
-                return await self._warm.find(wanted.query, *seen_by)
+                return await self._warm.find(wanted.query, *seen_by, self._bound)
             case Statistics():
                 return await self._stats()
         if session is None:
@@ -189,12 +229,12 @@ class Reader:
 
     async def close(self) -> None:
         """
-        Give up what is under way; the tiers are closed by who made them.
+        Cancel reads in progress; the caller closes the tiers.
         """
         await self._returning.close()
 
-    async def _answer(self, session: Session, wanted: Wanted) -> Any:
-        catch_up = CatchUp(self._catch_up_s)
+    async def _answer(self, session: Session, wanted: FetchRequest) -> Any:
+        catch_up = DrainWait(self._catch_up_s)
         match wanted:
             case WarmPage():
                 return await self._timeline.page(session, wanted, catch_up)
@@ -211,37 +251,40 @@ class Reader:
                     session.id, session.created_at, wanted.before, wanted.limit
                 )
             case CheckpointState():
-                briefly = CatchUp(min(CHECKPOINT_CATCH_UP_S, self._catch_up_s))
+                briefly = DrainWait(min(CHECKPOINT_CATCH_UP_S, self._catch_up_s))
                 return await self._past.checkpoint(
                     session, wanted.checkpoint_id, briefly
                 )
         raise AssertionError(f"nobody answers {_asked(wanted)}")
 
     async def _context(
-        self, session: Session, version: int, catch_up: CatchUp
+        self, session: Session, version: int, catch_up: DrainWait
     ) -> dict[str, Any]:
         """
         The session's full context as of *version* or later.
         """
 
-        async def attempt() -> Held | None:
+        async def attempt() -> WarmSession | None:
             there = await self._warm.sessions([session.id], context=True)
-            held = there.get(session.id)
-            if held is None or held.session.created_at != session.created_at:
+            warm_session = there.get(session.id)
+            if (
+                warm_session is None
+                or warm_session.session.created_at != session.created_at
+            ):
                 return None
-            return held if held.session.version >= version else None
+            return warm_session if warm_session.session.version >= version else None
 
-        held = await catch_up.first(attempt)
-        if held is None:
+        warm_session = await catch_up.first(attempt)
+        if warm_session is None:
             raise Unavailable(
                 f"version {version} of {session.id} is not in the warm tier yet: the "
                 "archiver is behind. Try again later"
             )
-        if held.archival_status == "ACTIVE":
-            return held.full_context
-        return await self._archived_context(held)
+        if warm_session.archival_status == "ACTIVE":
+            return warm_session.full_context
+        return await self._archived_context(warm_session)
 
-    async def _archived_context(self, stub: Held) -> dict[str, Any]:
+    async def _archived_context(self, stub: WarmSession) -> dict[str, Any]:
         session = stub.session
         if self._vault is None:
             raise Unavailable(
@@ -264,6 +307,20 @@ class Reader:
         )
 
 
+def _stale_side(claim: Claim, lineage: int) -> Unavailable:
+    """
+    The refusal of a session that another bus claimed later.
+    """
+    metrics.STALE_SIDE.inc()
+    log.error("lineage.stale_side", session=claim.session, lineage=claim.lineage)
+    return Unavailable(
+        f"session {claim.session} belongs to lineage {lineage}, and this bus has "
+        f"{claim.lineage}: another bus, promoted later, serves it. Connect there; if "
+        "there is none, restart this bus, which begins a later lineage",
+        stale_side=True,
+    )
+
+
 def _below(counts: WarmCounts, prices: Prices) -> dict[str, TierStats]:
     archived = counts.states.get("archived", 0)
     return {
@@ -280,5 +337,5 @@ def _below(counts: WarmCounts, prices: Prices) -> dict[str, TierStats]:
     }
 
 
-def _asked(wanted: Wanted) -> str:
+def _asked(wanted: FetchRequest) -> str:
     return type(wanted).__name__

@@ -7,19 +7,19 @@ versions of the sessions: a fast loss is no result.
 
 import asyncio
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import redis.asyncio as redis
 
-from bus import keys
-from bus.cluster import wire_to
-from bus.codec import pack
-from bus.errors import Overloaded
-from bus.messages import SCHEMA, Envelope
-from gateway.progress import Progress
-from gateway.store import names
+from everbus.bus import keys
+from everbus.bus.cluster_wire import wire_to
+from everbus.bus.errors import Overloaded
+from everbus.bus.messages import SCHEMA, Envelope, pack
+from everbus.gateway.lane.sequence import ProducerWindow
+from everbus.gateway.store import key_names
 from tests.bench import rig, watch_loop
+from tests.bench.patches import Patch, UpdateBodies, another_of
 
 SESSIONS = 1000
 PATCH = {"work_in_progress": {"a": "x" * 100, "b": "y" * 100, "c": "z" * 60}}
@@ -58,7 +58,7 @@ class Arms:
         station: rig.Station,
         figures: dict[str, list[float]],
         prefix: str = "",
-        patch: dict[str, Any] = PATCH,
+        patch: Patch = PATCH,
     ) -> None:
         self._station = station
         self._mad = station.mad
@@ -69,7 +69,8 @@ class Arms:
         self._prefix = prefix
         self._patch = patch
         self._sent = 0
-        self.body = pack({"patch": patch})
+        self._bodies = UpdateBodies(patch)
+        self.body = self._bodies.another()
         self.ids: list[str] = []
 
     async def open(self) -> None:
@@ -201,7 +202,8 @@ class Arms:
 
         async def writer() -> None:
             for _ in range(each):
-                await self._mad.update_session(session.id, self._patch, timeout=60)
+                patch = another_of(self._patch)
+                await self._mad.update_session(session.id, patch, timeout=60)
 
         started = time.perf_counter()
         await asyncio.gather(*(writer() for _ in range(writers)))
@@ -269,7 +271,8 @@ class Arms:
 
     async def _update(self, i: int) -> None:
         self._sent += 1
-        await self._mad.update_session(self.ids[i % SESSIONS], self._patch, timeout=60)
+        session_id = self.ids[i % SESSIONS]
+        await self._mad.update_session(session_id, another_of(self._patch), timeout=60)
 
     def _used(self) -> Used:
         at = self._station
@@ -296,7 +299,7 @@ class Arms:
             id="",
             kind="session.update",
             session=self.ids[i % SESSIONS],
-            body=msgspec.Raw(self.body),
+            body=msgspec.Raw(self._bodies.another()),
         )
 
     async def _publish(self, count: int) -> None:
@@ -318,14 +321,16 @@ class Arms:
 
     async def _settled(self) -> int:
         lanes = range(self._station.partitions)
-        every = [("HVALS", names.publishers(p)) for p in lanes]
+        every = [("HVALS", key_names.publishers(p)) for p in lanes]
         replies = await self._wire.exchange(every)
-        return sum(Progress.parse(v).mark for values in replies for v in values)
+        return sum(
+            ProducerWindow.parse(v).high_water for values in replies for v in values
+        )
 
     async def _commits(self) -> int:
         lanes = range(self._station.partitions)
         return sum(
-            await self._wire.exchange([("XLEN", names.outbox(p)) for p in lanes])
+            await self._wire.exchange([("XLEN", key_names.outbox(p)) for p in lanes])
         )
 
     async def _quiet(self) -> None:

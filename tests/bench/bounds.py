@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from redis.crc import key_slot
 
-from bus.keys import partition_of
-from gateway.replica import lane_owner
+from everbus.bus.keys import partition_of
+from everbus.gateway.session_manager import lane_owner
 
 SLOTS = 16384
 # Enough namings of replicas that the mean of the busiest one's share stands still.

@@ -12,17 +12,17 @@ hundreds, and the session read each time.
 from collections.abc import Iterator
 from typing import TypeVar
 
-from bus.backlog import ENTRY_COMMANDS
-from bus.codec import COMMAND_FIELD
-from bus.wire import Command, Wire
-from gateway.store import names
-from gateway.store.outbox import COUNT_FIELD, VALUE_FIELD
+from everbus.bus.messages import COMMAND_FIELD
+from everbus.bus.send_queue import ENTRY_COMMANDS
+from everbus.bus.wire import Command, Wire
+from everbus.gateway.store import key_names
+from everbus.gateway.store.hot_copy import COUNT_FIELD, VALUE_FIELD
 from tests.bench import rig
 from tests.bench.yardstick import DATABASE, CommitCall
 from tests.servers import RealServer
 
 Some = TypeVar("Some")
-AT_ONCE = 200
+MAX_CONCURRENT = 200
 READ_AT_ONCE = 100
 STREAM, GROUP = "floor:in", "g"
 
@@ -157,7 +157,7 @@ class Floor:
             calls = max(1, count // call.size)
             add = _outbox_entry(call)
             found[name] = await self._cost([add] * calls, calls * call.size)
-            await self._wire.call("DEL", names.outbox(0))
+            await self._wire.call("DEL", key_names.outbox(0))
         return found
 
     async def _replies(self, count: int) -> dict[str, float]:
@@ -170,12 +170,14 @@ class Floor:
             adds.append(("XADD", key, "*", "r", self._reply))
             adds.append(("PEXPIRE", key, 60_000))
         made = await self._cost(adds, count)
-        gone: list[Command] = [("UNLINK", *some) for some in _runs(keys, AT_ONCE)]
+        gone: list[Command] = [
+            ("UNLINK", *some) for some in _runs(keys, MAX_CONCURRENT)
+        ]
 
         return {REPLY: made, UNLINK: await self._cost(gone, count, at_once=8)}
 
     async def _cost(
-        self, commands: list[Command], count: int, *, at_once: int = AT_ONCE
+        self, commands: list[Command], count: int, *, at_once: int = MAX_CONCURRENT
     ) -> float:
         before = rig.cpu_s(self._pid)
         for some in _runs(commands, at_once):
@@ -203,4 +205,4 @@ def _outbox_entry(call: CommitCall) -> Command:
     value = max(call.command, key=len)
     fields = (VALUE_FIELD, value, COUNT_FIELD, call.records)
 
-    return ("XADD", names.outbox(0), "*", *fields)
+    return ("XADD", key_names.outbox(0), "*", *fields)

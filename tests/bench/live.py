@@ -22,14 +22,14 @@ from pathlib import Path
 
 from websockets.asyncio.client import ClientConnection, connect
 
-from bus import Mad
-from bus import connect as connect_mad
-from compose.folder import free_port
-from gateway.identity.tokens import mint
+from everbus.bus import Mad
+from everbus.bus import connect as connect_mad
+from everbus.compose.stack_folder import free_port
+from everbus.gateway.identity.tokens import mint
 from tests.bench.rig import SECRET, bus, replica
 
 SESSIONS = 100
-AT_ONCE = 50
+MAX_CONCURRENT = 50
 
 
 def token() -> str:
@@ -58,7 +58,7 @@ async def edge(url: str) -> AsyncIterator[tuple[str, int]]:
         "EVERBUS_LOG_LEVEL": "warning",
     }
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "compose.cli", "edge"), env=environment
+        *(sys.executable, "-m", "everbus", "edge"), env=environment
     )
     try:
         await until_served(port)
@@ -113,7 +113,7 @@ async def opened(
     That many streams, AT_ONCE at a time, each past its opening message.
     """
     headers = {"Authorization": f"Bearer {token()}"}
-    turns = asyncio.Semaphore(AT_ONCE)
+    turns = asyncio.Semaphore(MAX_CONCURRENT)
 
     async def one(n: int) -> ClientConnection:
         async with turns:

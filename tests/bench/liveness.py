@@ -24,11 +24,10 @@ from typing import Any, NamedTuple
 import msgspec
 import uvloop
 
-from bus import keys
-from bus.codec import pack, pack_envelope
-from bus.messages import SCHEMA, Envelope
-from bus.wire import Command, Wire
-from gateway.store import leases, names
+from everbus.bus import keys
+from everbus.bus.messages import SCHEMA, Envelope, pack, pack_envelope
+from everbus.bus.wire import Command, Wire
+from everbus.gateway.store import key_names, lease_records
 from tests.bench import rig
 from tests.replicas import Part, manager, replica_in
 from tests.servers import RealServer
@@ -106,7 +105,7 @@ async def until_owned(wire: Wire) -> dict[int | str, str]:
     """
     deadline = time.monotonic() + WITHIN_S
     while time.monotonic() < deadline:
-        values = await wire.call("MGET", *map(names.owner, LANES))
+        values = await wire.call("MGET", *map(key_names.owner, LANES))
         if all(values):
             return {
                 lane: value.decode() for lane, value in zip(LANES, values, strict=True)
@@ -158,7 +157,7 @@ async def _join_all(wire: Wire, instances: int) -> None:
 async def _lateness(wire: Wire, instances: int) -> list[float]:
     deadline = time.monotonic() + WITHIN_S
     while time.monotonic() < deadline:
-        found = await leases.instances(wire)
+        found = await lease_records.instances(wire)
         if len(found) == instances and all(one.state == "lost" for one in found):
             ttl_ms = SILENT_TTL_S * 1000
             noticed = sum(one.noticed == "event" for one in found)
@@ -197,7 +196,7 @@ async def heartbeat_cost(instances: int, seconds: float) -> dict[str, float]:
             await _beat(wire, "join", living, 1.0)
             beats = _beat_for(wire, living, seconds)
             busy = await _spent(wire, pids, seconds, beats)
-            watch = await leases.watch(wire)
+            watch = await lease_records.watch(wire)
             if watch.living != instances:
                 raise AssertionError(f"{watch.living} of {instances} live")
     return {
@@ -287,7 +286,7 @@ async def _until_owners(wire: Wire, wanted: set[str]) -> None:
 
 async def _taken(wire: Wire, victim: str) -> list[float]:
     began = time.monotonic()
-    owners = await wire.call("MGET", *map(names.owner, LANES))
+    owners = await wire.call("MGET", *map(key_names.owner, LANES))
     waiting = {
         lane
         for lane, owner in zip(LANES, owners, strict=True)
@@ -299,7 +298,7 @@ async def _taken(wire: Wire, victim: str) -> list[float]:
             raise AssertionError(f"{waiting} not taken over within {WITHIN_S} s")
         await asyncio.sleep(0.005)
         lanes = sorted(waiting, key=str)
-        owners = await wire.call("MGET", *map(names.owner, lanes))
+        owners = await wire.call("MGET", *map(key_names.owner, lanes))
         for lane, owner in zip(lanes, owners, strict=True):
             if owner and replica_in(owner.decode()) != victim:
                 took.append(time.monotonic() - began)

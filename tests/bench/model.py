@@ -19,11 +19,12 @@ from typing import Any, NamedTuple
 
 import uvloop
 
-from bus.cluster import wire_to
-from gateway.store import names
+from everbus.bus.cluster_wire import wire_to
+from everbus.gateway.store import key_names
 from tests.bench import bounds, goals, rig
 from tests.bench.arms import COMMANDS_A_COMMIT, IN_FLIGHT, OTHERS, PATCH, Arms
 from tests.bench.bounds import Batching, Costs, House
+from tests.bench.patches import Patch
 
 CORES = float(os.cpu_count() or 1)
 ONE_KB = {"work_in_progress": {f"k{n}": "x" * 100 for n in range(9)}}
@@ -197,7 +198,7 @@ class Capacity:
         stack: AsyncExitStack,
         prefix: str,
         station: rig.Station,
-        patch: dict[str, Any] = PATCH,
+        patch: Patch = PATCH,
     ) -> None:
         arms = self._arms[prefix] = Arms(station, self.figures, prefix, patch)
         stack.push_async_callback(arms.close)
@@ -211,7 +212,7 @@ class Capacity:
         """
         station = self._stations[PAIR]
         wire = wire_to(station.url)
-        owners = [("GET", names.owner(p)) for p in range(station.partitions)]
+        owners = [("GET", key_names.owner(p)) for p in range(station.partitions)]
         try:
             found = await wire.exchange(owners)
         finally:

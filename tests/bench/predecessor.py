@@ -22,11 +22,12 @@ import uvloop
 from tests.bench import goals, rig
 from tests.bench.arms import PATCH, Arms
 from tests.bench.goals import Ratio
+from tests.bench.patches import another_of
 
 PING = "bare PING, ms"
 LOOPED = "in a loop, "
 EVENT_WITHIN_S = 10.0
-AT_ONCE = 100
+MAX_CONCURRENT = 100
 # About as large as a session of theirs, which they keep as one JSON text.
 STATE = json.dumps({"id": "0" * 36, "version": 1, "state": {"text": "x" * 300}})
 
@@ -202,7 +203,7 @@ class Predecessor:
 
     async def _update(self) -> None:
         self._updates += 1
-        await self._mad.update_session(self._session, PATCH)
+        await self._mad.update_session(self._session, another_of(PATCH))
 
     async def _their_update(self) -> None:
         """
@@ -221,15 +222,16 @@ class Predecessor:
             await arms.open()
 
             async def caller(first: int) -> None:
-                for i in range(first, 10 * count, AT_ONCE):
+                for i in range(first, 10 * count, MAX_CONCURRENT):
                     session = arms.ids[i % len(arms.ids)]
                     if i % 2:
                         await self._mad.get_session(session, timeout=60)
                     else:
-                        await self._mad.update_session(session, PATCH, timeout=60)
+                        patch = another_of(PATCH)
+                        await self._mad.update_session(session, patch, timeout=60)
 
             started = time.perf_counter()
-            await asyncio.gather(*(caller(first) for first in range(AT_ONCE)))
+            await asyncio.gather(*(caller(first) for first in range(MAX_CONCURRENT)))
             self._note("operations/s", 10 * count / (time.perf_counter() - started))
             [replica] = self._station.replicas
             self._note("replica's memory, MB", rig.rss_mb(replica.pid))

@@ -22,12 +22,12 @@ from typing import NamedTuple
 
 import uvloop
 
-from bus import Mad, connect
-from compose.folder import free_port
+from everbus.bus import Mad, connect
+from everbus.compose.stack_folder import free_port
 from tests.bench import rig
 
 SESSIONS = 1_000
-AT_ONCE = 64
+MAX_CONCURRENT = 64
 # At a fixed rate: what a machine of two cores serves with room to spare.
 RATE = 200
 GOAL_CREATE_S = 0.100
@@ -123,7 +123,7 @@ def edge(url: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
         },
     }
     process = subprocess.Popen(
-        [sys.executable, "-m", "compose.cli", "edge"], env=environment
+        [sys.executable, "-m", "everbus", "edge"], env=environment
     )
     try:
         yield process
@@ -145,7 +145,7 @@ async def doors(folder: Path) -> AsyncIterator[tuple[Mad, Http, int]]:
                 with edge(server.url, port) as process:
                     await until_ready(port)
                     http = Http(port, token)
-                    await http.open(AT_ONCE)
+                    await http.open(MAX_CONCURRENT)
                     try:
                         yield mad, http, process.pid
                     finally:
@@ -329,7 +329,7 @@ async def main(pairs: int, requests: int, seconds: float) -> None:
         async with doors(Path(folder)) as (mad, http, pid):
             made = [await mad.create_session("bench") for _ in range(SESSIONS)]
             arms = Arms(mad, http, [session.id for session in made])
-            await compared(arms.calls(), pid, pairs, requests, AT_ONCE)
+            await compared(arms.calls(), pid, pairs, requests, MAX_CONCURRENT)
             await compared(arms.calls(), pid, pairs, requests // 10, 1)
             await held("create", arms.create, seconds, GOAL_CREATE_S)
             await held("hot get", arms.rest_get, seconds, GOAL_GET_S)

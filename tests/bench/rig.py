@@ -9,22 +9,24 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
-from bus import Mad, connect
-from bus.cluster import wire_to
-from bus.wire import Wire
-from gateway.identity.tokens import mint
-from gateway.store import names
+from everbus.bus import Mad, connect
+from everbus.bus.cluster_wire import wire_to
+from everbus.bus.wire import Wire
+from everbus.gateway.identity.tokens import mint
+from everbus.gateway.store import key_names
 from tests.cluster import cluster
 from tests.servers import RealServer, valkey
 
 SECRET = "bench-secret-that-is-long-enough-for-hs256"
 # Names another program than the wheel's Valkey, for example `redis-server`.
 SERVER = "EVERBUS_BENCH_SERVER"
+NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
 PARTITIONS = 16
 # Lanes are shared out anew within a second of a replica's coming.
 SETTLED_S = 1.5
@@ -58,10 +60,14 @@ async def bus(folder: Path, *, aof: bool = False) -> AsyncIterator[RealServer]:
 
 @contextmanager
 def replica(
-    url: str, name: str = "bench-1", *, partitions: int = PARTITIONS
+    url: str,
+    name: str = "bench-1",
+    *,
+    partitions: int = PARTITIONS,
+    settings: Mapping[str, str] = NO_SETTINGS,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """
-    One manager process; ended in order, by pid.
+    One manager process, with more *settings*; ended in order, by pid.
     """
     environment = {
         "PATH": os.environ["PATH"],
@@ -75,9 +81,10 @@ def replica(
         "EVERBUS_REDIS_UNSAFE": "true",
         # The archiver is not part of what is measured, so its limit is far away.
         "EVERBUS_OUTBOX_MAX_RECORDS": "100000000",
+        **settings,
     }
     process = subprocess.Popen(
-        [sys.executable, "-m", "compose.cli", "manager"], env=environment
+        [sys.executable, "-m", "everbus", "manager"], env=environment
     )
     try:
         yield process
@@ -143,6 +150,7 @@ async def station(
     replicas: int = 1,
     partitions: int = PARTITIONS,
     primaries: int = 0,
+    settings: Mapping[str, str] = NO_SETTINGS,
 ) -> AsyncIterator[Station]:
     """
     A bus, its replicas and a MAD that is served in every lane; all ended in order.
@@ -160,7 +168,9 @@ async def station(
             server = await stack.enter_async_context(bus(folder, aof=aof))
             url, servers = server.url, (server,)
         processes = tuple(
-            stack.enter_context(replica(url, name, partitions=partitions))
+            stack.enter_context(
+                replica(url, name, partitions=partitions, settings=settings)
+            )
             for name in (f"bench-{n + 1}" for n in range(replicas))
         )
         mad = await stack.enter_async_context(
@@ -215,7 +225,7 @@ async def empty(wire: Wire, partitions: int = PARTITIONS) -> None:
     """
     Forget the outboxes between passes, so that every pass has the same memory.
     """
-    every = [(names.outbox(p), names.backlog(p)) for p in range(partitions)]
+    every = [(key_names.outbox(p), key_names.backlog(p)) for p in range(partitions)]
     await wire.exchange([("DEL", *both) for both in every])
 
 
@@ -224,7 +234,7 @@ async def shared_out(url: str, replicas: int, partitions: int = PARTITIONS) -> N
     Return when every lane has an owner, each replica some, and none moved for a while.
     """
     wire, since, before = wire_to(url), time.monotonic(), None
-    owners = [names.owner(p) for p in range(partitions)]
+    owners = [key_names.owner(p) for p in range(partitions)]
     try:
         async with asyncio.timeout(SHARED_WITHIN_S):
             while time.monotonic() - since < SETTLED_S or before is None:

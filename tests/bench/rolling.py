@@ -19,10 +19,10 @@ from subprocess import Popen
 
 import uvloop
 
-from bus import Mad, connect
-from bus.errors import EverbusError
-from bus.wire import Wire
-from gateway.store import names
+from everbus.bus import Mad, connect
+from everbus.bus.errors import EverbusError
+from everbus.bus.wire import Wire
+from everbus.gateway.store import key_names
 from tests.bench import rig
 
 REPLICAS = 3
@@ -109,10 +109,10 @@ async def until_living(url: str, wanted: set[str]) -> None:
     Return when all of *wanted* are replicas and every lane has an owner.
     """
     wire = Wire(url)
-    owners = [names.owner(p) for p in range(rig.PARTITIONS)]
+    owners = [key_names.owner(p) for p in range(rig.PARTITIONS)]
     try:
         while True:
-            living = await wire.call("ZRANGE", names.REPLICAS, 0, -1)
+            living = await wire.call("ZRANGE", key_names.REPLICAS, 0, -1)
             owned = await wire.call("EXISTS", *owners)
             if wanted <= {name.decode() for name in living} and owned == len(owners):
                 return

@@ -15,11 +15,12 @@ from pathlib import Path
 import msgspec
 import uvloop
 
-from bus import connect
-from tests.bench.scale_rig import PATIENCE_S
+from everbus.bus import connect
+from tests.bench.scale_rig import MANAGER_TIMEOUT_S
 from tests.bench.scale_work import Hammer, Mix, Plan, Report, read_report
 from tests.bench.tier_rig import TIMEOUT_S
-from tests.replicas import HOUSE, a_token
+from tests.processes import HOUSE
+from tests.replicas import a_token
 from tests.servers import inherited
 
 
@@ -51,7 +52,7 @@ class Client:
         """
         stdout = self._process.stdout
         assert stdout is not None
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(MANAGER_TIMEOUT_S):
             heard = (await stdout.readline()).decode().strip()
         if heard != line:
             raise AssertionError(f"a client process said {heard!r}, not {line!r}")

@@ -9,12 +9,12 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
-from bus import Mad, connect, keys
-from bus.errors import Overloaded
-from gateway.store import names
+from everbus.bus import Mad, connect, keys
+from everbus.bus.errors import Overloaded
+from everbus.gateway.store import key_names
 from tests.bench.rig import PARTITIONS
 from tests.bench.scale_rig import (
-    AT_ONCE,
+    MAX_CONCURRENT,
     Meter,
     Scale,
     made,
@@ -76,7 +76,7 @@ async def _used(stack: Stack, mad: Mad, ids: Sequence[str]) -> None:
     patch = {"fields": PATCH}
     for call in (mad.join, partial(mad.update_session, patch=patch), mad.get_session):
         calls: list[Any] = [partial(call, i, timeout=TIMEOUT_S) for i in ids]
-        await in_flight(AT_ONCE, calls)
+        await in_flight(MAX_CONCURRENT, calls)
 
 
 async def filled(stack: Stack, mad: Mad, ids: Sequence[str]) -> None:
@@ -114,7 +114,7 @@ async def _check(mad: Mad, ids: Sequence[str]) -> None:
         if (session.version, session.last_seq) != (3, TAIL):
             raise AssertionError(f"{session_id} is not as it was made: {session}")
 
-    await in_flight(AT_ONCE, [partial(one, session_id) for session_id in ids])
+    await in_flight(MAX_CONCURRENT, [partial(one, session_id) for session_id in ids])
 
 
 async def _forget_replies(stack: Stack) -> None:
@@ -223,8 +223,8 @@ async def recent_bytes(stack: Stack, session_id: str) -> dict[str, int]:
     """
     p = keys.partition_of(session_id, PARTITIONS)
     found = {
-        "hot state": names.session(p, session_id),
-        "tail": names.recent(p, session_id),
+        "hot state": key_names.session(p, session_id),
+        "tail": key_names.recent(p, session_id),
     }
     asked = [("MEMORY", "USAGE", key, "SAMPLES", 0) for key in found.values()]
     sizes = await stack.wire.exchange(asked)

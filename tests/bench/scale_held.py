@@ -10,10 +10,10 @@ from typing import Any
 
 import msgspec
 
-from bus import Mad
-from bus.errors import Unavailable
-from gateway.store.mongo.documents import EVENTS, SESSIONS, TIMELINE
-from handlers.commands import ListSessions
+from everbus.bus import Mad
+from everbus.bus.errors import Unavailable
+from everbus.gateway.store.mongo.documents import EVENTS, SESSIONS, TIMELINE
+from everbus.handlers.commands import ListSessions
 from tests.bench.scale_rig import Scale, say
 from tests.bench.tier_rig import TIMEOUT_S, in_flight, timed
 from tests.bench.tier_sessions import (

@@ -9,9 +9,10 @@ from typing import Any
 
 import uuid_utils
 
-from bus import Mad, keys
-from gateway.store import names
-from gateway.store.newborn import SKEW_MS
+from everbus.bus import Mad, keys
+from everbus.gateway.store import key_names
+from everbus.gateway.store.uuid_age import SKEW_MS
+from tests.bench.patches import another
 from tests.bench.rig import PARTITIONS
 from tests.bench.scale_clients import Client, client
 from tests.bench.scale_rig import Scale, made, paced, say, since
@@ -105,7 +106,8 @@ async def _probe(
         kind = kinds[n % 2]
         session = random.choice(probed[kind])
         with since(due, took.setdefault((arm, kind), [])):
-            await mad.update_session(session, {"fields": PATCH}, timeout=TIMEOUT_S)
+            patch = {"fields": another(PATCH)}
+            await mad.update_session(session, patch, timeout=TIMEOUT_S)
 
     await paced(PROBE_RATE, scale.seconds(ARM_S, 1), request)
 
@@ -168,23 +170,22 @@ async def times(scale: Scale) -> None:
 
 
 def _calls(mad: Mad) -> dict[str, Callable[[str], Awaitable[Any]]]:
-    update = partial(mad.update_session, patch={"fields": PATCH}, timeout=TIMEOUT_S)
     append = partial(mad.append_and_wait, entry={"text": TEXT}, timeout=TIMEOUT_S)
 
     return {
         "create": lambda _: mad.create_session("ada", timeout=TIMEOUT_S),
         "hot get": partial(mad.get_session, timeout=TIMEOUT_S),
-        "update": update,
+        "update": lambda i: mad.update_session(
+            i, {"fields": another(PATCH)}, timeout=TIMEOUT_S
+        ),
         "append": append,
     }
 
 
 async def _age(stack: Stack) -> None:
     """
-    Make the bus older than any clock may be off: `<server>:<ms>` of `names.born`.
+    Make the bus older than any clock may be off: `since` of `key_names.lineage`.
     """
     for p in range(PARTITIONS):
-        born = (await stack.wire.call("GET", names.born(p))).decode()
-        server, _, since_ms = born.rpartition(":")
-        earlier = int(since_ms) - 2 * SKEW_MS
-        await stack.wire.call("SET", names.born(p), f"{server}:{earlier}")
+        key = key_names.lineage(p)
+        await stack.wire.call("HINCRBY", key, "since", -2 * SKEW_MS)

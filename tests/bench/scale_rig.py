@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bus import Mad
-from bus.wire import Wire
+from everbus.bus import Mad
+from everbus.bus.wire import Wire
 from tests.bench.rig import cpu_s
 from tests.bench.tier_rig import TIMEOUT_S, Figures, Stack, in_flight
 
-AT_ONCE = 200
+MAX_CONCURRENT = 200
 # Beyond what any wait here should take, so that a run always ends by itself.
-PATIENCE_S = 1800.0
+MANAGER_TIMEOUT_S = 1800.0
 SAID_EVERY_S = 10.0
 
 
@@ -81,7 +81,7 @@ async def made(mad: Mad, count: int) -> list[str]:
     async def one() -> None:
         ids.append((await mad.create_session("ada", timeout=TIMEOUT_S)).id)
 
-    await in_flight(AT_ONCE, [one] * count)
+    await in_flight(MAX_CONCURRENT, [one] * count)
 
     return ids
 
@@ -120,8 +120,10 @@ async def until_quiet(stack: Stack, what: str) -> float:
     began = said = time.monotonic()
     while records := await stack.backlog():
         now = time.monotonic()
-        if now - began > PATIENCE_S:
-            raise AssertionError(f"{records} records not drained in {PATIENCE_S} s")
+        if now - began > MANAGER_TIMEOUT_S:
+            raise AssertionError(
+                f"{records} records not drained in {MANAGER_TIMEOUT_S} s"
+            )
         if now - said > SAID_EVERY_S:
             said = now
             say(f"{what}: {records:,} records to drain")

@@ -9,13 +9,13 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, NamedTuple
 
-from bus import Mad, Session
-from gateway.store.mongo.documents import TIMELINE
+from everbus.bus import Mad, Session
+from everbus.gateway.store.mongo.documents import TIMELINE
 from tests.bench.scale_accounts import Accounts
 from tests.bench.scale_clients import Client, client
 from tests.bench.scale_cost import TAIL, filled
 from tests.bench.scale_rig import (
-    AT_ONCE,
+    MAX_CONCURRENT,
     Meter,
     Scale,
     Spent,
@@ -255,7 +255,7 @@ async def _told(mad: Mad, ids: Sequence[str]) -> dict[str, tuple[int, int, int]]
 
         return ask
 
-    await in_flight(AT_ONCE, [asking(session_id) for session_id in ids])
+    await in_flight(MAX_CONCURRENT, [asking(session_id) for session_id in ids])
 
     return found
 

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from bus import Mad, keys
-from gateway.store import names
+from everbus.bus import Mad, keys
+from everbus.gateway.store import key_names
 from tests.bench import rig
 from tests.bench.rig import PARTITIONS
 from tests.bench.scale_cost import append, recent_bytes
-from tests.bench.scale_rig import PATIENCE_S, Meter, Scale, say, until_quiet
+from tests.bench.scale_rig import MANAGER_TIMEOUT_S, Meter, Scale, say, until_quiet
 from tests.bench.tier_rig import TIMEOUT_S, Stack, quantile, timed
 from tests.bench.tier_sessions import a_session, created, generated
 from tests.replicas import Part, until
@@ -87,7 +87,7 @@ async def _until_settled(stack: Stack, count: int) -> None:
     async def enough() -> bool:
         return await stack.settled() >= count
 
-    await until(enough, PATIENCE_S)
+    await until(enough, MANAGER_TIMEOUT_S)
 
 
 async def _seeded(scale: Scale) -> str:
@@ -158,7 +158,7 @@ async def _note_server_side(
     note("tail, replica CPU, us", replica_s * 1e6 / count, count)
     total = redis_us / count + replica_s * 1e6 / count
     note("tail, server side, us: Redis + replica", total, count)
-    recent = names.recent(keys.partition_of(session_id, PARTITIONS), session_id)
+    recent = key_names.recent(keys.partition_of(session_id, PARTITIONS), session_id)
     meter = Meter(stack.wire)
     await meter.begin()
     await stack.wire.exchange([("LRANGE", recent, 0, -1)] * count)

@@ -12,9 +12,10 @@ from typing import Any
 
 import msgspec
 
-from bus import Mad
-from bus.errors import EverbusError, VersionConflict
-from tests.bench.scale_rig import AT_ONCE, paced
+from everbus.bus import Mad
+from everbus.bus.errors import EverbusError, VersionConflict
+from tests.bench.patches import another
+from tests.bench.scale_rig import MAX_CONCURRENT, paced
 from tests.bench.tier_rig import TIMEOUT_S, in_flight
 
 TEXT = "It was so late that the tide had turned, and nobody was left to say so. " * 3
@@ -95,7 +96,7 @@ class Mix:
         """
         turns = zip(range(len(self._plan.joins)), self._plan.joins, strict=True)
         calls = [self._joining(n, session) for n, session in turns]
-        await in_flight(AT_ONCE, calls)
+        await in_flight(MAX_CONCURRENT, calls)
 
     async def run(self) -> None:
         """
@@ -152,7 +153,7 @@ class Mix:
         mad.append(session, {"role": "assistant", "n": n, "text": TEXT})
 
     async def _update(self, mad: Mad, session: str) -> None:
-        patch = {"fields": PATCH | {"by": mad.name}}
+        patch = {"fields": another(PATCH) | {"by": mad.name}}
         await self._change(mad, session, patch)
 
     async def _contended(self, mad: Mad, session: str) -> None:
@@ -244,7 +245,8 @@ class Hammer:
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             due += each_s
             session = chance.choice(sessions)
-            await mad.update_session(session, {"fields": PATCH}, timeout=TIMEOUT_S)
+            patch = {"fields": another(PATCH)}
+            await mad.update_session(session, patch, timeout=TIMEOUT_S)
             self.report.versions[session] += 1
             self.report.requests += 1
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from bus import Mad
-from bus.errors import EverbusError
-from gateway.store.mongo.documents import SESSIONS
-from handlers.commands import ListSessions
+from everbus.bus import Mad
+from everbus.bus.errors import EverbusError
+from everbus.gateway.store.mongo.documents import SESSIONS
+from everbus.handlers.commands import ListSessions
 from tests.bench import rig
 from tests.bench.tier_rig import TIMEOUT_S, Run, in_flight, quantile, timed
 from tests.bench.tier_sessions import (

@@ -11,16 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bus import Mad, connect, keys
-from bus.wire import Wire
-from compose.folder import free_port
-from compose.processes import start as start_server
-from compose.servers import BUCKET, nanio_server, secantus_server
-from gateway.progress import Progress
-from gateway.store import names
-from gateway.store.cold.s3 import S3Cold
-from gateway.store.cold.vault import Vault
-from gateway.store.mongo.warm import MongoWarm
+from everbus.bus import Mad, connect, keys
+from everbus.bus.wire import Wire
+from everbus.compose.processes import start as start_server
+from everbus.compose.servers import BUCKET, nanio_server, secantus_server
+from everbus.compose.stack_folder import free_port
+from everbus.gateway.lane.sequence import ProducerWindow
+from everbus.gateway.store import key_names
+from everbus.gateway.store.cold.archives import Archives
+from everbus.gateway.store.cold.s3 import S3Cold
+from everbus.gateway.store.mongo.warm import MongoWarm
 from tests.bench.rig import median, spread
 from tests.replicas import Part, a_token, settings_of, start, until
 from tests.servers import RealServer, valkey
@@ -46,7 +46,7 @@ class Stack:
         self.wire = Wire(bus.url, name="bench")
         self.warm = MongoWarm(mongo.url, DATABASE)
         self.cold = S3Cold(s3.url, BUCKET, KEY, SECRET, timeout_s=10.0)
-        self.vault = Vault(self.cold)
+        self.vault = Archives(self.cold)
 
     @asynccontextmanager
     async def manager(
@@ -85,7 +85,7 @@ class Stack:
         Remove the hot copy.
         """
         p = keys.partition_of(session_id, partitions)
-        hot = (names.session(p, session_id), names.recent(p, session_id))
+        hot = (key_names.session(p, session_id), key_names.recent(p, session_id))
         await self.wire.call("UNLINK", *hot)
 
     async def backlog(self) -> int:
@@ -93,7 +93,7 @@ class Stack:
         How many records the archiver has not confirmed.
         """
         told = await self.wire.exchange(
-            [("GET", names.backlog(p)) for p in range(PARTITIONS)]
+            [("GET", key_names.backlog(p)) for p in range(PARTITIONS)]
         )
         return sum(int(count or 0) for count in told)
 
@@ -102,9 +102,11 @@ class Stack:
         How many numbered commands were settled.
         """
         told = await self.wire.exchange(
-            [("HVALS", names.publishers(p)) for p in range(PARTITIONS)]
+            [("HVALS", key_names.publishers(p)) for p in range(PARTITIONS)]
         )
-        return sum(Progress.parse(v).mark for values in told for v in values)
+        return sum(
+            ProducerWindow.parse(v).high_water for values in told for v in values
+        )
 
     async def until_settled(self, count: int) -> None:
         """

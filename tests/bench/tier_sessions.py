@@ -14,16 +14,21 @@ from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo import InsertOne
 from pymongo.write_concern import WriteConcern
 
-from bus import keys
-from bus.codec import pack
-from bus.messages import Session, TimelineEntry
-from gateway.store import names
-from gateway.store.mongo.documents import EVENTS, SESSIONS, TIMELINE, new_document
-from gateway.store.mongo.warm import MongoWarm
-from gateway.store.outbox import Record
-from gateway.store.tiers import Held
-from handlers.history import state_of
-from handlers.outcomes import Archived, Event
+from everbus.bus import keys
+from everbus.bus.messages import Session, TimelineEntry, pack
+from everbus.gateway.store import key_names
+from everbus.gateway.store.claims import Branch
+from everbus.gateway.store.hot_copy import Record
+from everbus.gateway.store.mongo.documents import (
+    EVENTS,
+    SESSIONS,
+    TIMELINE,
+    new_document,
+)
+from everbus.gateway.store.mongo.warm import MongoWarm
+from everbus.gateway.store.tiers import WarmSession
+from everbus.handlers.history import state_of
+from everbus.handlers.outcomes import Archived, Event
 from tests.bench.tier_rig import DATABASE, PARTITIONS, Stack, timed
 
 LONG_AGO = datetime(2024, 1, 1, tzinfo=UTC)
@@ -216,7 +221,7 @@ async def long_sessions(stack: Stack, lengths: Sequence[int]) -> dict[int, str]:
                 await mad.append_and_wait(session_id, {"text": text_of(i)})
     for length, session_id in ids.items():
         p = keys.partition_of(session_id, PARTITIONS)
-        hot = names.session(p, session_id)
+        hot = key_names.session(p, session_id)
         await stack.wire.call("HSET", hot, "last_seq", length)
     return ids
 
@@ -226,7 +231,7 @@ async def redis_bytes(stack: Stack, session_id: str) -> float:
     What Redis's keys of a session take.
     """
     p = keys.partition_of(session_id, PARTITIONS)
-    hot = [names.session(p, session_id), names.recent(p, session_id)]
+    hot = [key_names.session(p, session_id), key_names.recent(p, session_id)]
     told = await stack.wire.exchange(
         [("MEMORY", "USAGE", k, "SAMPLES", 0) for k in hot]
     )
@@ -253,7 +258,7 @@ async def seed_many(stack: Stack, count: int) -> None:
                 acl=(f"m{n}",),
                 context_summary={"topic": f"word{n} common"},
             )
-            documents.append(InsertOne(new_document(session, {})))
+            documents.append(InsertOne(new_document(session, {}, Branch())))
         await bare[SESSIONS].bulk_write(documents, ordered=False)
     bare.client.close()
 
@@ -289,7 +294,7 @@ async def archive_again(stack: Stack, session_id: str) -> None:
     await _make_stub(stack, held, archived)
 
 
-async def _make_stub(stack: Stack, held: Held, archived: Archived) -> None:
+async def _make_stub(stack: Stack, held: WarmSession, archived: Archived) -> None:
     await stack.warm.write([record_of(held.session, archived=archived)])
     after = (await stack.warm.sessions([held.session.id]))[held.session.id]
     if after.archival_status != "S3":

@@ -10,14 +10,15 @@ from typing import Any
 import msgspec
 import redis.asyncio
 
-from bus import Mad
-from bus.errors import Overloaded
-from compose.folder import free_port
-from compose.processes import start as start_server
-from compose.servers import valkey_server
-from gateway.store import names
-from gateway.store.mongo.documents import TIMELINE
+from everbus.bus import Mad
+from everbus.bus.errors import Overloaded
+from everbus.compose.processes import start as start_server
+from everbus.compose.servers import valkey_server
+from everbus.compose.stack_folder import free_port
+from everbus.gateway.store import key_names
+from everbus.gateway.store.mongo.documents import TIMELINE
 from tests.bench import rig
+from tests.bench.patches import another_of
 from tests.bench.tier_rig import (
     PARTITIONS,
     TIMEOUT_S,
@@ -54,7 +55,7 @@ async def drain(run: Run) -> None:
     """
     await _make_backlog(run)
     total = await run.stack.backlog()
-    outboxes = [("XLEN", names.outbox(p)) for p in range(PARTITIONS)]
+    outboxes = [("XLEN", key_names.outbox(p)) for p in range(PARTITIONS)]
     commits = sum(await run.stack.wire.exchange(outboxes))
     async with run.stack.archiver() as archiver:
         took = await _drained(run.stack)
@@ -253,7 +254,9 @@ async def _make_backlog(run: Run) -> None:
         await in_flight(
             16,
             [
-                partial(mad.update_session, ids[i % sessions], PATCH, timeout=60)
+                partial(
+                    mad.update_session, ids[i % sessions], another_of(PATCH), timeout=60
+                )
                 for i in range(appends // 10)
             ],
         )
@@ -266,7 +269,8 @@ async def _drained(stack: Stack) -> float:
     process is no part of draining.
     """
     asked = [
-        ("XPENDING", names.outbox(p), names.ARCHIVER_GROUP) for p in range(PARTITIONS)
+        ("XPENDING", key_names.outbox(p), key_names.ARCHIVER_GROUP)
+        for p in range(PARTITIONS)
     ]
 
     async def has_begun() -> bool:

@@ -13,11 +13,10 @@ from typing import Any
 import redis.asyncio as redis
 from redis.exceptions import WatchError
 
-from bus.codec import pack, unpack
-from bus.messages import Session
-from gateway.store import hot
-from handlers.commands import Command, UpdateSession
-from handlers.routes import update_session
+from everbus.bus.messages import Session, pack, unpack
+from everbus.gateway.store import hot_copy
+from everbus.handlers.commands import Command, UpdateSession
+from everbus.handlers.routes import update_session
 
 LANES = 16
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -36,7 +35,7 @@ async def prepare(client: Any, session_ids: list[str], count: int, body: bytes) 
         session = Session(
             id=session_id, version=1, owner_id="ada", created_at=NOW, last_active=NOW
         )
-        fields = hot.field_arguments(None, session)
+        fields = hot_copy.field_arguments(None, session)
         pipe.hset(f"watch:session:{session_id}", items=fields)
         if i < LANES:
             pipe.xgroup_create(_stream(i), "g", "0", mkstream=True)
@@ -95,14 +94,14 @@ async def _apply(
         while True:
             try:
                 await pipe.watch(key)
-                values = [*await pipe.hmget(key, hot.FIELDS), None]
-                before = hot.found_in(session_id, (values, (), None)).session
+                values = [*await pipe.hmget(key, hot_copy.FIELDS), None]
+                before = hot_copy.found_in(session_id, (values, (), None)).session
                 outcome = update_session(before, command, NOW)
                 after = outcome.session
                 if after is None:
                     raise AssertionError("an update leaves a session")
                 pipe.multi()
-                pipe.hset(key, items=hot.field_arguments(before, after))
+                pipe.hset(key, items=hot_copy.field_arguments(before, after))
                 pipe.xadd("watch:outbox", {"b": pack([after, outcome.events])})
                 pipe.xack(_stream(lane), "g", identifier)
                 await pipe.execute()

@@ -2,9 +2,9 @@
 What redis-benchmark, a client in C, reaches with the same commit script.
 
 The call is built by the product's own batch, so it has the fields, the outbox value,
-the publisher's progress and the acknowledgements of a real one. Two things make it
+the publisher's window and the acknowledgements of a real one. Two things make it
 repeatable: the version that it expects is the one that it writes, and the ids that it
-acknowledges are not pending. It works in database 1, where no replica looks.
+acknowledges are not pending. It deliveries in database 1, where no replica looks.
 """
 
 import asyncio
@@ -15,24 +15,38 @@ from typing import NamedTuple
 
 import msgspec
 
-from bus.backlog import ENTRY_COMMANDS
-from bus.codec import COMMAND_FIELD, command_id, pack, unpack
-from bus.messages import SCHEMA, Envelope, Session
-from bus.wire import Argument, Command, Wire
-from gateway.batch import Batch, Limits, packed_reply
-from gateway.delivery import Work, works_of
-from gateway.progress import Progress
-from gateway.store import hot, names
-from gateway.store.scripts import load_scripts
-from handlers import commands
-from handlers.sessions import update_session
+from everbus.bus.messages import (
+    COMMAND_FIELD,
+    SCHEMA,
+    Envelope,
+    Session,
+    command_id,
+    pack,
+    unpack,
+)
+from everbus.bus.send_queue import ENTRY_COMMANDS
+from everbus.bus.wire import Argument, Command, Wire
+from everbus.gateway.lane.commit import Batch, BatchLimits, packed_reply
+from everbus.gateway.lane.delivery import (
+    Delivery,
+    Now,
+    Undecodable,
+    received_in,
+)
+from everbus.gateway.lane.sequence import ProducerWindow
+from everbus.gateway.store import hot_copy, key_names
+from everbus.gateway.store.scripts import load_scripts
+from everbus.handlers import commands
+from everbus.handlers.sessions import update_session
 from tests.bench import rig
 from tests.servers import RealServer
 
 PROGRAM = shutil.which("redis-benchmark") or shutil.which("valkey-benchmark") or ""
 DATABASE = 1
 OWNER = "1:yardstick"
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
+INSTANCE = "0f3a9c5e7b1d4286"
+# Packed, it has no NUL: a call compares the creation of its sessions.
+NOW = datetime(2026, 1, 1, 0, 0, 1, tzinfo=UTC)
 LATER = NOW + timedelta(seconds=1)
 NOW_S = int(NOW.timestamp())
 # Beyond the small integers that Python shares, so that the field counts as changed.
@@ -83,20 +97,23 @@ def commit_call(size: int, body: bytes, sessions: int = 1000) -> CommitCall:
     """
     The commit of *size* updates with *body*, spread over at most *sessions*.
     """
-    batch = Batch(0, Limits())
-    progress = Progress()
-    for work in _works(size, body, min(size, sessions)):
-        change = batch.touch(work.session, a_session(work.session))
-        outcome = update_session(change.now, _command(work), LATER)
+    batch = Batch(0, BatchLimits(), Now.at(NOW_S * 1000))
+    window = ProducerWindow()
+    for delivery in _deliveries(size, body, min(size, sessions)):
+        change = batch.touch(delivery.session, a_session(delivery.session))
+        outcome = update_session(change.now, _command(delivery), LATER)
         change.apply(outcome)
-        batch.settle(work, progress, NOW_S)
-    prepare: list[Command] = [("SET", names.owner(0), OWNER)]
+        batch.settle(delivery, window)
+    # The record that the next call expects is the one that this call writes.
+    window.stored = window.pack()
+    record = ("HSET", key_names.publishers(0), f"bench:{INSTANCE}", window.stored)
+    prepare: list[Command] = [("SET", key_names.owner(0), OWNER), record]
     for name, change in batch.changes.items():
         after = change.now
         if after is None:
             raise AssertionError("an update leaves a session")
-        fields = hot.field_arguments(None, after)
-        prepare.append(("HSET", names.session(0, name), *fields))
+        fields = hot_copy.field_arguments(None, after)
+        prepare.append(("HSET", key_names.session(0, name), *fields))
         # Equal and not the same object: written, and expected by the next call.
         same = int(str(after.version))
         change.read = msgspec.structs.replace(a_session(name), version=same)
@@ -111,40 +128,38 @@ def a_reply(body: bytes) -> bytes:
     """
     The reply to an update with *body*, as it lies on its stream.
     """
-    [work] = _works(1, body, 1)
-    outcome = update_session(a_session(work.session), _command(work), LATER)
+    [delivery] = _deliveries(1, body, 1)
+    outcome = update_session(a_session(delivery.session), _command(delivery), LATER)
 
-    return packed_reply(work, outcome.reply)
+    return packed_reply(delivery, outcome.reply)
 
 
-def _works(size: int, body: bytes, sessions: int) -> list[Work]:
-    found: list[Work] = []
+def _deliveries(size: int, body: bytes, sessions: int) -> list[Delivery]:
+    found: list[Delivery] = []
     for first in range(0, size, ENTRY_COMMANDS):
         fields: list[bytes] = []
         for n in range(first, min(first + ENTRY_COMMANDS, size)):
             envelope = Envelope(
                 v=SCHEMA,
-                id=command_id("0f3a9c5e7b1d4286", 0, n + 1),
+                id=command_id(INSTANCE, 0, n + 1),
                 kind="session.update",
                 session=f"0199aaaa-bbbb-7ccc-8ddd-{n % sessions:012d}",
                 body=msgspec.Raw(body),
             )
             fields += (COMMAND_FIELD, pack(envelope))
-        found += works_of("bench", f"{NOW_S}000-{first}", fields, 0, 1)
-    for work in found:
-        if work.trouble is not None:
-            raise work.trouble
+        for one in received_in("bench", f"{NOW_S}000-{first}", fields, 0, 1):
+            if isinstance(one, Undecodable):
+                raise one.trouble
+            found.append(one)
     return found
 
 
-def _command(work: Work) -> commands.Command:
-    envelope = work.envelope
-    if envelope is None:
-        raise AssertionError("a command without an envelope")
+def _command(delivery: Delivery) -> commands.Command:
+    envelope = delivery.envelope
     return commands.Command(
         id=envelope.id,
         kind=envelope.kind,
-        session_id=work.session,
+        session_id=delivery.session,
         mad="bench",
         principal="bench",
         body=unpack(envelope.body, commands.UpdateSession),
@@ -220,7 +235,7 @@ class Yardstick:
 
     async def _check(self, call: CommitCall, calls: int) -> None:
         entries, backlog = await self._wire.exchange(
-            [("XLEN", names.outbox(0)), ("GET", names.backlog(0))]
+            [("XLEN", key_names.outbox(0)), ("GET", key_names.backlog(0))]
         )
         if entries != calls or int(backlog) != calls * call.records:
             raise AssertionError(f"{entries} of {calls} calls committed")

@@ -15,13 +15,12 @@ import pytest
 import pytest_asyncio
 import redis.asyncio
 
-from bus import keys
-from bus.codec import pack, pack_envelope
-from bus.messages import SCHEMA, Envelope
-from bus.wire import Wire
-from gateway.failpoints import PRESENCE
-from gateway.replica import lane_owner
-from gateway.store import leases, names
+from everbus.bus import keys
+from everbus.bus.messages import SCHEMA, Envelope, pack, pack_envelope
+from everbus.bus.wire import Wire
+from everbus.gateway.failpoints import PRESENCE
+from everbus.gateway.session_manager import lane_owner
+from everbus.gateway.store import key_names, lease_records
 from tests.proxy import Proxy
 from tests.replicas import a_client, manager, until
 from tests.servers import valkey
@@ -38,7 +37,7 @@ async def client(tmp_path):
     """
     async with valkey(tmp_path) as server, a_client(server.url) as client:
         await client.hset(keys.MADS, "ann", "{}")
-        await client.hset(leases.WATCH, "swept_ms", time.time_ns() // 10**6)
+        await client.hset(lease_records.WATCH, "swept_ms", time.time_ns() // 10**6)
         client.url, client.port = server.url, server.port
         yield client
 
@@ -80,7 +79,7 @@ async def beating(client: redis.asyncio.Redis, *instances: str):
 async def states(url: str) -> dict[str, str]:
     wire = Wire(url)
     try:
-        return {one.instance: one.state for one in await leases.instances(wire)}
+        return {one.instance: one.state for one in await lease_records.instances(wire)}
     finally:
         await wire.close()
 
@@ -90,7 +89,7 @@ async def fenced(client: redis.asyncio.Redis, *instances: str) -> bool:
     Whether every partition knows that these are lost.
     """
     fields = [f"ann:{instance}" for instance in instances]
-    found = [await client.hmget(names.fences(p), fields) for p in range(PARTITIONS)]
+    found = [await client.hmget(key_names.fences(p), fields) for p in range(PARTITIONS)]
     return all(all(fences) for fences in found)
 
 
@@ -108,7 +107,7 @@ async def test_an_owner_that_dies_in_the_middle_of_a_loss_leaves_nobody_untold(
     ) as first:
         died = await first.ended()
     declared = await states(client.url)
-    untold = await client.hlen(leases.LOSSES)
+    untold = await client.hlen(lease_records.LOSSES)
 
     async with manager(tmp_path, client.url, "m1", **SETTINGS):
         await until(lambda: fenced(client, *lost), 10, "all partitions told")
@@ -120,7 +119,7 @@ async def test_an_owner_that_dies_in_the_middle_of_a_loss_leaves_nobody_untold(
 
 
 async def _all_told(client: redis.asyncio.Redis) -> bool:
-    return not await client.exists(leases.LOSSES)
+    return not await client.exists(lease_records.LOSSES)
 
 
 async def test_a_paused_owner_that_wakes_up_declares_nobody_lost(client, tmp_path):
@@ -169,7 +168,7 @@ async def test_a_bus_that_is_cut_off_again_and_again_hides_no_loss(client, tmp_p
             await asyncio.sleep(0.1)
         await until(lambda: fenced(client, *silent), 15, "all partitions told")
         found = await states(client.url)
-        fences = await client.hkeys(names.fences(0))
+        fences = await client.hkeys(key_names.fences(0))
 
     assert proxy.connections_cut > 15
     assert {"living"} == {found[name] for name in alive}

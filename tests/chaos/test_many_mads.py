@@ -5,19 +5,19 @@ The MADs are real SDK instances in processes of their own, each in one of ten
 conversations. By default five live in a process; in the campaign each has its own.
 """
 
-import asyncio
 import json
 import signal
-import sys
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
-from bus import Mad
-from bus.wire import Wire
-from gateway.store import leases
-from tests.replicas import HOUSE, Books, a_client, a_mad, a_token, manager, until
+from everbus.bus import Mad
+from everbus.bus.wire import Wire
+from everbus.gateway.store import lease_records
+from tests.commit_log import CommitLog
+from tests.processes import PIPE, start_python
+from tests.replicas import a_client, a_mad, a_token, manager, until
 from tests.servers import inherited, valkey
 
 MADS = 50
@@ -35,7 +35,7 @@ import json
 import sys
 from contextlib import AsyncExitStack
 
-from bus import connect
+from everbus.bus import connect
 
 
 async def main(url):
@@ -63,12 +63,11 @@ async def talkers(url: str, mads: list[tuple[str, str]]):
     """
     A process with these MADs, each in its session; killed at the end.
     """
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", PROGRAM, url),
-        cwd=HOUSE,
+    process = await start_python(
+        *("-c", PROGRAM, url),
         env=inherited(),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
+        stdin=PIPE,
+        stdout=PIPE,
     )
     given = [(name, a_token(name, "mad"), session) for name, session in mads]
     process.stdin.write(json.dumps(given).encode() + b"\n")
@@ -84,7 +83,9 @@ async def lost_ones(wire: Wire) -> set[str]:
     """
     The MADs whose only instance was declared lost.
     """
-    return {one.mad for one in await leases.instances(wire) if one.state == "lost"}
+    return {
+        one.mad for one in await lease_records.instances(wire) if one.state == "lost"
+    }
 
 
 async def placed_by(host: Mad) -> list[tuple[str, str]]:
@@ -108,11 +109,11 @@ async def participants(host: Mad, placed: list[tuple[str, str]]) -> list[str]:
     return sorted(mad for session in found for mad in session.participants)
 
 
-def told_of(books: Books) -> list[str]:
+def told_of(log: CommitLog) -> list[str]:
     """
     Whom the conversations were told to have lost, as often as they were.
     """
-    events = [event for events in books.events.values() for event in events]
+    events = [event for events in log.events.values() for event in events]
     told = [e.patch["participants"] for e in events if e.kind == "participant.lost"]
 
     return sorted(mad for gone in told for mad in gone)
@@ -164,9 +165,9 @@ async def test_half_of_fifty_mads_killed_at_once_are_all_missed_once(tmp_path, i
         assert [process.returncode for process in processes[::2]] == [None] * (
             len(processes) // 2
         )
-        books = await Books.read(client, PARTITIONS)
+        log = await CommitLog.read(client, PARTITIONS)
 
     assert len(lost) == MADS // 2
     assert noticed_s < TTL_S + NOTICED_WITHIN_S
-    assert told_of(books) == sorted(lost)
-    books.check()
+    assert told_of(log) == sorted(lost)
+    log.check()

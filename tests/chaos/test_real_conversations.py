@@ -13,11 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from compose.findings import Report
-from compose.recordings import read_recordings, roles_of
-from compose.replay import replay, tokens_for
-from compose.settings import load_settings
-from compose.stack import EmbeddedStack
+from everbus.compose.recordings import read_recordings, roles_of
+from everbus.compose.replay import ReplayReport, replay, tokens_for
+from everbus.compose.settings import load_settings
+from everbus.compose.stack import EmbeddedStack
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "airline-conversations.jsonl"
 REPLICAS = 3
@@ -44,7 +43,7 @@ async def test_every_message_is_there_once_and_in_order_through_killed_replicas(
         killing.cancel()
 
     assert killer.kills >= MIN_KILLS
-    assert [report.findings for report in reports] == [()] * len(reports)
+    assert [report.violations for report in reports] == [()] * len(reports)
     assert all(report.messages > 0 for report in reports)
 
 
@@ -66,7 +65,7 @@ class Killer:
             self.kills += 1
 
 
-async def play(stack: EmbeddedStack, folder: Path, number: int) -> Report:
+async def play(stack: EmbeddedStack, folder: Path, number: int) -> ReplayReport:
     settings = load_settings(stack.environment())
     recordings = read_recordings(REAL if REAL.exists() else made(folder), f"-{number}")
     tokens = tokens_for(settings, roles_of(recordings))

@@ -11,12 +11,15 @@ from functools import partial
 import msgspec
 import pytest
 
-from bus import Mad, TimelineEntry
-from compose.patience import told
-from compose.recordings import Recording, read_recordings, roles_of
-from compose.replay import replay, tokens_for
+from everbus.bus import Mad, TimelineEntry
+from everbus.bus.messages import TimelinePage
+from everbus.compose.recordings import Recording, read_recordings, roles_of
+from everbus.compose.replay import content_check, replay, tokens_for
+from everbus.compose.retried_calls import read_retrying
+from everbus.compose.verify.contents import digest_of
+from everbus.compose.verify.readers import timeline_entries
+from everbus.compose.verify.violations import Violations
 from tests.chaos.test_real_conversations import REAL
-from tests.conversations import digest_of
 from tests.stack import a_stack
 
 ALL = 200
@@ -45,7 +48,7 @@ async def test_real_conversations_are_archived_and_come_back_equal(
     ):
         tokens = tokens_for(stack.settings(), roles_of(recordings))
         report = await replay(recordings, stack.bus.url, tokens)
-        assert report.findings == ()
+        assert report.violations == ()
         before = await every(recordings, partial(suspended, mad))
 
         archived = await hands.archive()
@@ -89,23 +92,26 @@ async def whole(mad: Mad, recording: Recording) -> str:
     The digest of all that there is of it.
     """
     get = partial(mad.get_session, recording.session_id, full=True)
-    session = await told(get)
+    session = await read_retrying(get)
 
     return digest_of(session, await compared(mad, recording))
 
 
 async def compared(mad: Mad, recording: Recording) -> list[TimelineEntry]:
     """
-    Its whole timeline, once it is compared with the file.
+    The whole timeline, compared with the recording.
     """
-    entries: list[TimelineEntry] = []
-    after: int | None = 0
-    while after is not None:
+
+    async def page(after: int) -> TimelinePage:
         read = partial(mad.timeline, recording.session_id, after=after, limit=1000)
-        page = await told(read)
-        entries += page.entries
-        after = page.next
-    assert tuple(e.entry for e in entries) == recording.messages
-    assert [e.author for e in entries] == [m["role"] for m in recording.messages]
+        return await read_retrying(read)
+
+    violations, entries = Violations(), []
+    check = content_check(recording, violations)
+    async for entry in timeline_entries(page):
+        check.see(entry)
+        entries.append(entry)
+    check.end()
+    assert violations.clean, violations.first
 
     return entries

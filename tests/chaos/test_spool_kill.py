@@ -10,14 +10,13 @@ import asyncio
 import os
 import random
 import sqlite3
-import sys
 
 import pytest
 
-from bus import connect
-from bus.spool import Spool
+from everbus.bus import connect
+from everbus.bus.spool import Spool
 from tests.integration.conftest import Bus, a_replica, a_token, in_order
-from tests.replicas import HOUSE
+from tests.processes import PIPE, start_python
 from tests.servers import inherited, valkey
 
 LIVES = 4
@@ -27,7 +26,7 @@ PAYLOAD = "x" * 200
 
 MAD = """
 import asyncio, os, sys
-from bus import connect
+from everbus.bus import connect
 
 url, token, path, session, life, most = sys.argv[1:]
 
@@ -62,13 +61,12 @@ class Mortal:
 
     @classmethod
     async def begin(cls, bus: Bus, path: str, session: str, *, life: int, most: int):
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", MAD, bus.url, a_token("mortal"), path),
+        process = await start_python(
+            *("-c", MAD, bus.url, a_token("mortal"), path),
             *(session, str(life), str(most)),
-            cwd=HOUSE,
             env=inherited(),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
+            stdin=PIPE,
+            stdout=PIPE,
         )
         made = cls(process)
         while await made._line() != b"ready\n":

@@ -17,11 +17,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 import pytest_asyncio
 
-import gateway.store.cold.sealing
-from archiver.lease import NAME as LEASE
-from bus import Mad
-from gateway.failpoints import ARCHIVER, DRAIN, RETURN, VAULT
-from gateway.store import names
+from everbus.archiver.lease import NAME as LEASE
+from everbus.bus import Mad
+from everbus.gateway.failpoints import ARCHIVER, DRAIN, RETURN, VAULT
+from everbus.gateway.store import key_names
+from everbus.gateway.store.cold import format
 from tests.conversations import Conversation
 from tests.replicas import Part, letters, start, until
 from tests.servers import RealServer
@@ -68,7 +68,7 @@ async def servers(tmp_path_factory) -> AsyncIterator[Stack]:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def stack(servers: Stack, monkeypatch) -> Stack:
-    monkeypatch.setattr(gateway.store.cold.sealing, "CHUNK_ENTRIES", CHUNK_ENTRIES)
+    monkeypatch.setattr(format, "CHUNK_ENTRIES", CHUNK_ENTRIES)
     await servers.empty()
     return servers
 
@@ -362,4 +362,4 @@ async def die(stack: Stack, fail_point: str) -> None:
     async with stack.archiver(fail_point=fail_point, **QUICKLY) as armed:
         assert await armed.ended(WITHIN_S) == -signal.SIGKILL, armed.output()
     # Its successor need not wait for its lease.
-    await stack.client.delete(names.owner(LEASE))
+    await stack.client.delete(key_names.owner(LEASE))

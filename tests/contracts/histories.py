@@ -9,12 +9,17 @@ from typing import Any
 import msgspec
 from hypothesis import strategies as st
 
-from gateway.store.contracts.claims import checkpoint_state, seqs, steps, whole
-from gateway.store.contracts.stories import BEGIN, Story
-from gateway.store.outbox import Record
-from gateway.store.recorded import context_patches, with_context
-from gateway.store.tiers import WarmTier
-from handlers.commands import ListSessions
+from everbus.compose.testing.contracts.assertions import (
+    checkpoint_state,
+    seqs,
+    steps,
+    whole,
+)
+from everbus.compose.testing.contracts.sample_histories import BEGIN, SampleHistory
+from everbus.gateway.store.hot_copy import Record
+from everbus.gateway.store.record_effects import context_patches, with_context
+from everbus.gateway.store.warm_roles import WarmTier
+from everbus.handlers.commands import ListSessions
 
 NAMES = ("one", "two")
 OPERATIONS = (
@@ -44,8 +49,8 @@ class History:
 
     def __init__(self, operations: list[tuple[str, str]]) -> None:
         self.steps: list[Record | Move] = []
-        self.stories: list[Story] = []
-        self._living: dict[str, Story] = {}
+        self.stories: list[SampleHistory] = []
+        self._living: dict[str, SampleHistory] = {}
         self._archived: dict[str, int] = {}
         self._contexts: dict[str, dict[str, Any]] = {}
         for n, (operation, name) in enumerate(operations):
@@ -71,13 +76,13 @@ class History:
             self._change(n, operation, story)
 
     def _begin(self, n: int, name: str) -> None:
-        story = Story(name, BEGIN + timedelta(hours=n), tags=(f"t{n}",))
+        story = SampleHistory(name, BEGIN + timedelta(hours=n), tags=(f"t{n}",))
         self._living[name] = story
         self._contexts[name] = {}
         self.stories.append(story)
         self._add(story.create())
 
-    def _change(self, n: int, operation: str, story: Story) -> None:
+    def _change(self, n: int, operation: str, story: SampleHistory) -> None:
         name = story.session.id
         match operation:
             case "update":
@@ -122,7 +127,7 @@ def purging(name: str) -> Move:
     return move
 
 
-def returning(story: Story, context: dict[str, Any]) -> Move:
+def returning(story: SampleHistory, context: dict[str, Any]) -> Move:
     """
     A stub becomes a session again.
     """
@@ -195,16 +200,16 @@ async def content(tier: WarmTier, history: History) -> dict[str, Any]:
         "cold": (await tier.counts()).cold_bytes,
     }
     for story in history.stories:
-        name, life = story.session.id, story.life
-        page = await tier.checkpoints(name, life, None, 100)
-        found[f"{name} {life}"] = {
+        name, generation = story.session.id, story.generation
+        page = await tier.checkpoints(name, generation, None, 100)
+        found[f"{name} {generation}"] = {
             "seqs": await seqs(tier, story),
             "entries": [
                 msgspec.msgpack.decode(packed)
-                for packed in await tier.entries(name, life, 1, 1000)
+                for packed in await tier.entries(name, generation, 1, 1000)
             ],
             "changes": await steps(tier, story),
-            "snapshot": await tier.snapshot(name, life, 10**6),
+            "snapshot": await tier.snapshot(name, generation, 10**6),
             "checkpoints": page,
             "states": [
                 await checkpoint_state(tier, story, c.id) for c in page.checkpoints

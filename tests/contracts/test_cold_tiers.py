@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-import gateway
-from bus.errors import Unavailable
-from gateway.store.cold.objects import FolderCold, MemoryCold
-from gateway.store.cold.s3 import S3Cold
-from gateway.store.contracts.cold import CHECKS, check_cold_tier
+from everbus import gateway
+from everbus.bus.errors import Unavailable
+from everbus.compose.testing.contracts.cold import CHECKS, check_cold_tier
+from everbus.gateway.store.cold.local import FolderCold, MemoryCold
+from everbus.gateway.store.cold.s3 import S3Cold
 from tests.servers import S3_KEYS, RealServer, nanio
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

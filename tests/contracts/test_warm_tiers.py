@@ -9,9 +9,9 @@ import pytest
 import pytest_asyncio
 from hypothesis import given, settings
 
-from gateway.store.contracts.warm import CHECKS, check_warm_tier
-from gateway.store.memory.warm import MemoryWarm
-from gateway.store.mongo.warm import MongoWarm
+from everbus.compose.testing.contracts.warm import CHECKS, check_warm_tier
+from everbus.compose.testing.memory.warm import MemoryWarm
+from everbus.gateway.store.mongo.warm import MongoWarm
 from tests.contracts.histories import (
     History,
     content,

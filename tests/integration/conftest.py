@@ -18,18 +18,23 @@ import pytest_asyncio
 import redis.asyncio
 import uuid_utils
 
-import gateway.store.cold.sealing
-from bus import Mad, connect, keys
-from bus.codec import pack_envelope, unpack_reply
-from bus.messages import Envelope, Reply, TimelineEntry
-from compose.keyring import grants_of, identity_of
-from compose.roles import beside, run_manager
-from compose.settings import load_settings
-from gateway.granting import Granting
-from gateway.identity.tokens import mint
-from gateway.store import names
-from gateway.store.letters import DeadLetter, letter_of
-from gateway.store.outbox import Record, unpack_records
+from everbus.bus import Mad, connect, keys
+from everbus.bus.messages import (
+    Envelope,
+    Reply,
+    TimelineEntry,
+    pack_envelope,
+    unpack_reply,
+)
+from everbus.compose.keyring import grants_of, identity_of
+from everbus.compose.role_processes import in_background, run_manager
+from everbus.compose.settings import load_settings
+from everbus.gateway.identity.token_exchange import TokenExchange
+from everbus.gateway.identity.tokens import mint
+from everbus.gateway.store import key_names
+from everbus.gateway.store.cold import format
+from everbus.gateway.store.dead_letters import DeadLetter, letter_of
+from everbus.gateway.store.hot_copy import Record, unpack_records
 from tests.builders import an_envelope, sealed_grant
 from tests.replicas import a_client
 from tests.servers import DEBIAN_REDIS, RealServer, debian_redis, valkey
@@ -91,9 +96,9 @@ async def only_grants(url: str) -> AsyncIterator[None]:
     Managers that answer to tokens and to nothing else: their lanes stand still.
     """
     settings = load_settings({"EVERBUS_JWT_SECRET": SECRET})
-    granting = Granting(url, identity_of(settings), grants_of(settings))
+    granting = TokenExchange(url, identity_of(settings), grants_of(settings))
     async with (
-        beside(granting.run(), asyncio.Event()),
+        in_background(granting.run(), asyncio.Event()),
         redis.asyncio.from_url(url) as client,
     ):
 
@@ -201,7 +206,7 @@ class Bus:
         """
         found = []
         for partition in range(PARTITIONS):
-            entries = await self.client.xrange(names.dead(partition))
+            entries = await self.client.xrange(key_names.dead(partition))
             found += [letter_of(fields) for _, fields in entries]
         return [letter for letter in found if letter.mad == mad]
 
@@ -236,7 +241,7 @@ class Bus:
         """
         Return when every lane has an owner.
         """
-        owners = [names.owner(partition) for partition in range(PARTITIONS)]
+        owners = [key_names.owner(partition) for partition in range(PARTITIONS)]
 
         async def claim() -> bool:
             return await self.client.exists(*owners) == PARTITIONS
@@ -247,7 +252,7 @@ class Bus:
         """
         Version and last seq as they lie in the session's hash; (0, 0) if nowhere.
         """
-        hot = names.session(self.partition(session_id), session_id)
+        hot = key_names.session(self.partition(session_id), session_id)
         version, last_seq = await self.client.hmget(hot, "version", "last_seq")
         return int(version or 0), int(last_seq or 0)
 
@@ -255,7 +260,7 @@ class Bus:
         """
         What the commits told the archiver of one session, in their order.
         """
-        outbox = names.outbox(self.partition(session_id))
+        outbox = key_names.outbox(self.partition(session_id))
         entries = await self.client.xrange(outbox)
         records = [r for _, fields in entries for r in unpack_records(fields[b"b"])]
         return [record for record in records if record.session == session_id]
@@ -389,6 +394,6 @@ async def stack(servers: Stack, monkeypatch: pytest.MonkeyPatch) -> Stack:
     """
     Those servers, emptied; sessions of some dozen entries have several chunks.
     """
-    monkeypatch.setattr(gateway.store.cold.sealing, "CHUNK_ENTRIES", CHUNK_ENTRIES)
+    monkeypatch.setattr(format, "CHUNK_ENTRIES", CHUNK_ENTRIES)
     await servers.empty()
     return servers

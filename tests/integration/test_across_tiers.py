@@ -8,8 +8,8 @@ so that what a test says happens first has happened.
 import pytest
 import pytest_asyncio
 
-import gateway.store.cold.sealing
-from bus import NotFound
+from everbus.bus import NotFound
+from everbus.gateway.store.cold import format
 from tests.stack import CHUNK_ENTRIES
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -23,7 +23,7 @@ async def spread(servers):
     """
     await servers.empty()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gateway.store.cold.sealing, "CHUNK_ENTRIES", CHUNK_ENTRIES)
+        patch.setattr(format, "CHUNK_ENTRIES", CHUNK_ENTRIES)
         async with servers.served() as (mad, hands):
             async with hands.draining():
                 one = await servers.archived(mad, hands)

@@ -2,16 +2,14 @@
 To S3 and back on real servers, by real processes, through the lane.
 """
 
-import asyncio
 import json
-import sys
 
 import pytest
 import pytest_asyncio
 from pymongo import AsyncMongoClient
 
+from tests.processes import PIPE, start_python
 from tests.replicas import (
-    HOUSE,
     a_client,
     a_mad,
     archiver,
@@ -21,14 +19,7 @@ from tests.replicas import (
 )
 from tests.servers import S3_KEYS, inherited, nanio, secantus, valkey
 
-# Registered here as well, so that it does not matter whether the cli has it.
-COMMAND = """
-from compose.archive_command import archive
-from compose.cli import app, main
-
-app.command()(archive)
-main()
-"""
+COMMAND = "from everbus.compose.cli import main; main()"
 SECONDS = 1 / 86_400
 NEVER_DAYS = 1_000
 ENTRIES = 60
@@ -186,12 +177,11 @@ async def archive(parts, *options):
     """
     Run `everbus archive` with *options*; its exit code and what it says.
     """
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", COMMAND, "archive", *options),
-        cwd=HOUSE,
+    process = await start_python(
+        *("-c", COMMAND, "archive", *options),
         env={**inherited(), **parts.settings(archive_every_s=3600)},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
     )
     out, err = await process.communicate()
     return process.returncode, out.decode(), err.decode()
@@ -226,12 +216,11 @@ async def test_the_command_archives_now_and_tells_what_it_did(client, bus, held,
 
 async def test_the_command_says_what_is_not_set():
     env = settings_of("redis://127.0.0.1:1")
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", COMMAND, "archive"),
-        cwd=HOUSE,
+    process = await start_python(
+        *("-c", COMMAND, "archive"),
         env={**inherited(), **env},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
     )
     _, err = await process.communicate()
 

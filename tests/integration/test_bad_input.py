@@ -7,10 +7,9 @@ import itertools
 import msgspec
 import pytest
 
-from bus.codec import pack, pack_envelope
-from bus.keys import ingress
-from bus.messages import MAX_COMMAND_BYTES
-from gateway.delivery import MAX_ENTRY_COMMANDS
+from everbus.bus.keys import ingress
+from everbus.bus.messages import MAX_COMMAND_BYTES, pack, pack_envelope
+from everbus.gateway.lane.delivery import MAX_ENTRY_COMMANDS
 from tests.builders import an_envelope
 from tests.integration.conftest import ON_EACH_SERVER, PARTITIONS, a_grant, a_token
 
@@ -285,6 +284,20 @@ async def test_who_waits_is_told_that_it_was_no_command(bus, shared, case):
 
     reply = await bus.reply(hostile.name, LANE, asked.id)
     assert (reply.code, reply.details["cause"]) == ("invalid", cause)
+
+
+async def test_an_entry_beyond_any_of_ours_stays_in_the_server(bus, shared):
+    """
+    Only its size reaches a manager, which would else take its memory for it.
+    """
+    hostile = await a_hostile(bus, shared)
+
+    await hostile.send(*(b"x" * 400_000 for _ in range(30)))
+
+    assert await hostile.is_served()
+    [letter] = await bus.letters(hostile.name)
+    assert (letter.cause, letter.packed) == ("too_large", b"")
+    assert "entry of 12000030 bytes" in letter.message
 
 
 async def test_an_entry_of_too_many_commands_is_one_dead_letter(bus, shared):

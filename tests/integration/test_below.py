@@ -15,14 +15,24 @@ import msgspec
 import pytest
 import uuid_utils
 
-from bus import keys
-from bus.errors import AlreadyExists, Invalid, NotFound, ReplyTimeout, Unavailable
-from bus.messages import Session
-from gateway.store import names
-from tests.replicas import a_client, a_mad, replica_here, settled, until
+from everbus.bus import connect, keys
+from everbus.bus.errors import (
+    AlreadyExists,
+    Forbidden,
+    Invalid,
+    NotFound,
+    ReplyTimeout,
+    Unavailable,
+)
+from everbus.bus.messages import Session, pack_envelope
+from everbus.gateway.store import key_names
+from everbus.gateway.store.claims import NO_LENGTH, length_of
+from everbus.gateway.store.tiers import Admissible
+from tests.builders import an_envelope
+from tests.lineages import lost_nothing, lost_writes
+from tests.replicas import a_client, a_mad, a_token, replica_here, settled, until
 from tests.servers import RealServer, valkey
 
-ZERO = "0" * 40
 LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -35,16 +45,31 @@ class HeldTiers:
         self.sessions: dict[str, Session] = {}
         self.failing: set[str] = set()
         self.loads: list[str] = []
+        self.refused: list[str] = []
         self.gates: dict[str, asyncio.Event] = {}
 
-    async def load_each(self, session_ids, found):
-        self.loads += session_ids
-        for session_id in session_ids:
-            if session_id in self.gates:
-                await self.gates[session_id].wait()
-            away = Unavailable("MongoDB is away")
-            failing = session_id in self.failing
-            found(session_id, away if failing else self.sessions.get(session_id))
+    async def load_each(self, claims, found, wanted):
+        self.loads += [claim.session for claim in claims]
+        for claim in claims:
+            if claim.session in self.gates:
+                await self.gates[claim.session].wait()
+            held = self.sessions.get(claim.session)
+            if held is not None and not wanted(held):
+                self.refused.append(claim.session)
+                continue
+            found(claim.session, self._claimed(claim))
+
+    def _claimed(self, claim):
+        """
+        As if nobody had claimed it before: the later of the two counts.
+        """
+        if claim.session in self.failing:
+            return Unavailable("MongoDB is away")
+        held = self.sessions.get(claim.session)
+        length = length_of(held) if held else NO_LENGTH
+        if claim.hot is not None and claim.hot >= length:
+            return Admissible(None, keeps_hot=True)
+        return Admissible(held)
 
     async def answer(self, session, wanted):
         raise Unavailable("nothing but sessions here")
@@ -74,7 +99,7 @@ async def serving(server, tiers, *, since_ms=1, **settings):
     One lane over *tiers*, on a bus that has lost nothing since *since_ms*.
     """
     async with a_client(server.url) as client:
-        await client.set(names.born(0), f"{ZERO}:{since_ms}")
+        await lost_nothing(client, 0, since_ms)
         async with (
             replica_here(server.url, tiers=tiers, partitions=1, **settings) as replica,
             a_mad(server.url) as mad,
@@ -91,7 +116,7 @@ async def test_a_session_that_is_not_hot_comes_back_with_its_state(server):
 
         assert session == held
         assert tiers.loads == ["quiet"]
-        assert await client.pttl(names.session(0, "quiet")) > 0
+        assert await client.pttl(key_names.session(0, "quiet")) > 0
 
 
 async def test_what_is_written_on_it_stays_until_mongodb_holds_it(server):
@@ -105,8 +130,49 @@ async def test_what_is_written_on_it_stays_until_mongodb_holds_it(server):
 
         assert after.version == 5
         assert after.context_summary == {"topic": "tides"}
-        assert await client.pttl(names.session(0, "quiet")) == -1
-        assert await client.pttl(names.recent(0, "quiet")) == -1
+        assert await client.pttl(key_names.session(0, "quiet")) == -1
+        assert await client.pttl(key_names.recent(0, "quiet")) == -1
+
+
+@pytest.mark.parametrize(
+    ("who", "refusal"),
+    [
+        ({"name": "eve", "role": "user"}, Forbidden),
+        ({"name": "ada", "tenant": "acme", "role": "admin"}, NotFound),
+    ],
+)
+async def test_a_session_stays_where_it_is_for_those_who_may_not_touch_it(
+    server, who, refusal
+):
+    """
+    A stranger, and another tenant's admin, are answered by what MongoDB's document
+    tells of owner, ACL and tenant; nothing is fetched, swapped or made hot for them.
+    """
+    tiers = HeldTiers()
+    tiers.hold("quiet")
+    async with (
+        serving(server, tiers) as (_, mad, client),
+        connect(server.url, mad="eve", token=a_token(**who)) as other,
+    ):
+        with pytest.raises(refusal):
+            await other.get_session("quiet")
+        with pytest.raises(refusal):
+            await other.append_and_wait("quiet", {"n": 1})
+
+        assert tiers.refused == ["quiet", "quiet"]
+        assert not await client.exists(key_names.session(0, "quiet"))
+        assert (await mad.get_session("quiet")).version == 4
+
+
+async def test_nothing_is_loaded_for_a_command_without_a_grant(server):
+    tiers = HeldTiers()
+    tiers.hold("quiet")
+    async with serving(server, tiers) as (_, _, client):
+        packed = pack_envelope(an_envelope("session.get", session="quiet"))
+        await client.xadd(keys.ingress(0, "fiedler"), {"c": packed})
+        await settled(client)
+
+        assert tiers.loads == []
 
 
 async def test_an_id_that_a_tier_holds_cannot_be_created_again(server):
@@ -136,7 +202,7 @@ async def test_a_new_id_is_looked_for_once_the_hot_tier_was_lost(server):
     async with serving(server, tiers) as (_, mad, client):
         await mad.create_session(user_id="ada")
         await client.flushall()
-        await until(lambda: client.exists(names.owner(0)), what="the lane is back")
+        await until(lambda: client.exists(key_names.owner(0)), what="the lane is back")
 
         with pytest.raises(AlreadyExists):
             await mad.create_session(user_id="bob", session_id=new)
@@ -150,7 +216,7 @@ async def test_a_new_id_that_is_elsewhere_is_looked_for(server):
     new = str(uuid_utils.uuid7())
     tiers.hold(new)
     async with serving(server, tiers) as (_, mad, client):
-        await client.set(names.gone(0, new), "elsewhere")
+        await client.set(key_names.tombstone(0, new), "elsewhere")
 
         assert (await mad.get_session(new)).version == 4
 
@@ -218,7 +284,7 @@ async def test_a_deleted_session_is_not_found_below(server):
     async with serving(server, tiers) as (replica, mad, _):
         await mad.delete_session("over")
         for lane in replica.lanes.values():
-            lane._settlement.known.forget()
+            lane._decider.cache.forget()
 
         with pytest.raises(NotFound):
             await mad.get_session("over")
@@ -235,7 +301,7 @@ async def test_a_hot_copy_that_expired_under_the_lane_is_loaded_again(server):
         session = await mad.create_session(user_id="ada")
         tiers.sessions[session.id] = session
         await asyncio.sleep(0.35)
-        await client.delete(names.session(0, session.id))
+        await client.delete(key_names.session(0, session.id))
 
         after = await mad.update_session(session.id, {"tags": ["x"]})
 
@@ -254,7 +320,7 @@ class TestAfterAPromotion:
         """
         async with serving(server, tiers) as (_, mad, client):
             await mad.create_session(user_id="ada", session_id=session.id)
-            await client.set(names.born(0), "another:1")
+            await lost_writes(client, 0)
 
     async def test_what_mongodb_holds_later_counts(self, server):
         tiers = HeldTiers()
@@ -272,7 +338,7 @@ class TestAfterAPromotion:
         await self.promoted(server, tiers, tiers.hold(session_id))
         async with serving_again(server, tiers) as (mad, client):
             assert (await mad.get_session(session_id)).version == 1
-            assert await client.pttl(names.session(0, session_id)) == -1
+            assert await client.pttl(key_names.session(0, session_id)) == -1
             await mad.get_session(session_id)
             assert tiers.loads == [session_id]
 
@@ -296,6 +362,31 @@ class TestReplicated:
     Level `replicated`: replied to when the bus's replicas have it.
     """
 
+    async def test_callers_without_a_replica_delay_no_other_caller(self, server):
+        async with serving(server, HeldTiers(), replicated_timeout_ms=1000) as (
+            _,
+            mad,
+            _,
+        ):
+            sessions = [await mad.create_session(user_id="ada") for _ in range(9)]
+            hot = sessions.pop()
+            waiting = [
+                asyncio.create_task(
+                    mad.append_and_wait(one.id, {"n": 1}, durability="replicated")
+                )
+                for one in sessions
+            ]
+            await asyncio.sleep(0.1)
+            took_s = []
+            for n in range(20):
+                began = time.monotonic()
+                await mad.append_and_wait(hot.id, {"n": n})
+                took_s.append(time.monotonic() - began)
+            refused = await asyncio.gather(*waiting, return_exceptions=True)
+
+        assert max(took_s) < 0.5
+        assert all(one.details["applied"] for one in refused)
+
     async def test_with_a_replica_it_is_ok(self, server, tmp_path):
         (tmp_path / "follower").mkdir()
         async with (
@@ -306,7 +397,7 @@ class TestReplicated:
             await copy.replicaof("127.0.0.1", server.port)
             await until(lambda: in_sync(copy), what="the replica follows")
             session = await mad.create_session(user_id="ada", durability="replicated")
-            key = names.session(0, session.id)
+            key = key_names.session(0, session.id)
 
             assert await copy.hget(key, "version") == b"1"
 
@@ -369,9 +460,9 @@ async def test_a_warm_reply_waits_for_the_archiver(server):
             await mad.create_session(
                 user_id="ada", session_id="s1", durability="warm", timeout=0.5
             )
-        entries = await client.xrange(names.outbox(0))
+        entries = await client.xrange(key_names.outbox(0))
 
-        assert await client.exists(names.session(0, "s1"))
+        assert await client.exists(key_names.session(0, "s1"))
         assert b"r" in entries[0][1]
         assert keys.ingress(0, "fiedler").encode() in await client.keys("eb:{0}:in:*")
 

@@ -10,19 +10,18 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
-from bus.keys import partition_of
-from compose.bench import witnesses
-from compose.bench.order import Identity
-from compose.bench.plan import MIXES, Plan, Work
-from compose.bench.run import opened
-from gateway.store import names
+from everbus.bus.keys import partition_of
+from everbus.compose.bench import checking
+from everbus.compose.bench.plan import MIXES, BenchPlan, Workload
+from everbus.compose.bench.run import BenchIdentity, opened
+from everbus.gateway.store import key_names
 from tests.commandline import CommandLine
 from tests.replicas import SECRET, a_client, a_mad, a_token, replica_here
 from tests.servers import valkey
 
 PARTITIONS = 2
-TINY = Plan(
-    mix=dict(MIXES[Work.mix]),
+TINY = BenchPlan(
+    mix=dict(MIXES[Workload.mix]),
     seconds=5,
     warm_up_s=0,
     mads=2,
@@ -37,7 +36,7 @@ def impatience(monkeypatch):
     """
     There is no MongoDB here, however long one waits for it.
     """
-    monkeypatch.setattr(witnesses, "PAGE_PATIENCE_S", 0.0)
+    monkeypatch.setattr(checking, "PAGE_PATIENCE_S", 0.0)
 
 
 class ProcessOfItsOwn(CommandLine):
@@ -89,14 +88,14 @@ async def test_replicas_are_killed_under_load_and_nothing_is_lost(tmp_path):
     assert code == 0, (report, talk)
     assert report["verdict"] == "verdict: clean"
     assert any(kill["bit"] for kill in report["kills"])
-    assert report["judged"]["by"] == "outboxes"
-    assert report["judged"]["acknowledged"] > 100
-    assert {row["call"] for row in report["rows"]} == set(MIXES[Work.mix])
+    assert report["checked"]["by"] == "outboxes"
+    assert report["checked"]["acknowledged"] > 100
+    assert {row["call"] for row in report["rows"]} == set(MIXES[Workload.mix])
     assert page.read_text().count('class="kill"') == 2 * len(report["kills"])
     assert list(tmp_path.glob("everbus-bench-*")) == []
 
 
-async def test_ctrl_c_ends_the_load_and_what_was_sent_is_judged(tmp_path):
+async def test_ctrl_c_ends_the_load_and_what_was_sent_is_checked(tmp_path):
     async with a_run(
         tmp_path, "--own-stack", "--replicas", "1", "--seconds", "60"
     ) as process:
@@ -109,7 +108,7 @@ async def test_ctrl_c_ends_the_load_and_what_was_sent_is_judged(tmp_path):
         code, report, talk = await told_by(process)
 
     assert code == 130, talk
-    # Right at the begin, nothing was there to be judged yet.
+    # Right at the begin, nothing was there to be checked yet.
     assert report is None or report["ended"] == "interrupted"
     assert report is None or report["clean"]
     assert list(tmp_path.glob("everbus-bench-*")) == []
@@ -118,10 +117,11 @@ async def test_ctrl_c_ends_the_load_and_what_was_sent_is_judged(tmp_path):
 @asynccontextmanager
 async def a_loaded_bench(folder, plan=TINY):
     """
-    A bench that has sent its load, and may be tampered with before it is judged.
+    A bench that has sent its load, and may be tampered with before it is checked.
     """
     identities = [
-        Identity(f"bench-{n}", a_token(f"bench-{n}", "mad")) for n in range(plan.mads)
+        BenchIdentity(f"bench-{n}", a_token(f"bench-{n}", "mad"))
+        for n in range(plan.mads)
     ]
     async with (
         valkey(folder) as server,
@@ -136,7 +136,7 @@ async def a_loaded_bench(folder, plan=TINY):
 
 
 def outbox_of(bench, number=0):
-    return names.outbox(partition_of(bench.books[number].id, PARTITIONS))
+    return key_names.outbox(partition_of(bench.expectations[number].id, PARTITIONS))
 
 
 async def nothing(bench, client, url):
@@ -154,7 +154,7 @@ async def repeat_a_commit(bench, client, url):
 
 
 async def swap_commits(bench, client, url):
-    for number in range(len(bench.books)):
+    for number in range(len(bench.expectations)):
         entries = await client.xrange(outbox_of(bench, number))
         await client.delete(outbox_of(bench, number))
         for _, fields in reversed(entries):
@@ -163,12 +163,12 @@ async def swap_commits(bench, client, url):
 
 async def change_a_session(bench, client, url):
     async with a_mad(url, "stranger") as mad:
-        await mad.update_session(bench.books[0].id, {"tags": ["x"]})
+        await mad.update_session(bench.expectations[0].id, {"tags": ["x"]})
 
 
 async def say_something(bench, client, url):
     async with a_mad(url, "stranger") as mad:
-        await mad.append_and_wait(bench.books[0].id, {"text": "hello"})
+        await mad.append_and_wait(bench.expectations[0].id, {"text": "hello"})
 
 
 @pytest.mark.parametrize(
@@ -177,44 +177,44 @@ async def say_something(bench, client, url):
         (nothing, True, set()),
         (nothing, False, set()),
         (lose_a_commit, True, {"lost"}),
-        (repeat_a_commit, True, {"duplicated"}),
+        (repeat_a_commit, True, {"doubled"}),
         (swap_commits, True, {"out_of_order"}),
-        (change_a_session, True, {"strange"}),
-        (change_a_session, False, {"duplicated"}),
-        (say_something, True, {"strange"}),
+        (change_a_session, True, {"foreign"}),
+        (change_a_session, False, {"doubled"}),
+        (say_something, True, {"foreign"}),
         # By its length, if it is too long to be read without MongoDB.
-        (say_something, False, {"strange", "duplicated"}),
+        (say_something, False, {"foreign", "doubled"}),
     ],
 )
 async def test_what_is_tampered_with_is_found(tmp_path, tamper, by_outboxes, found):
     """
-    The positive control: the judge looks at what is there, not at what it hopes for.
+    The positive control: the check looks at what is there, not at what it hopes for.
     """
     async with a_loaded_bench(tmp_path) as (bench, client, url):
         await tamper(bench, client, url)
-        await bench.judge(lambda _: None, url if by_outboxes else "")
+        await bench.check(lambda _: None, url if by_outboxes else "")
 
-    counts = set(bench.findings.counts)
-    assert bool(found & counts) is bool(found), bench.findings.first
-    assert bench.findings.clean is (not found), bench.findings.first
+    counts = set(bench.violations.counts)
+    assert bool(found & counts) is bool(found), bench.violations.first
+    assert bench.violations.clean is (not found), bench.violations.first
 
 
-async def test_a_timeline_beyond_what_redis_holds_is_judged_by_its_length(tmp_path):
+async def test_a_timeline_beyond_what_redis_holds_is_checked_by_its_length(tmp_path):
     """
     Without MongoDB nobody can read it back; that is told, and one entry more is found.
     """
-    plan = Plan(
+    plan = BenchPlan(
         **{name: getattr(TINY, name) for name in TINY.__struct_fields__}
         | {"mix": {"append": 1}, "sessions": 1}
     )
     async with a_loaded_bench(tmp_path, plan) as (bench, client, url):
-        seen = await bench.judge(lambda _: None)
-        clean = bench.findings.clean
+        seen = await bench.check(lambda _: None)
+        clean = bench.violations.clean
         await say_something(bench, client, url)
-        await bench.judge(lambda _: None)
+        await bench.check(lambda _: None)
 
     assert clean
-    assert dict(bench.findings.counts) == {"duplicated": 1}
+    assert dict(bench.violations.counts) == {"doubled": 1}
     assert (seen.whole, seen.measured) == (0, 1)
     assert "EVERBUS_MONGO_URL" in seen.why_not
 
@@ -236,10 +236,10 @@ async def test_a_bench_on_a_bus_finds_a_stranger_and_ends_with_1(tmp_path):
         session = await the_session(client)
         await stranger.update_session(session, {"tags": ["not from the bench"]})
         code, report, talk = await told_by(process)
-        there = await client.exists(names.session(partition(session), session))
+        there = await client.exists(key_names.session(partition(session), session))
 
     assert code == 1, talk
-    assert report["verdict"] == "verdict: NOT clean: 1 duplicated"
+    assert report["verdict"] == "verdict: NOT clean: 1 doubled"
     assert report["first"][0]["session"] == session
     # It is evidence.
     assert there
@@ -275,7 +275,7 @@ async def the_session(client):
         while True:
             async for key in client.scan_iter("eb:{*}:session:*"):
                 session = key.decode().rpartition(":")[2]
-                if await client.xlen(names.outbox(partition(session))) > 5:
+                if await client.xlen(key_names.outbox(partition(session))) > 5:
                     return session
             await asyncio.sleep(0.02)
 

@@ -8,10 +8,9 @@ import pytest
 import pytest_asyncio
 import uuid_utils
 
-from bus import Expired, keys
-from bus.codec import command_id, unpack
-from bus.messages import CommandOutcome, OnBehalf
-from handlers.routes import HANDLERS, append_timeline
+from everbus.bus import Expired, keys
+from everbus.bus.messages import CommandOutcome, OnBehalf, command_id, unpack
+from everbus.handlers.routes import HANDLERS, append_timeline
 from tests.builders import an_envelope
 from tests.integration.conftest import a_grant, a_replica
 from tests.replicas import a_grant as an_admins_grant
@@ -177,7 +176,7 @@ async def test_a_command_that_waits_can_be_taken_back(tmp_path):
                 0,
                 10,
             )
-        kept = replica.lanes[0]._settlement.standing._cancelled
+        kept = replica.lanes[0]._decider.revocation.cancelled
 
     assert (told.state, outcome.state) == ("cancelled", "cancelled")
     assert [e.entry for e in page.entries] == ["well"]

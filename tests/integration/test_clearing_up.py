@@ -8,27 +8,19 @@ so that what a test says happens first has happened.
 import asyncio
 import json
 import signal
-import sys
 from datetime import timedelta
 
 import pytest
 
-from bus import NotFound
+from everbus.bus import NotFound
 from tests.conversations import Conversation
-from tests.replicas import HOUSE
+from tests.processes import PIPE, start_python
 from tests.servers import inherited
 from tests.stack import Stack
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-# Registered here as well, so that it does not matter which commands the cli has.
-ARCHIVE = """
-from compose.archive_command import archive
-from compose.cli import app, main
-
-app.command()(archive)
-main()
-"""
+ARCHIVE = "from everbus.compose.cli import main; main()"
 
 
 class TestClearingUp:
@@ -92,12 +84,11 @@ async def everbus(stack: Stack, *arguments: str) -> str:
     """
     What the command prints.
     """
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", ARCHIVE, *arguments, "-o", "json"),
-        cwd=HOUSE,
+    process = await start_python(
+        *("-c", ARCHIVE, *arguments, "-o", "json"),
         env={**inherited(), **stack.environment()},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
     )
     try:
         async with asyncio.timeout(30):

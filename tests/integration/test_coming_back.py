@@ -9,7 +9,7 @@ import asyncio
 
 import pytest
 
-from bus.keys import partition_of
+from everbus.bus.keys import partition_of
 from tests.conversations import Conversation
 from tests.proxy import Proxy
 from tests.replicas import until

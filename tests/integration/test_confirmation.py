@@ -12,18 +12,17 @@ from contextlib import asynccontextmanager
 import msgspec
 import pytest
 
-from archiver.confirmation import Terms, confirmations, entry_of
-from archiver.drain import Drain
-from archiver.failures import Backoff
-from archiver.lease import NAME as LEASE
-from bus import keys
-from bus.codec import pack, unpack_reply
-from bus.messages import Reply
-from bus.wire import Wire
-from gateway.failpoints import disarmed
-from gateway.store import hot, names
-from gateway.store.letters import letter_of
-from gateway.store.outbox import (
+from everbus.archiver.confirmation import ConfirmationLimits, confirmations, entry_of
+from everbus.archiver.drain import Drain
+from everbus.archiver.lease import NAME as LEASE
+from everbus.bus import keys
+from everbus.bus.backoff import Backoff
+from everbus.bus.messages import Reply, pack, unpack_reply
+from everbus.bus.wire import Wire
+from everbus.gateway.failpoints import disarmed
+from everbus.gateway.store import hot_copy, key_names
+from everbus.gateway.store.dead_letters import letter_of
+from everbus.gateway.store.hot_copy import (
     COUNT_FIELD,
     REPLIES_FIELD,
     VALUE_FIELD,
@@ -31,12 +30,12 @@ from gateway.store.outbox import (
     Record,
     pack_records,
 )
-from gateway.store.tiers import Refused
-from handlers.outcomes import Archived, Event
+from everbus.gateway.store.tiers import WriteRefused
+from everbus.handlers.outcomes import Archived, Event
 from tests.builders import NOW, a_session
 from tests.replicas import until
 
-TERMS = Terms(hot_ttl_ms=600_000, reply_ttl_ms=60_000)
+TERMS = ConfirmationLimits(hot_ttl_ms=600_000, reply_ttl_ms=60_000)
 
 
 class Notebook:
@@ -55,7 +54,8 @@ class Notebook:
         refused = [r for r in records if r.session in self.refuses]
         self.records += [r for r in records if r.session not in self.refuses]
         return [
-            Refused(record, "a document may not exceed 16 MiB") for record in refused
+            WriteRefused(record, "a document may not exceed 16 MiB")
+            for record in refused
         ]
 
 
@@ -83,9 +83,9 @@ async def lay(client, session):
     """
     Make *session* hot as a commit leaves it: without a time to live.
     """
-    arguments = hot.field_arguments(None, session)
-    await client.execute_command("HSET", names.session(0, session.id), *arguments)
-    await client.rpush(names.recent(0, session.id), b"entry")
+    arguments = hot_copy.field_arguments(None, session)
+    await client.execute_command("HSET", key_names.session(0, session.id), *arguments)
+    await client.rpush(key_names.recent(0, session.id), b"entry")
 
 
 def a_record(session, **fields):
@@ -104,13 +104,13 @@ async def commit(client, *records, replies=()):
     fields = {VALUE_FIELD: pack_records(list(records)), COUNT_FIELD: len(records)}
     if replies:
         fields[REPLIES_FIELD] = pack(replies)
-    await client.incrby(names.backlog(0), len(records))
-    return await client.xadd(names.outbox(0), fields)
+    await client.incrby(key_names.backlog(0), len(records))
+    return await client.xadd(key_names.outbox(0), fields)
 
 
 async def drained(client):
     async def empty():
-        return await client.xlen(names.outbox(0)) == 0
+        return await client.xlen(key_names.outbox(0)) == 0
 
     await until(empty, 10, "outbox drained")
 
@@ -125,13 +125,14 @@ async def moved(server, client, *records, warm=None, replies=()):
 
 
 async def durable(client, session_id="s1"):
-    key = names.session(0, session_id)
+    key = key_names.session(0, session_id)
     return await client.hmget(key, "durable_version", "durable_seq")
 
 
 async def ttls(client, session_id="s1"):
     return [
-        await client.pttl(key(0, session_id)) for key in (names.session, names.recent)
+        await client.pttl(key(0, session_id))
+        for key in (key_names.session, key_names.recent)
     ]
 
 
@@ -193,7 +194,7 @@ async def test_what_an_earlier_life_left_on_the_hash_does_not_count(server, clie
     """
     session = a_session(version=2, last_seq=1)
     await lay(client, session)
-    key = names.session(0, "s1")
+    key = key_names.session(0, "s1")
     await client.hset(key, mapping={"durable_version": 9, "durable_seq": 40})
 
     await moved(server, client, a_record(session, version=1, last_seq=0))
@@ -207,9 +208,11 @@ async def test_a_dormant_session_leaves_redis_and_says_so(server, client):
 
     await moved(server, client, a_record(session))
 
-    assert not await client.exists(names.session(0, "s1"), names.recent(0, "s1"))
-    assert await client.get(names.gone(0, "s1")) == b"elsewhere"
-    assert 0 < await client.pttl(names.gone(0, "s1")) <= TERMS.hot_ttl_ms
+    assert not await client.exists(
+        key_names.session(0, "s1"), key_names.recent(0, "s1")
+    )
+    assert await client.get(key_names.tombstone(0, "s1")) == b"elsewhere"
+    assert 0 < await client.pttl(key_names.tombstone(0, "s1")) <= TERMS.hot_ttl_ms
 
 
 async def test_a_dormant_session_that_was_woken_meanwhile_stays(server, client):
@@ -219,7 +222,7 @@ async def test_a_dormant_session_that_was_woken_meanwhile_stays(server, client):
     await moved(server, client, a_record(slept))
 
     assert await ttls(client) == [-1, -1]
-    assert await client.get(names.gone(0, "s1")) is None
+    assert await client.get(key_names.tombstone(0, "s1")) is None
 
 
 async def test_an_archived_session_leaves_only_when_its_stub_is_written(server, client):
@@ -232,12 +235,12 @@ async def test_an_archived_session_leaves_only_when_its_stub_is_written(server, 
     left = Archived(pointer="p", through=0, bytes=1, moves=0)
 
     await moved(server, client, a_record(session))
-    before = await client.exists(names.session(0, "s1")), await ttls(client)
+    before = await client.exists(key_names.session(0, "s1")), await ttls(client)
     await moved(server, client, a_record(session, state=None, archived=left))
 
     assert before == (1, [-1, -1])
-    assert not await client.exists(names.session(0, "s1"))
-    assert await client.get(names.gone(0, "s1")) == b"elsewhere"
+    assert not await client.exists(key_names.session(0, "s1"))
+    assert await client.get(key_names.tombstone(0, "s1")) == b"elsewhere"
 
 
 async def test_the_mark_of_a_deletion_goes_when_mongodb_knows_of_it(server, client):
@@ -246,16 +249,18 @@ async def test_the_mark_of_a_deletion_goes_when_mongodb_knows_of_it(server, clie
     """
     session = a_session(version=4)
     deleted = a_record(session, state=None, deleted=True)
-    other = hot.deleted_mark(session.created_at, 9)
-    await client.set(names.gone(0, "s1"), other)
+    other = hot_copy.tombstone_value(session.created_at, 9)
+    await client.set(key_names.tombstone(0, "s1"), other)
 
     await moved(server, client, deleted)
-    kept = await client.get(names.gone(0, "s1"))
-    await client.set(names.gone(0, "s1"), hot.deleted_mark(session.created_at, 4))
+    kept = await client.get(key_names.tombstone(0, "s1"))
+    await client.set(
+        key_names.tombstone(0, "s1"), hot_copy.tombstone_value(session.created_at, 4)
+    )
     await moved(server, client, deleted)
 
     assert kept == other.encode()
-    assert await client.get(names.gone(0, "s1")) is None
+    assert await client.get(key_names.tombstone(0, "s1")) is None
 
 
 async def test_a_session_made_again_in_the_same_write_is_no_longer_marked(
@@ -264,12 +269,14 @@ async def test_a_session_made_again_in_the_same_write_is_no_longer_marked(
     first = a_session(version=4)
     again = a_session(version=1, created_at=NOW.replace(year=2027))
     await lay(client, again)
-    await client.set(names.gone(0, "s1"), hot.deleted_mark(first.created_at, 4))
+    await client.set(
+        key_names.tombstone(0, "s1"), hot_copy.tombstone_value(first.created_at, 4)
+    )
     await commit(client, a_record(first, state=None, deleted=True))
 
     await moved(server, client, a_record(again))
 
-    assert await client.get(names.gone(0, "s1")) is None
+    assert await client.get(key_names.tombstone(0, "s1")) is None
     assert await durable(client) == [b"1", b"0"]
 
 
@@ -283,7 +290,7 @@ async def test_an_id_from_the_future_stays_as_long_as_it_counts_as_new(server, c
 
     await moved(server, client, a_record(session))
 
-    stays = await client.pttl(names.session(0, identifier))
+    stays = await client.pttl(key_names.session(0, identifier))
     assert TERMS.hot_ttl_ms + ahead_ms - 60_000 < stays
     assert stays <= TERMS.hot_ttl_ms + ahead_ms + 1000
 
@@ -330,9 +337,9 @@ async def test_held_replies_are_given_once_and_woken_for(server, client):
     }
     async with listening(client, "eb:wake:m:i") as heard:
         await moved(server, client, a_record(session), replies=replies)
-        again = await client.xadd(names.outbox(0), fields)
-        await client.xreadgroup("archiver", "drain", {names.outbox(0): ">"})
-        await client.xack(names.outbox(0), "archiver", again)
+        again = await client.xadd(key_names.outbox(0), fields)
+        await client.xreadgroup("archiver", "drain", {key_names.outbox(0): ">"})
+        await client.xack(key_names.outbox(0), "archiver", again)
         async with draining(server, Notebook()) as drain:
             await until(lambda: drain.lease.held)
             await confirm_by_hand(client, again, fields)
@@ -374,12 +381,12 @@ async def test_an_entry_that_is_no_records_becomes_a_dead_letter(server, client)
     It must not stop the archiver, nor be lost; the entries behind it are written.
     """
     warm = Notebook()
-    await client.xadd(names.outbox(0), {"b": b"\xc1 no msgpack", "n": 1})
-    await client.incr(names.backlog(0))
+    await client.xadd(key_names.outbox(0), {"b": b"\xc1 no msgpack", "n": 1})
+    await client.incr(key_names.backlog(0))
 
     await moved(server, client, a_record(a_session()), warm=warm)
 
-    [(_, fields)] = await client.xrange(names.dead(0))
+    [(_, fields)] = await client.xrange(key_names.dead(0))
     assert fields[b"cause"] == b"undecodable"
     assert letter_of(fields).packed == b"\xc1 no msgpack"
     assert [r.session for r in warm.records] == ["s1"]
@@ -403,7 +410,7 @@ async def test_a_refused_record_becomes_a_dead_letter_with_all_of_it(server, cli
     async with draining(server, Notebook("s1")):
         await drained(client)
 
-    [(_, fields)] = await client.xrange(names.dead(0))
+    [(_, fields)] = await client.xrange(key_names.dead(0))
     letter = letter_of(fields)
     assert (letter.mad, letter.cause, letter.index) == ("archiver", "constraint", 0)
     assert letter.message == "a document may not exceed 16 MiB"
@@ -411,7 +418,7 @@ async def test_a_refused_record_becomes_a_dead_letter_with_all_of_it(server, cli
     assert await ttls(client, "s1") == [-1, -1]
     assert await durable(client, "s1") == [None, None]
     assert await durable(client, "s2") == [b"1", b"0"]
-    assert await client.get(names.backlog(0)) == b"0"
+    assert await client.get(key_names.backlog(0)) == b"0"
     codes = [await code_in(client, held) for held in replies]
     assert codes == ["defect", "ok"]
 
@@ -432,10 +439,10 @@ async def test_after_a_refused_record_the_hot_copy_never_goes(server, client):
     assert await durable(client, "s1") == [b"2", b"1"]
     wire = Wire(server.url)
     try:
-        assert not await hot.RedisHot(wire, 1).forget("s1")
+        assert not await hot_copy.RedisHot(wire, 1).forget("s1")
     finally:
         await wire.close()
-    assert await client.exists(names.session(0, "s1"))
+    assert await client.exists(key_names.session(0, "s1"))
 
 
 async def code_in(client, held):
@@ -447,7 +454,7 @@ async def test_entries_that_somebody_trimmed_do_not_keep_the_backlog_up(server, 
     """
     Read and not confirmed, then trimmed: how many records they held, nobody knows.
     """
-    outbox = names.outbox(0)
+    outbox = key_names.outbox(0)
     await client.xgroup_create(outbox, "archiver", "0", mkstream=True)
     for n in range(3):
         await commit(client, a_record(a_session(id=f"s{n}")))
@@ -458,11 +465,11 @@ async def test_entries_that_somebody_trimmed_do_not_keep_the_backlog_up(server, 
         await drained(client)
         await until(lambda: nothing_pending(client), 10, "nothing pending")
 
-    assert await client.get(names.backlog(0)) == b"0"
+    assert await client.get(key_names.backlog(0)) == b"0"
 
 
 async def nothing_pending(client):
-    told = await client.xpending(names.outbox(0), "archiver")
+    told = await client.xpending(key_names.outbox(0), "archiver")
     return told["pending"] == 0
 
 
@@ -470,12 +477,12 @@ async def test_a_backlog_of_an_outbox_that_was_emptied_by_hand_is_set_right(
     server, client
 ):
     await commit(client, a_record(a_session()))
-    await client.xtrim(names.outbox(0), maxlen=0)
+    await client.xtrim(key_names.outbox(0), maxlen=0)
 
     async with draining(server, Notebook()):
 
         async def nothing():
-            return await client.get(names.backlog(0)) == b"0"
+            return await client.get(key_names.backlog(0)) == b"0"
 
         await until(nothing, 10, "backlog is nothing")
 
@@ -487,20 +494,20 @@ async def test_an_archiver_that_lost_its_lease_reads_nothing(server, client):
     warm = Notebook()
     async with draining(server, warm, "late") as late:
         await until(lambda: late.lease.held)
-        await client.set(names.owner(LEASE), "9:another/1", px=60_000)
+        await client.set(key_names.owner(LEASE), "9:another/1", px=60_000)
         await commit(client, a_record(a_session()))
 
         await until(lambda: not late.lease.held)
 
     assert warm.records == []
-    assert await client.xlen(names.outbox(0)) == 1
+    assert await client.xlen(key_names.outbox(0)) == 1
 
 
 async def test_a_server_that_forgot_its_scripts_and_groups_is_served_on(server, client):
     async with draining(server, Notebook()) as drain:
         await until(lambda: drain.lease.held)
         await client.script_flush()
-        await client.delete(names.outbox(0))
+        await client.delete(key_names.outbox(0))
         await commit(client, a_record(a_session()))
 
         await drained(client)
@@ -523,6 +530,6 @@ async def test_however_many_sessions_one_write_has_all_are_confirmed(
         await drained(client)
 
     assert drain.written == count
-    assert await client.get(names.backlog(0)) == b"0"
+    assert await client.get(key_names.backlog(0)) == b"0"
     for session in sessions:
         assert await durable(client, session.id) == [b"1", b"0"]

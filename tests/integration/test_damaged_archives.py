@@ -12,9 +12,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from bus import Mad, Unavailable
-from gateway.store.cold.archive import Chunk, Manifest
-from gateway.store.cold.sealing import open_chunk, seal_chunk
+from everbus.bus import Mad, Unavailable
+from everbus.gateway.store.cold.format import open_chunk, seal_chunk
+from everbus.gateway.store.cold.manifest import Chunk, Manifest
 from tests.conversations import Conversation
 from tests.stack import Stack
 

@@ -8,13 +8,13 @@ import signal
 import pytest
 import pytest_asyncio
 
-from bus import keys
-from bus.codec import pack_envelope
-from bus.wire import Wire
-from gateway.redriving import redriven
-from gateway.store import names
-from gateway.store.letters import LetterId, one, redrive
-from gateway.store.scripts import load_scripts
+from everbus.bus import keys
+from everbus.bus.messages import pack_envelope
+from everbus.bus.wire import Wire
+from everbus.gateway.lane.redrive import redriven
+from everbus.gateway.store import key_names
+from everbus.gateway.store.dead_letters import LetterId, one, redrive
+from everbus.gateway.store.scripts import load_scripts
 from tests.builders import an_envelope
 from tests.commandline import CommandLine, own_logs
 from tests.integration.conftest import PARTITIONS, a_grant, a_token, until
@@ -33,7 +33,7 @@ async def everbus(bus):
     The command line on a bus whose dead letters are all of this test.
     """
     for partition in range(PARTITIONS):
-        await bus.client.delete(names.dead(partition))
+        await bus.client.delete(key_names.dead(partition))
     return CommandLine(bus.url)
 
 
@@ -48,15 +48,15 @@ def bury(bus):
         partition = bus.partition(session)
         known = {"id": f"free-{session}-{next(made)}", "grant": a_grant(mad)}
         envelope = an_envelope(kind, session=session, body=body, **known | fields)
-        before = await bus.client.xlen(names.dead(partition))
+        before = await bus.client.xlen(key_names.dead(partition))
         await bus.register(mad)
         await bus.publish(mad, partition, envelope)
 
         async def there():
-            return await bus.client.xlen(names.dead(partition)) > before
+            return await bus.client.xlen(key_names.dead(partition)) > before
 
         await until(there, "a letter")
-        [(entry, _)] = await bus.client.xrevrange(names.dead(partition), count=1)
+        [(entry, _)] = await bus.client.xrevrange(key_names.dead(partition), count=1)
         return f"{partition}-{entry.decode()}"
 
     return buried
@@ -162,10 +162,10 @@ async def test_what_is_no_command_is_shown_and_left(bus, everbus):
     await bus.publish("fiedler", 0, b"\xff\xfe" + a_token("fiedler").encode())
 
     async def there():
-        return await bus.client.xlen(names.dead(0)) == 1
+        return await bus.client.xlen(key_names.dead(0)) == 1
 
     await until(there, "a letter")
-    [(entry, _)] = await bus.client.xrange(names.dead(0))
+    [(entry, _)] = await bus.client.xrange(key_names.dead(0))
     letter_id = f"0-{entry.decode()}"
 
     shown = (await everbus("dead", "show", letter_id, "-o", "json")).json
@@ -177,7 +177,7 @@ async def test_what_is_no_command_is_shown_and_left(bus, everbus):
     assert tried.json["left_letters"] == {
         letter_id: "there is no command in it; drop it"
     }
-    assert await bus.client.xlen(names.dead(0)) == 1
+    assert await bus.client.xlen(key_names.dead(0)) == 1
 
 
 @served
@@ -245,7 +245,7 @@ async def test_an_edited_letter_carries_the_new_payload(bus, everbus, bury, tmp_
     missing = await everbus("dead", "redrive", second, "--edit", "-", typed="{}")
     unread = await everbus("dead", "redrive", second, "--edit", "-", typed="[1]")
     many = await everbus("dead", "redrive", "--all", "--edit", str(edit))
-    still = await bus.client.xlen(names.dead(0))
+    still = await bus.client.xlen(key_names.dead(0))
     ended = await everbus("dead", "redrive", second, "--edit", str(edit))
     typo = await everbus("dead", "redrive", third)
     mended = await everbus("dead", "redrive", third, "--as-kind", "timeline.append")
@@ -283,7 +283,7 @@ async def test_drop_asks_and_then_removes_only_what_was_chosen(bus, everbus, bur
 
     dry = await everbus(*chosen, "--dry-run", "-o", "json")
     declined = await everbus(*chosen, typed="n\n")
-    before = await bus.client.xlen(names.dead(0))
+    before = await bus.client.xlen(key_names.dead(0))
     agreed = await everbus(*chosen, "-o", "json", typed="y\n")
     left = (await everbus("dead", "list", "--each", "-o", "json")).json["letters"]
     last = await everbus("dead", "drop", kept, "--yes")
@@ -294,7 +294,7 @@ async def test_drop_asks_and_then_removes_only_what_was_chosen(bus, everbus, bur
     assert (agreed.code, agreed.json["dropped"]) == (0, 2)
     assert [letter["id"] for letter in left] == [kept]
     assert (last.code, gone.code) == (0, 1)
-    assert await bus.client.xlen(names.dead(0)) == 0
+    assert await bus.client.xlen(key_names.dead(0)) == 0
 
 
 @served
@@ -331,7 +331,7 @@ async def test_a_redrive_that_was_sent_twice_over_the_ledger_is_applied_once(
     """
     session, [letter_id] = await an_orphan(bus, bury)
     await create(bus, session)
-    stream = names.dead(0)
+    stream = key_names.dead(0)
     [(entry, _)] = await bus.client.xrange(stream)
     lost_step = await bus.client.dump(stream)
 
@@ -368,13 +368,13 @@ async def test_a_killed_redrive_has_lost_and_doubled_nothing(bus, everbus, bury)
     process = await everbus.start("dead", "redrive", "--all", "--rate", "20")
 
     async def under_way():
-        return await bus.client.xlen(names.dead(0)) < 10
+        return await bus.client.xlen(key_names.dead(0)) < 10
 
     await until(under_way, "some letters redriven")
     process.send_signal(signal.SIGKILL)
     await process.wait()
     await bus.until_settled(keys.GATEWAY)
-    left = await bus.client.xlen(names.dead(0))
+    left = await bus.client.xlen(key_names.dead(0))
     applied = await said(bus, session)
     rest = await everbus("dead", "redrive", "--all", "-o", "json")
     await bus.until_settled(keys.GATEWAY)
@@ -392,7 +392,7 @@ async def test_ctrl_c_tells_how_far_it_came(bus, everbus, bury):
     process = await everbus.start("dead", "redrive", "--all", "--rate", "2")
 
     async def under_way():
-        return await bus.client.xlen(names.dead(0)) < 6
+        return await bus.client.xlen(key_names.dead(0)) < 6
 
     await until(under_way, "some letters redriven")
     process.send_signal(signal.SIGINT)
@@ -405,7 +405,7 @@ async def test_ctrl_c_tells_how_far_it_came(bus, everbus, bury):
 
 @served
 async def test_a_full_partition_is_told_of(bus, everbus, bury, monkeypatch):
-    monkeypatch.setattr("compose.dead_letters.NEAR_CAP", 2)
+    monkeypatch.setattr("everbus.compose.dead_letters.NEAR_CAP", 2)
     _, ids = await an_orphan(bus, bury, 2)
 
     listed = await everbus("dead", "list", "-o", "json")

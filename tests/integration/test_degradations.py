@@ -10,15 +10,16 @@ from functools import partial
 
 import pytest
 
-from bus import Unavailable
-from bus.errors import EverbusError
-from bus.keys import partition_of
-from gateway.store import names
-from gateway.store.letters import letter_of
+from everbus.bus import Unavailable
+from everbus.bus.errors import EverbusError
+from everbus.bus.keys import partition_of
+from everbus.gateway.store import key_names
+from everbus.gateway.store.dead_letters import letter_of
+from tests.closed_load import ClosedLoad
 from tests.conversations import Conversation
 from tests.hands import Hands
 from tests.outages import archived_all, at_rest, served, told_to_prometheus, unconfirmed
-from tests.replicas import Load, letters, until
+from tests.replicas import letters, until
 from tests.stack import (
     PARTITIONS,
     Stack,
@@ -46,7 +47,7 @@ class TestMongoDBAway:
         """
         async with served(stack) as (mad, hands):
             sessions = [(await mad.create_session("ada")).id for _ in range(2)]
-            load = Load([mad], sessions)
+            load = ClosedLoad([mad], sessions)
             made = []
             async with hands.draining(), load.running():
                 await load.more(20)
@@ -124,24 +125,21 @@ def lane(one: Conversation) -> int:
     return partition_of(one.id, PARTITIONS)
 
 
-async def check_load(stack: Stack, load: Load) -> None:
+async def check_load(stack: Stack, load: ClosedLoad) -> None:
     """
     MongoDB has every append once and in order, and every acknowledged update.
     """
-    for session in {session for session, _ in load.appended}:
+    assert load.answered
+    for session in load.sessions:
         found = stack.held["timeline"].find({"session": session}).sort("seq", 1)
-        entries = [document async for document in found]
-        assert [d["seq"] for d in entries] == list(range(1, len(entries) + 1))
-        for (of, author), count in load.appended.items():
-            if of == session:
-                numbers = [d["entry"]["n"] for d in entries if d["author"] == author]
-                assert numbers == list(range(1, count + 1))
-    updates = {
-        d["patch"]["context_summary"]["mark"]: (d["session"], d["version"])
-        async for d in stack.held["events"].find({"kind": "session.updated"})
-    }
-    assert load.acknowledged
-    assert load.acknowledged.items() <= updates.items()
+        load.check_timeline(
+            session, [(d["seq"], d["author"], d["entry"]) async for d in found]
+        )
+        wanted = {"session": session, "kind": "session.updated"}
+        updates = stack.held["events"].find(wanted).sort("version", 1)
+        load.check_updates(
+            session, [(d["version"], d["mad"], d["patch"]) async for d in updates]
+        )
 
 
 class TestS3Away:
@@ -290,7 +288,7 @@ class TestConstraintViolated:
                 await stack.drained()
 
             assert await causes(stack) == ["constraint"] * 4
-            key = names.session(partition_of(refused_, PARTITIONS), refused_)
+            key = key_names.session(partition_of(refused_, PARTITIONS), refused_)
             assert await stack.client.pttl(key) == -1
             session = await mad.get_session(refused_)
             assert (session.version, session.last_seq) == (1, 2)

@@ -20,7 +20,7 @@ async def a_demo(folder, *arguments):
     The command in a process of its own; ended in order if it still runs.
     """
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "compose.cli", "demo", *arguments),
+        *(sys.executable, "-m", "everbus", "demo", *arguments),
         cwd=HOUSE,
         env=inherited() | {"TMPDIR": str(folder)},
         stdout=asyncio.subprocess.PIPE,

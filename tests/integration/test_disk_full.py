@@ -6,19 +6,19 @@ No file of the server, or of the process, can grow: each writes as on a full dis
 
 import asyncio
 import signal
-import sys
 from functools import partial
 
 import pytest
 from pymongo.errors import PyMongoError
 from redis.exceptions import ResponseError
 
-from bus.errors import EverbusError
-from compose.patience import settled as carried_out
-from compose.patience import told
+from everbus.bus.errors import EverbusError
+from everbus.compose.retried_calls import read_retrying
+from everbus.compose.retried_calls import write_once as carried_out
 from tests.conversations import Conversation
 from tests.outages import archived_all, at_rest, served, told_to_prometheus, unconfirmed
-from tests.replicas import HOUSE, settled, until
+from tests.processes import PIPE, start_python
+from tests.replicas import settled, until
 from tests.servers import inherited
 from tests.stack import (
     Stack,
@@ -34,13 +34,11 @@ NO_ROOM = """
 import resource
 import sys
 
-from compose.archive_command import archive
-from compose.cli import app, main
+from everbus.compose.cli import main
 
 if sys.argv.pop() == "full":
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
-app.command()(archive)
 main()
 """
 
@@ -135,14 +133,14 @@ class TestDiskFull:
             finally:
                 free_disk(stack.bus)
             await until(partial(written, stack), what="there is room again")
-            told_before = await told(partial(mad.get_session, one.id))
+            told_before = await read_retrying(partial(mad.get_session, one.id))
             await carried_out(mad, partial(mad.append_and_wait, one.id, {"n": "last"}))
             await settled(stack.client)
             await until(partial(written, stack), what="all is in the file")
             await stack.bus.kill()
             await stack.bus.restart()
 
-            session = await told(partial(mad.get_session, one.id))
+            session = await read_retrying(partial(mad.get_session, one.id))
             entries = [e.entry for e in session.recent_timeline]
             assert told_before.last_seq >= 5
             assert entries[:5] == one.entries
@@ -153,12 +151,11 @@ async def archive(stack: Stack, room: str, **settings: object) -> tuple[int, str
     """
     The exit code of `everbus archive`, and what it says to people.
     """
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", NO_ROOM, "archive", "--idle-days", "0", room),
-        cwd=HOUSE,
+    process = await start_python(
+        *("-c", NO_ROOM, "archive", "--idle-days", "0", room),
         env={**inherited(), **stack.environment(**settings)},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
     )
     try:
         async with asyncio.timeout(40):

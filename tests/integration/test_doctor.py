@@ -2,8 +2,6 @@
 `everbus doctor` on a real stack: all well, then one thing broken at a time.
 """
 
-import asyncio
-import sys
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
@@ -11,20 +9,20 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from bus import keys
-from bus.codec import pack
-from bus.wire import Wire
-from compose.doctor_command import diagnose
-from compose.exits import FINDING, UNREACHABLE
-from compose.folder import free_port
-from compose.settings import load_settings
-from gateway.health.indicators import INDICATORS
-from gateway.health.readings import read_bus
-from gateway.health.status import STALE_MS, STATUS, Status, statuses_in
-from gateway.health.verdicts import Examiner
-from gateway.store import names
+from everbus.bus import keys
+from everbus.bus.messages import pack
+from everbus.bus.wire import Wire
+from everbus.compose.doctor_command import diagnose
+from everbus.compose.exit_codes import FINDING, UNREACHABLE
+from everbus.compose.settings import load_settings
+from everbus.compose.stack_folder import free_port
+from everbus.gateway.health.indicators import INDICATORS
+from everbus.gateway.health.readings import read_bus
+from everbus.gateway.health.status import STALE_MS, STATUS, Status, statuses_in
+from everbus.gateway.health.verdicts import Examiner
+from everbus.gateway.store import key_names
+from tests.processes import PIPE, start_python
 from tests.replicas import (
-    HOUSE,
     a_client,
     a_mad,
     archiver,
@@ -117,12 +115,11 @@ async def run(settings, *arguments):
     """
     Exit code, stdout and stderr of `everbus doctor` on a terminal of 80 columns.
     """
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "compose.cli", "doctor", *arguments),
-        cwd=HOUSE,
+    process = await start_python(
+        *("-m", "everbus", "doctor", *arguments),
         env={**inherited(), **settings, "COLUMNS": "80"},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
     )
     told, talk = await process.communicate()
     return process.returncode, told.decode(), talk.decode()
@@ -135,7 +132,7 @@ async def test_all_is_well_on_a_healthy_stack(whole):
     turned = {f["name"] for f in found["findings"] if f["verdict"] != "pass"}
     assert turned <= TIMED
     assert (code, talk) == (FINDING if turned else 0, "")
-    assert sum(found["verdicts"].values()) == len(INDICATORS) + 3
+    assert sum(found["verdicts"].values()) == len(INDICATORS) + 4
     values = {one["name"]: one["value"] for one in found["findings"]}
     assert values["managers"] == 2
     assert values["outbox_age"] == 0
@@ -148,7 +145,7 @@ async def test_people_read_it_at_eighty_columns_with_the_remedy(whole):
     assert code == FINDING
     assert max(map(len, told.splitlines())) <= 80
     assert "→ CONFIG SET maxmemory-policy noeviction" in told
-    assert f"{len(INDICATORS) + 3} indicators: " in told.splitlines()[-1]
+    assert f"{len(INDICATORS) + 4} indicators: " in told.splitlines()[-1]
     assert told.splitlines()[-1].endswith(" 1 fail")
 
 
@@ -179,9 +176,9 @@ async def test_a_dead_letter_waits_for_somebody(whole):
 
     await whole.client.xadd(stream, {"c": b"no command"})
 
-    await until(lambda: whole.client.xlen(names.dead(0)))
+    await until(lambda: whole.client.xlen(key_names.dead(0)))
     assert await whole.turned() == {"dead_letters": "warn"}
-    await whole.client.delete(names.dead(0))
+    await whole.client.delete(key_names.dead(0))
 
 
 async def test_where_config_is_forbidden_that_is_told_and_nothing_else(whole):
@@ -206,6 +203,9 @@ async def test_where_config_is_forbidden_that_is_told_and_nothing_else(whole):
         ({"skew_ms": 7_000}, "clock_skew", "fail"),
         ({"recent": {"superseded": 1}}, "superseded", "warn"),
         ({"recent": {"failures.replica_crashed": 1}}, "replica_crashes", "warn"),
+        ({"recent": {"failures.hot_tier_went_back": 1}}, "lost_writes", "warn"),
+        ({"recent": {"doubtful": 2}}, "doubtful", "warn"),
+        ({"totals": {"failures.diverged_records": 1}}, "diverged", "fail"),
         ({"gauges": {"breaker.cold": 2}}, "cold_tier", "fail"),
         ({"totals": {"failures.lost_entries": 1}}, "lost_entries", "fail"),
     ],
@@ -299,7 +299,7 @@ async def test_what_waits_is_seen_by_its_age(tmp_path):
         taken = await client.xreadgroup(keys.GROUP, "lane", {read: ">"}, count=2)
         await client.xack(read, keys.GROUP, taken[0][1][0][0])
         late = f"{(seconds - 90) * 1000}-1"
-        await client.xadd(names.outbox(0), {"v": b"?"}, id=late)
+        await client.xadd(key_names.outbox(0), {"v": b"?"}, id=late)
         wire = Wire(bus.url)
 
         first, second = (await read_bus(wire)).lanes
@@ -392,7 +392,8 @@ async def test_processes_tell_of_themselves(whole):
         fields = await whole.client.hvals(STATUS)
         found = {one.name.partition("-")[0]: one for one in statuses_in(fields)}
         fast = [one.recent.get("commit_p99_ms") for one in found.values()]
-        return found if any(fast) else None
+        drained = "archiver" in found and found["archiver"].totals["drained"]
+        return found if any(fast) and drained else None
 
     found = await until(told)
 
@@ -410,7 +411,7 @@ async def test_only_the_first_manager_examines(whole, monkeypatch):
         looked.append(wire)
         return await read_bus(wire)
 
-    monkeypatch.setattr("gateway.health.verdicts.read_bus", noted)
+    monkeypatch.setattr("everbus.gateway.health.verdicts.read_bus", noted)
     for name in ("m1", "m2"):
         examiner = Examiner(whole.url, name, INDICATORS, outbox_limit=10)
         examiner._examined_at -= 60
@@ -425,12 +426,12 @@ async def test_an_archiver_that_stopped_is_told_when_something_waits(whole):
     """
     Its lease is given up at once; what was committed since waits.
     """
-    await whole.client.set(names.owner("archiver"), "9:other/x")
-    before = await whole.client.get(names.backlog(0))
+    await whole.client.set(key_names.owner("archiver"), "9:other/x")
+    before = await whole.client.get(key_names.backlog(0))
 
-    await whole.client.delete(names.owner("archiver"))
-    await whole.client.incrby(names.backlog(0), 3)
+    await whole.client.delete(key_names.owner("archiver"))
+    await whole.client.incrby(key_names.backlog(0), 3)
     found = await whole.turned()
 
-    await whole.client.set(names.backlog(0), before or 0)
+    await whole.client.set(key_names.backlog(0), before or 0)
     assert found == {"archiver": "fail"}

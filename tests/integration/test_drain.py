@@ -11,14 +11,15 @@ import pytest
 import pytest_asyncio
 from pymongo import AsyncMongoClient
 
-from archiver.drain import Drain
-from archiver.failures import Backoff
-from archiver.lease import NAME as LEASE
-from bus.errors import Unavailable
-from bus.messages import Session
-from gateway.failpoints import DRAIN, disarmed
-from gateway.store import names
-from gateway.store.mongo.documents import (
+from everbus.archiver.drain import Drain
+from everbus.archiver.lease import NAME as LEASE
+from everbus.bus.backoff import Backoff
+from everbus.bus.errors import Unavailable
+from everbus.bus.messages import Session
+from everbus.gateway.failpoints import DRAIN, disarmed
+from everbus.gateway.store import key_names
+from everbus.gateway.store.hot_copy import VALUE_FIELD, unpack_records
+from everbus.gateway.store.mongo.documents import (
     CHECKPOINTS,
     EVENTS,
     REMOVALS,
@@ -26,18 +27,10 @@ from gateway.store.mongo.documents import (
     SNAPSHOTS,
     TIMELINE,
 )
-from gateway.store.mongo.warm import MongoWarm
-from gateway.store.outbox import VALUE_FIELD, unpack_records
-from tests.replicas import (
-    Books,
-    Load,
-    a_client,
-    a_mad,
-    archiver,
-    manager,
-    settled,
-    until,
-)
+from everbus.gateway.store.mongo.warm import MongoWarm
+from tests.closed_load import ClosedLoad
+from tests.commit_log import CommitLog
+from tests.replicas import a_client, a_mad, archiver, manager, settled, until
 from tests.servers import secantus, valkey
 
 PARTITIONS = 2
@@ -106,8 +99,8 @@ async def confirmed(client, within_s=30.0):
     await settled(client)
 
     async def empty():
-        lengths = [await client.xlen(names.outbox(p)) for p in range(PARTITIONS)]
-        backlog = [await client.get(names.backlog(p)) for p in range(PARTITIONS)]
+        lengths = [await client.xlen(key_names.outbox(p)) for p in range(PARTITIONS)]
+        backlog = [await client.get(key_names.backlog(p)) for p in range(PARTITIONS)]
         return not any(lengths) and not any(int(b or 0) for b in backlog)
 
     await until(empty, within_s, "outboxes drained")
@@ -163,7 +156,7 @@ async def test_sessions_and_timelines_arrive_as_they_went_in(client, bus, held, 
     """
     async with parts.manager(), a_mad(bus.url) as mad:
         sessions = [await fill(mad) for _ in range(3)]
-        books = await Books.read(client, PARTITIONS)
+        log = await CommitLog.read(client, PARTITIONS)
 
         async with parts.archiver():
             await confirmed(client)
@@ -174,7 +167,7 @@ async def test_sessions_and_timelines_arrive_as_they_went_in(client, bus, held, 
             later = await mad.get_session(sessions[0].id)
 
     assert documents == [document_of(session) for session in sessions]
-    assert first == [told(books.entries[session.id]) for session in sessions]
+    assert first == [told(log.entries[session.id]) for session in sessions]
     assert [len(timeline) for timeline in first] == [45, 45, 45]
     assert later.last_seq == 46
     assert await document_in(held, later.id) == document_of(later)
@@ -214,7 +207,7 @@ async def test_an_archiver_that_is_killed_again_and_again_loses_nothing(
         a_mad(bus.url, "bob") as bob,
     ):
         sessions = [(await ann.create_session("ada")).id for _ in range(4)]
-        load = Load([ann, bob], sessions)
+        load = ClosedLoad([ann, bob], sessions)
         async with load.running():
             for _ in range(3):
                 before = await held["timeline"].estimated_document_count()
@@ -222,7 +215,7 @@ async def test_an_archiver_that_is_killed_again_and_again_loses_nothing(
                     await until(lambda before=before: grown(held, before), 20)
                     await doomed.end(signal.SIGKILL)
                 redelivered += await pending(client)
-                await client.delete(names.owner(LEASE))
+                await client.delete(key_names.owner(LEASE))
             load.stop()
         await settled(client)
         async with parts.archiver():
@@ -234,10 +227,7 @@ async def test_an_archiver_that_is_killed_again_and_again_loses_nothing(
         document = await document_in(held, session)
         timeline = await timeline_in(held, session)
         assert document == document_of(after[session])
-        assert [seq for seq, *_ in timeline] == list(range(1, len(timeline) + 1))
-        for mad in ("ann", "bob"):
-            numbers = [entry["n"] for _, _, author, entry in timeline if author == mad]
-            assert numbers == list(range(1, load.appended[session, mad] + 1))
+        load.check_timeline(session, marked(timeline))
 
 
 @pytest.mark.parametrize("point", DRAIN)
@@ -253,7 +243,7 @@ async def test_a_kill_at_any_point_of_the_drain_loses_and_repeats_nothing(
     """
     async with parts.manager(), a_mad(bus.url, "ann") as ann:
         sessions = [(await ann.create_session("ada")).id for _ in range(3)]
-        load = Load([ann], sessions)
+        load = ClosedLoad([ann], sessions)
         async with load.running():
             deaths = [await die(client, parts, point, n) for n in range(kills)]
             load.stop()
@@ -264,9 +254,15 @@ async def test_a_kill_at_any_point_of_the_drain_loses_and_repeats_nothing(
     assert deaths == [-signal.SIGKILL] * kills
     for session in sessions:
         timeline = await timeline_in(held, session)
-        numbers = [entry["n"] for *_, entry in timeline]
-        assert numbers == list(range(1, load.appended[session, "ann"] + 1))
+        load.check_timeline(session, marked(timeline))
         assert await document_in(held, session) == document_of(after[session])
+
+
+def marked(timeline):
+    """
+    Seq, author and entry of each.
+    """
+    return [(seq, author, entry) for seq, _, author, entry in timeline]
 
 
 async def die(client, parts, point, nth):
@@ -276,7 +272,7 @@ async def die(client, parts, point, nth):
     async with parts.archiver(f"a{nth}", fail_point=f"{point}:{nth + 1}") as armed:
         code = await armed.ended()
     # Nobody has to wait for the dead one's lease.
-    await client.delete(names.owner(LEASE))
+    await client.delete(key_names.owner(LEASE))
     return code
 
 
@@ -289,7 +285,7 @@ async def pending(client):
     How many outbox entries were read and never confirmed.
     """
     found = [
-        await client.xpending(names.outbox(p), names.ARCHIVER_GROUP)
+        await client.xpending(key_names.outbox(p), key_names.ARCHIVER_GROUP)
         for p in range(PARTITIONS)
     ]
     return sum(told["pending"] for told in found)
@@ -330,16 +326,16 @@ async def test_what_was_written_but_not_confirmed_is_written_again_without_harm(
 ):
     async with parts.manager(), a_mad(bus.url) as mad:
         session = await fill(mad)
-        books = await Books.read(client, PARTITIONS)
+        log = await CommitLog.read(client, PARTITIONS)
         warm = Forgetful(mongo.url, database)
 
         async with draining(bus, warm) as drain:
             await confirmed(client)
 
     assert warm.fails == 0
-    records = sum(len(events) > 0 for events in books.events.values())
+    records = sum(len(events) > 0 for events in log.events.values())
     assert drain.written >= records
-    assert await timeline_in(held, session.id) == told(books.entries[session.id])
+    assert await timeline_in(held, session.id) == told(log.entries[session.id])
     assert await document_in(held, session.id) == document_of(session)
 
 
@@ -399,7 +395,7 @@ async def test_however_the_outbox_is_cut_into_writes_the_result_is_the_same(
         entries = [
             entry
             for p in range(PARTITIONS)
-            for entry in await client.xrange(names.outbox(p))
+            for entry in await client.xrange(key_names.outbox(p))
         ]
     warm = MongoWarm(mongo.url, database)
     await warm.prepare()
@@ -446,12 +442,12 @@ async def test_mongodb_away_delays_and_loses_nothing(client, bus, parts, tmp_pat
             a_mad(bus.url, "ann") as ann,
         ):
             sessions = [(await ann.create_session("ada")).id for _ in range(2)]
-            load = Load([ann], sessions)
+            load = ClosedLoad([ann], sessions)
             async with load.running():
                 await load.more(10)
                 await mongo.kill()
                 await load.more(20)
-                behind = await client.mget(map(names.backlog, range(PARTITIONS)))
+                behind = await client.mget(map(key_names.backlog, range(PARTITIONS)))
                 await mongo.restart()
                 await load.more(10)
                 load.stop()
@@ -460,9 +456,7 @@ async def test_mongodb_away_delays_and_loses_nothing(client, bus, parts, tmp_pat
         async with AsyncMongoClient(mongo.url, tz_aware=True) as connection:
             for session in sessions:
                 timeline = await timeline_in(connection["fallen"], session)
-                numbers = [entry["n"] for *_, entry in timeline]
-                wanted = load.appended[session, "ann"]
-                assert numbers == list(range(1, wanted + 1))
+                load.check_timeline(session, marked(timeline))
     assert sum(int(records or 0) for records in behind) > 0
 
 
@@ -479,7 +473,7 @@ async def test_a_second_archiver_waits_until_the_first_is_gone(
     ):
         session = await mad.create_session("ada")
         await confirmed(client)
-        holder = await client.get(names.owner(LEASE))
+        holder = await client.get(key_names.owner(LEASE))
         async with parts.archiver("a2") as second:
             await second.logged("archiver.ready")
             first.send(signal.SIGSTOP)
@@ -487,17 +481,17 @@ async def test_a_second_archiver_waits_until_the_first_is_gone(
                 mad.append(session.id, {"n": n})
             await mad.flush()
             await settled(client)
-            still = await client.get(names.owner(LEASE))
+            still = await client.get(key_names.owner(LEASE))
 
             await confirmed(client)
-            heir = await client.get(names.owner(LEASE))
+            heir = await client.get(key_names.owner(LEASE))
             first.send(signal.SIGCONT)
             # Its next read or its next renewal tells it, whichever comes first.
             events = ("drain.superseded", "lease.lost")
             await until(lambda: any(map(first.records, events)), 15, "it has noticed")
 
             assert await first.end() == 0
-            assert await client.get(names.owner(LEASE)) == heir
+            assert await client.get(key_names.owner(LEASE)) == heir
 
     assert still == holder
     assert heir != holder

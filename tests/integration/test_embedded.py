@@ -17,14 +17,17 @@ import psutil
 import pytest
 import redis.asyncio
 
-from compose import parts, servers
-from compose.dev import status
-from compose.folder import StackError
-from compose.parts import Part
-from compose.pings import mongo_answers, redis_answers, s3_answers
-from compose.processes import PartFailed, Server, start
-from compose.records import incarnations
-from compose.stack import EmbeddedStack
+from everbus.bus import connect
+from everbus.bus.cluster_wire import wire_to
+from everbus.compose import servers, supervision
+from everbus.compose.dev_command import status
+from everbus.compose.process_records import incarnations
+from everbus.compose.processes import ProcessFailed, ProcessSpec, start
+from everbus.compose.server_pings import mongo_answers, redis_answers, s3_answers
+from everbus.compose.stack import EmbeddedStack
+from everbus.compose.stack_folder import StackError
+from everbus.compose.supervision import SupervisedProcess
+from tests.processes import DEVNULL, PIPE, start_python
 from tests.servers import DEBIAN_REDIS, debian_redis, secantus, valkey
 
 HOUSE = Path(__file__).parent.parent.parent
@@ -32,7 +35,7 @@ SERVERS = ("valkey", "secantus", "nanio")
 SUPERVISOR = """
 import asyncio, sys
 from pathlib import Path
-from compose.stack import EmbeddedStack
+from everbus.compose.stack import EmbeddedStack
 
 async def main():
     async with EmbeddedStack(Path(sys.argv[1]), managers=0, archiver=False) as stack:
@@ -45,11 +48,11 @@ asyncio.run(main())
 # `everbus dev` without our own processes.
 DEV = """
 import functools, sys
-import compose.stack
-from compose.cli import main
+import everbus.compose.stack
+from everbus.compose.cli import main
 
-compose.stack.EmbeddedStack = functools.partial(
-    compose.stack.EmbeddedStack, archiver=False
+everbus.compose.stack.EmbeddedStack = functools.partial(
+    everbus.compose.stack.EmbeddedStack, archiver=False
 )
 sys.argv = ["everbus", "dev", "--managers", "0", "--data", sys.argv[1]]
 main()
@@ -65,11 +68,10 @@ async def a_supervisor(data):
     """
     A stack in a process of its own; yields the process and its parts' pids.
     """
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", SUPERVISOR, str(data)),
-        cwd=HOUSE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
+    process = await start_python(
+        *("-c", SUPERVISOR, str(data)),
+        stdout=PIPE,
+        stderr=DEVNULL,
     )
     try:
         async with asyncio.timeout(30):
@@ -86,11 +88,10 @@ async def a_dev(data):
     """
     `everbus dev` in a process of its own, killed at the end if it still runs.
     """
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", DEV, str(data)),
-        cwd=HOUSE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+    process = await start_python(
+        *("-c", DEV, str(data)),
+        stdout=PIPE,
+        stderr=PIPE,
     )
     try:
         yield process
@@ -142,11 +143,38 @@ async def test_secrets_are_for_this_user_only_and_stay_the_same(tmp_path):
     assert {**first, "EVERBUS_TOKEN": ""} == {**second, "EVERBUS_TOKEN": ""}
     assert "{mad}" in first["EVERBUS_MAD_URL"]
     assert f"EVERBUS_TOKEN={second['EVERBUS_TOKEN']}\n" in (data / "env").read_text()
-    modes = {name: (data / name).stat().st_mode for name in ("env", "secrets.json")}
-    assert {name: mode & 0o777 for name, mode in modes.items()} == {
-        "env": 0o600,
-        "secrets.json": 0o600,
+    files = {path.name: path for path in data.glob("*env")}
+    assert files.keys() == {
+        *("env", "mad.env", "manager.env", "archiver.env", "edge.env")
     }
+    for path in (*files.values(), data / "secrets.json"):
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
+def settings_in(path: Path) -> dict[str, str]:
+    return dict(line.split("=", 1) for line in path.read_text().splitlines())
+
+
+async def test_a_mads_environment_has_the_bus_and_no_key_of_others(tmp_path):
+    data = tmp_path / "s"
+    async with EmbeddedStack(data, managers=1, archiver=False) as stack:
+        everything = stack.environment()
+        mine = settings_in(data / "mad.env")
+        # Enough to work with, by itself.
+        async with connect(
+            mine["EVERBUS_REDIS_URL"], mad="dev", token=mine["EVERBUS_TOKEN"]
+        ) as mad:
+            made = await mad.create_session("ada")
+
+    assert made.version == 1
+    assert mine.keys() == {"EVERBUS_REDIS_URL", "EVERBUS_MAD_URL", "EVERBUS_TOKEN"}
+    secrets = json.loads((data / "secrets.json").read_text())
+    written = (data / "mad.env").read_text()
+    assert not [name for name, value in secrets.items() if value in written]
+    assert mine["EVERBUS_TOKEN"] != everything["EVERBUS_TOKEN"]
+    archiver = settings_in(data / "archiver.env")
+    assert "EVERBUS_JWT_SECRET" not in archiver
+    assert "EVERBUS_TOKEN" not in settings_in(data / "edge.env")
 
 
 async def test_an_edge_is_reached_by_the_url_in_the_environment(tmp_path):
@@ -206,7 +234,7 @@ async def test_a_part_that_others_kill_is_started_again(tmp_path):
 async def test_a_restart_is_ordered_and_no_death(tmp_path):
     said = []
     async with a_stack(tmp_path / "s", say=said.append) as stack:
-        for _ in range(parts.MAX_DEATHS + 1):
+        for _ in range(supervision.MAX_DEATHS + 1):
             await stack.restart("valkey")
 
         assert await redis_answers(stack.parts["valkey"].server.port)
@@ -315,21 +343,23 @@ async def at_once(_):
 
 def a_program(data, code, ready=never, **options):
     argv = (sys.executable, "-c", code)
-    return Server(name="program", data=data, argv=argv, ready=ready, **options)
+    return ProcessSpec(name="program", data=data, argv=argv, ready=ready, **options)
 
 
 async def test_a_part_that_ends_at_once_shows_its_last_words(tmp_path):
-    with pytest.raises(PartFailed, match=r"(?s)ended \(3\).*\| no such thing"):
+    with pytest.raises(ProcessFailed, match=r"(?s)ended \(3\).*\| no such thing"):
         await start(a_program(tmp_path, "print('no such thing'); exit(3)"))
 
 
 async def test_a_part_that_never_serves_is_ended(tmp_path):
     forever = a_program(tmp_path, "import time; time.sleep(60)", ready_within_s=0.3)
+    before = set(psutil.Process().children())
 
-    with pytest.raises(PartFailed, match=r"was not ready within 0\.3 s"):
+    with pytest.raises(ProcessFailed, match=r"was not ready within 0\.3 s"):
         await start(forever)
 
-    assert [p for p in psutil.Process().children() if lives(p.pid)] == []
+    after = set(psutil.Process().children())
+    assert [p for p in after - before if lives(p.pid)] == []
 
 
 async def test_a_part_that_ignores_sigterm_is_killed(tmp_path):
@@ -354,18 +384,18 @@ async def test_two_servers_never_run_on_one_folder(tmp_path):
     code = "import time; time.sleep(60)"
     first = await start(a_program(tmp_path, code, at_once))
     try:
-        with pytest.raises(PartFailed, match=rf"already runs .*\[{first.pid}\]"):
+        with pytest.raises(ProcessFailed, match=rf"already runs .*\[{first.pid}\]"):
             await start(a_program(tmp_path, code, at_once, stop_within_s=0.1))
     finally:
         await first.stop()
 
 
 async def test_a_part_that_keeps_dying_ends_the_watch(tmp_path, monkeypatch):
-    monkeypatch.setattr(parts, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(supervision, "FIRST_PAUSE_S", 0.001)
     said = []
-    part = Part(a_program(tmp_path, "exit('broken')"), said.append)
+    part = SupervisedProcess(a_program(tmp_path, "exit('broken')"), said.append)
 
-    with pytest.raises(PartFailed, match=r"(?s)died 5 times.*\| broken"):
+    with pytest.raises(ProcessFailed, match=r"(?s)died 5 times.*\| broken"):
         await part.keep()
 
     assert len(said) == 4
@@ -375,7 +405,7 @@ async def test_a_part_that_keeps_dying_ends_the_stack(tmp_path, monkeypatch):
     """
     The body of the stack is cancelled, and the other parts end in order.
     """
-    monkeypatch.setattr(parts, "MAX_DEATHS", 1)
+    monkeypatch.setattr(supervision, "MAX_DEATHS", 1)
     stack = a_stack(tmp_path)
 
     async def run_until_a_part_dies():
@@ -383,7 +413,7 @@ async def test_a_part_that_keeps_dying_ends_the_stack(tmp_path, monkeypatch):
             os.kill(stack.pid("nanio"), signal.SIGKILL)
             await asyncio.wait_for(asyncio.Event().wait(), 10)
 
-    with pytest.raises(PartFailed, match="nanio died 1 times"):
+    with pytest.raises(ProcessFailed, match="nanio died 1 times"):
         await run_until_a_part_dies()
 
     assert not any(lives(stack.pid(name)) for name in SERVERS)
@@ -403,7 +433,7 @@ async def test_valkey_keeps_a_key_over_a_kill(tmp_path):
 
 
 async def test_a_paused_valkey_answers_nothing_until_resumed(tmp_path, monkeypatch):
-    monkeypatch.setattr("compose.pings.TIMEOUT_S", 0.2)
+    monkeypatch.setattr("everbus.compose.server_pings.TIMEOUT_S", 0.2)
     async with valkey(tmp_path, aof=False) as server:
         server.pause()
         paused = await redis_answers(server.port)
@@ -482,3 +512,23 @@ async def test_dev_on_a_folder_in_use_says_who_has_it(tmp_path):
 
 def record_pid(data, name):
     return json.loads((data / "run" / f"{name}.json").read_text())["pid"]
+
+
+@pytest.mark.parametrize("topology", ["sentinel", "cluster"])
+async def test_the_bus_of_a_stack_may_have_another_topology(tmp_path, topology):
+    """
+    It comes back with its data; a folder keeps its topology.
+    """
+    for value in (b"first", b"second"):
+        async with EmbeddedStack(
+            tmp_path / "data", managers=0, archiver=False, topology=topology
+        ) as stack:
+            wire = wire_to(stack.environment()["EVERBUS_REDIS_URL"])
+            before = await wire.call("GET", "mark")
+            await wire.call("SET", "mark", value)
+            await wire.close()
+    assert before == b"first"
+
+    with pytest.raises(StackError, match=topology):
+        async with EmbeddedStack(tmp_path / "data", managers=0, archiver=False):
+            pass

@@ -8,8 +8,10 @@ import signal
 import pytest
 import pytest_asyncio
 
-from gateway.failpoints import LANE
-from tests.replicas import Books, Load, a_client, a_mad, letters, manager, settled
+from everbus.gateway.failpoints import LANE
+from tests.closed_load import ClosedLoad
+from tests.commit_log import CommitLog
+from tests.replicas import a_client, a_mad, letters, manager, settled
 from tests.servers import valkey
 
 PARTITIONS = 2
@@ -42,7 +44,7 @@ async def test_a_kill_at_any_point_loses_and_repeats_nothing(
                 sessions = [
                     (await ann.create_session("ada")).id for _ in range(SESSIONS)
                 ]
-                load = Load([ann, bob], sessions)
+                load = ClosedLoad([ann, bob], sessions)
                 async with load.running():
                     await load.more(5)
                     await first.end(signal.SIGKILL)
@@ -56,7 +58,7 @@ async def test_a_kill_at_any_point_loses_and_repeats_nothing(
                         await settled(client)
 
         assert [-signal.SIGKILL] * kills == deaths
-        load.check(await Books.read(client, PARTITIONS))
+        load.check(await CommitLog.read(client, PARTITIONS))
         assert await letters(client, PARTITIONS) == []
 
 

@@ -12,20 +12,20 @@ from typing import Any
 import msgspec
 import pytest
 
-from bus import Mad, Unavailable
-from bus.codec import pack, unpack
-from bus.events import Position, SessionEvent, life_of, position_of
-from bus.messages import Session
-from bus.wire import Wire
-from compose.tiers import outbox_of
-from gateway.store import names
-from gateway.store.hot import RedisHot
-from gateway.store.pricing import Prices
-from gateway.store.reader import Reader
-from handlers.wanted import EventsAfter
+from everbus.bus import Mad, Unavailable
+from everbus.bus.events import Position, SessionEvent, generation_of, position_of
+from everbus.bus.messages import Session, pack, unpack
+from everbus.bus.wire import Wire
+from everbus.compose.tier_settings import outbox_of
+from everbus.gateway.store import key_names
+from everbus.gateway.store.hot_copy import RedisHot
+from everbus.gateway.store.pricing import Prices
+from everbus.gateway.store.reader import Reader
+from everbus.handlers.fetch_requests import EventsAfter
 from tests.conversations import Conversation
 from tests.hands import tiers_here
 from tests.integration.test_hot_copies import confirmed_once, ends_in_ms, never
+from tests.lineages import lost_writes
 from tests.replicas import until
 from tests.stack import PARTITIONS, Stack
 
@@ -51,7 +51,7 @@ class Watcher:
     async def read_of(
         self, session: Session, after: Position | None = None, limit: int = 7
     ) -> list[SessionEvent]:
-        after = after or Position(life_of(session.created_at))
+        after = after or Position(generation_of(session.created_at))
         first, through = after.number + 1, position_of(session)
         found: list[SessionEvent] = []
         while after != through:
@@ -231,8 +231,8 @@ async def test_a_promoted_replica_that_lacks_broadcasts_gets_them_back(stack):
                 await mad.broadcast(one.id, 2)
                 await stack.drained()
         for p in range(PARTITIONS):
-            await stack.client.set(names.born(p), "another:1")
-            key = names.session(p, one.id)
+            await lost_writes(stack.client, p)
+            key = key_names.session(p, one.id)
             if await stack.client.exists(key):
                 await stack.client.hset(key, "notices", 1)
         async with stack.replica(), watching(stack, mad) as watcher:

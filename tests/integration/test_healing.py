@@ -4,22 +4,22 @@ What the bus may lose or break, and how replicas come to serve again: loudly.
 
 import asyncio
 import time
+from datetime import UTC, datetime
 
 import pytest
 from structlog.testing import capture_logs
 
-from bus import NotFound, Overloaded, Unavailable, keys
-from bus.codec import pack_envelope
-from bus.messages import SCHEMA
-from gateway import metrics
-from gateway.intake import CONSUMER
-from gateway.store import names
-from gateway.store.letters import letter_of
+from everbus.bus import NotFound, Overloaded, Unavailable, keys
+from everbus.bus.messages import SCHEMA, pack, pack_envelope
+from everbus.gateway.lane.intake import CONSUMER
+from everbus.gateway.store import key_names
+from everbus.gateway.store.dead_letters import letter_of
+from everbus.gateway.telemetry import metrics
 from tests.builders import an_envelope
+from tests.closed_load import ClosedLoad
+from tests.commit_log import CommitLog
 from tests.proxy import Proxy
 from tests.replicas import (
-    Books,
-    Load,
     a_client,
     a_mad,
     letters,
@@ -93,10 +93,10 @@ async def test_a_destroyed_group_is_made_again_where_it_was(server, client, tmp_
         a_mad(server.url, "ann") as ann,
         a_mad(server.url, "bob") as bob,
     ):
-        load = Load([ann, bob], await sessions_of(ann))
+        load = ClosedLoad([ann, bob], await sessions_of(ann))
         async with load.running():
             await load.more(20)
-            points = [names.checkpoints(p) for p in range(PARTITIONS)]
+            points = [key_names.trim_points(p) for p in range(PARTITIONS)]
             await until(lambda: client.exists(*points))
             for p in range(PARTITIONS):
                 for mad in ("ann", "bob"):
@@ -107,7 +107,7 @@ async def test_a_destroyed_group_is_made_again_where_it_was(server, client, tmp_
 
     assert part.records("lane.disturbed", cause="nogroup", level="error")
     assert part.records("group.created")
-    load.check(await Books.read(client, PARTITIONS))
+    load.check(await CommitLog.read(client, PARTITIONS))
     assert await letters(client, PARTITIONS) == []
 
 
@@ -116,7 +116,7 @@ async def test_forgotten_scripts_are_loaded_again(server, client, tmp_path):
         manager(tmp_path, server.url, "m1"),
         a_mad(server.url, "ann") as ann,
     ):
-        load = Load([ann], await sessions_of(ann))
+        load = ClosedLoad([ann], await sessions_of(ann))
         async with load.running():
             for _ in range(3):
                 await load.more(10)
@@ -125,7 +125,7 @@ async def test_forgotten_scripts_are_loaded_again(server, client, tmp_path):
             load.stop()
             await settled(client)
 
-    load.check(await Books.read(client, PARTITIONS))
+    load.check(await CommitLog.read(client, PARTITIONS))
     assert await letters(client, PARTITIONS) == []
 
 
@@ -164,11 +164,52 @@ async def test_a_hot_session_changed_by_hand_is_noticed_and_not_overwritten(
             a_mad(server.url) as mad,
         ):
             session = (await mad.create_session("ada")).id
-            await client.hset(names.session(0, session), "version", 41)
+            await client.hset(key_names.session(0, session), "version", 41)
 
             after = await mad.update_session(session, {"context_summary": {"a": 1}})
 
     assert after.version == 42
+    assert events(logs, "lane.disturbed", cause="stale")
+
+
+CREATED = pack(datetime(2026, 1, 1, tzinfo=UTC))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("last_seq", 7), ("notices", 3), ("created_at", CREATED)]
+)
+async def test_whatever_went_back_or_forth_in_a_hot_session_is_noticed(
+    server, client, field, value
+):
+    """
+    An append moves no version: a commit that compared nothing else would fork it.
+    """
+    with capture_logs() as logs:
+        async with (
+            replica_here(server.url, partitions=1),
+            a_mad(server.url) as mad,
+        ):
+            session = (await mad.create_session("ada")).id
+            await client.hset(key_names.session(0, session), field, value)
+
+            seq = await mad.append_and_wait(session, {"n": 1})
+
+    assert seq == (8 if field == "last_seq" else 1)
+    assert events(logs, "lane.disturbed", cause="stale")
+
+
+async def test_a_publishers_record_that_changed_is_noticed(server, client):
+    with capture_logs() as logs:
+        async with (
+            replica_here(server.url, partitions=1),
+            a_mad(server.url) as mad,
+        ):
+            session = (await mad.create_session("ada")).id
+            [publisher] = await client.hkeys(key_names.publishers(0))
+            await client.hset(key_names.publishers(0), publisher, "1,7")
+
+            assert await mad.append_and_wait(session, {"n": 1}) == 1
+
     assert events(logs, "lane.disturbed", cause="stale")
 
 
@@ -181,13 +222,13 @@ async def test_a_hot_session_deleted_by_hand_is_noticed_and_not_made_again(
             a_mad(server.url) as mad,
         ):
             session = (await mad.create_session("ada")).id
-            await client.delete(names.session(0, session))
+            await client.delete(key_names.session(0, session))
 
             with pytest.raises(NotFound):
                 await mad.update_session(session, {"context_summary": {"a": 1}})
 
     assert events(logs, "lane.disturbed", cause="stale")
-    assert not await client.exists(names.session(0, session))
+    assert not await client.exists(key_names.session(0, session))
 
 
 @pytest.mark.parametrize("fault", ["killed", "stopped"])
@@ -201,7 +242,7 @@ async def test_what_was_acknowledged_survives_the_server(fault, tmp_path):
         a_mad(server.url, "ann") as ann,
         a_mad(server.url, "bob") as bob,
     ):
-        load = Load([ann, bob], await sessions_of(ann))
+        load = ClosedLoad([ann, bob], await sessions_of(ann))
         async with load.running():
             for _ in range(2):
                 await load.more(20)
@@ -213,10 +254,10 @@ async def test_what_was_acknowledged_survives_the_server(fault, tmp_path):
             async with a_client(server.url) as client:
                 await settled(client)
         async with a_client(server.url) as client:
-            books = await Books.read(client, PARTITIONS)
+            log = await CommitLog.read(client, PARTITIONS)
             buried = await letters(client, PARTITIONS)
 
-    load.check(books)
+    load.check(log)
     assert buried == []
 
 
@@ -247,7 +288,7 @@ async def test_a_replica_whose_connections_are_black_holes_serves_again(
 
     assert dropped > 0
     assert took_s < 8.0
-    (await Books.read(client, PARTITIONS)).check()
+    (await CommitLog.read(client, PARTITIONS)).check()
 
 
 async def test_at_the_outbox_limit_requests_are_refused_and_appends_wait(
@@ -273,27 +314,27 @@ async def test_at_the_outbox_limit_requests_are_refused_and_appends_wait(
         with pytest.raises(Overloaded):
             await mad.update_session(sessions[3], {"context_summary": {"a": 2}})
         held = await unsettled(client)
-        at_the_limit = int(await client.get(names.backlog(0)))
+        at_the_limit = int(await client.get(key_names.backlog(0)))
 
-        books = Books()
+        log = CommitLog()
 
         async def drained():
-            await books.take(client, 1)
+            await log.take(client, 1)
             return not await unsettled(client)
 
         await until(drained, 15)
-        await books.take(client, 1)
+        await log.take(client, 1)
         after = await mad.update_session(sessions[3], {"context_summary": {"a": 1}})
-        await books.take(client, 1)
+        await log.take(client, 1)
 
     assert read.version == 1
     assert at_the_limit == limit
     assert held
-    books.check()
+    log.check()
     for session in sessions[:2]:
-        assert books.numbers(session, "fiedler") == list(range(1, 51))
+        assert log.numbers(session, "fiedler") == list(range(1, 51))
     assert after.version == 2
-    assert int(await client.get(names.backlog(0))) == 0
+    assert int(await client.get(key_names.backlog(0))) == 0
     assert await letters(client, 1) == []
 
 
@@ -305,13 +346,13 @@ async def test_memory_stays_flat_however_long_the_conversations_go_on(server, cl
     sizes = []
     async with replica_here(server.url), a_mad(server.url) as mad:
         sessions = await sessions_of(mad, 20)
-        books = Books()
+        log = CommitLog()
         for n in range(1, 20_001):
             mad.append(sessions[n % 20], {"n": n, "text": "a line of talk " * 4})
             if n % 1000 == 0:
                 await mad.flush()
                 await settled(client)
-                await books.take(client, PARTITIONS)
+                await log.take(client, PARTITIONS)
             if n in (10_000, 20_000):
                 await until(lambda: trimmed(client), 10, "ingress trimmed")
                 sizes.append(await bytes_by_key(client))
@@ -319,8 +360,10 @@ async def test_memory_stays_flat_however_long_the_conversations_go_on(server, cl
     early, late = (sum(size.values()) for size in sizes)
     assert late < early * 1.1, sizes
     assert late < 1_000_000, sizes
-    assert sum(len(entries) for entries in books.entries.values()) == 20_000
-    publishers = [await client.hgetall(names.publishers(p)) for p in range(PARTITIONS)]
+    assert sum(len(entries) for entries in log.entries.values()) == 20_000
+    publishers = [
+        await client.hgetall(key_names.publishers(p)) for p in range(PARTITIONS)
+    ]
     assert [len(known) for known in publishers] == [1, 1]
     assert all(len(v) < 64 for known in publishers for v in known.values())
 
@@ -330,8 +373,7 @@ async def trimmed(client):
     Whether every ingress is as short as trimming by whole nodes can make it.
     """
     streams = [key async for key in client.scan_iter("eb:{*}:in:*")]
-    sizes = [await client.memory_usage(stream, samples=0) for stream in streams]
-    return max(sizes) < 8 * 1024
+    return max([await size_of(client, stream) for stream in streams]) < 8 * 1024
 
 
 async def bytes_by_key(client):
@@ -342,5 +384,12 @@ async def bytes_by_key(client):
     async for key in client.scan_iter(count=1000):
         if b":outbox" in key or await client.ttl(key) >= 0:
             continue
-        found[key] = await client.memory_usage(key, samples=0)
+        found[key] = await size_of(client, key)
     return found
+
+
+async def size_of(client, key):
+    """
+    Bytes that *key* takes, 0 if it has ended meanwhile.
+    """
+    return await client.memory_usage(key, samples=0) or 0

@@ -11,11 +11,12 @@ from functools import partial
 
 import pytest
 
-from bus import Mad, Unavailable
-from bus.keys import partition_of
-from compose.patience import told
-from gateway.store import names
+from everbus.bus import Mad, Unavailable
+from everbus.bus.keys import partition_of
+from everbus.compose.retried_calls import read_retrying
+from everbus.gateway.store import key_names
 from tests.conversations import Conversation
+from tests.lineages import lost_writes
 from tests.replicas import until
 from tests.stack import PARTITIONS, Stack
 
@@ -101,7 +102,7 @@ class TestHotCopies:
                 await one.change()
                 await one.say(5)
             for p in range(PARTITIONS):
-                await stack.client.set(names.born(p), "another:1")
+                await lost_writes(stack.client, p)
             async with stack.replica():
                 await one.say(5)
                 assert await ends_in_ms(stack, one) == [-1, -1]
@@ -121,14 +122,14 @@ async def ends_in_ms(stack: Stack, one: Conversation) -> list[int]:
     How long its hot keys stay; -1: without end; those that are not there left out.
     """
     p = partition_of(one.id, PARTITIONS)
-    keys = names.session(p, one.id), names.recent(p, one.id)
+    keys = key_names.session(p, one.id), key_names.recent(p, one.id)
 
     return [ms for key in keys if (ms := await stack.client.pttl(key)) != -2]
 
 
 async def confirmed_once(stack: Stack, one: Conversation) -> bool:
     p = partition_of(one.id, PARTITIONS)
-    key = names.session(p, one.id)
+    key = key_names.session(p, one.id)
 
     return bool(await stack.client.hexists(key, "durable_version"))
 
@@ -154,7 +155,8 @@ async def test_full_context_is_nowhere_in_redis_and_comes_back(stack):
             found = [key async for key in stack.client.scan_iter(count=1000)]
             kept = [key for key in found if b":in:" not in key and b"reply" not in key]
             assert (
-                names.session(partition_of(one.id, PARTITIONS), one.id).encode() in kept
+                key_names.session(partition_of(one.id, PARTITIONS), one.id).encode()
+                in kept
             )
             for key in kept:
                 assert mark.encode() not in await told_by(stack, key), key
@@ -207,10 +209,10 @@ class TestDurability:
                 await stack.drained()
             await stack.client.flushall()
 
-            session = await told(partial(mad.get_session, one.id))
+            session = await read_retrying(partial(mad.get_session, one.id))
             assert (seq, after.version) == (1, 2)
             assert (session.version, session.tags) == (2, ("x",))
-            page = await told(partial(mad.timeline, one.id))
+            page = await read_retrying(partial(mad.timeline, one.id))
             assert [e.entry["n"] for e in page.entries] == [1, 2]
 
     async def test_everything_acknowledged_warm_survives_the_loss_of_redis_under_load(
@@ -249,7 +251,7 @@ class TestDurability:
 
             for session_id, count in before.items():
                 read = partial(mad.timeline, session_id, limit=1000)
-                numbers = [e.entry["n"] for e in (await told(read)).entries]
+                numbers = [e.entry["n"] for e in (await read_retrying(read)).entries]
                 assert numbers[:count] == list(range(1, count + 1))
                 assert numbers == list(range(1, len(numbers) + 1))
 

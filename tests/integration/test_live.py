@@ -8,17 +8,17 @@ from contextlib import aclosing, asynccontextmanager
 
 import pytest
 
-from bus import (
+from everbus.bus import (
     Forbidden,
     Invalid,
     NotFound,
     TooLarge,
     Unavailable,
     connect,
-    watching,
+    watches,
 )
-from bus.events import UNSEEN, Position, life_of
-from bus.watching import MAX_BUFFERED
+from everbus.bus.events import TIER_MOVES, Position, generation_of
+from everbus.bus.watches import MAX_BUFFERED
 from tests import replicas
 from tests.integration.conftest import a_token
 from tests.proxy import Proxy
@@ -121,10 +121,10 @@ async def record_of(bus, session):
     The ids of the session's events, in the order of their commits.
     """
     return [
-        Position(life_of(record.created_at), e.version, e.seq, e.notices).id
+        Position(generation_of(record.created_at), e.version, e.seq, e.notices).id
         for record in await bus.records(session)
         for e in record.events
-        if e.kind not in UNSEEN
+        if e.kind not in TIER_MOVES
     ]
 
 
@@ -214,7 +214,7 @@ async def test_where_the_wake_up_channel_is_cut_again_and_again_nothing_is_misse
     """
     Being connected again is reason enough to ask.
     """
-    monkeypatch.setattr(watching, "ASK_EVERY_S", 60)
+    monkeypatch.setattr(watches, "ASK_EVERY_S", 60)
     async with mad("writer") as writer, far_away(bus, writer) as (proxy, heard):
         session = heard.session
         for n in range(6):
@@ -357,7 +357,7 @@ async def test_the_managers_push_nothing_to_whom_they_refuse(mad, bus):
 
 @served
 async def test_an_expired_token_ends_the_watch(bus, monkeypatch):
-    monkeypatch.setattr(watching, "ASK_EVERY_S", 0.2)
+    monkeypatch.setattr(watches, "ASK_EVERY_S", 0.2)
     token = a_token("hasty", ttl_s=2)
     async with connect(bus.url, mad="hasty", token=token) as hasty:
         session = (await hasty.create_session("hasty")).id

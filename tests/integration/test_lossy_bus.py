@@ -8,9 +8,9 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from bus import Mad, connect
-from compose.patience import settled
-from gateway.store import names
+from everbus.bus import Mad, connect
+from everbus.compose.retried_calls import write_once
+from everbus.gateway.store import key_names
 from tests.integration.conftest import PARTITIONS, a_token, in_order, until
 from tests.proxy import Proxy
 
@@ -38,13 +38,13 @@ class Talker:
 
     async def talk(self, stop: asyncio.Event) -> None:
         self.session = (await self.mad.create_session("ada", timeout=30)).id
-        await settled(self.mad, lambda: self.mad.join(self.session))
+        await write_once(self.mad, lambda: self.mad.join(self.session))
         while not stop.is_set():
             for _ in range(3):
                 self.mad.append(self.session, self.said)
                 self.said += 1
             mark = {"work_in_progress": {"n": self.changed}}
-            await settled(
+            await write_once(
                 self.mad, lambda mark=mark: self.mad.update_session(self.session, mark)
             )
             self.changed += 1
@@ -108,7 +108,9 @@ async def test_on_a_lossy_network_all_arrives_once_and_nobody_is_lost(bus):
         for one in talkers:
             await one.mad.flush(timeout=30)
             await bus.until_settled(one.mad.name, within_s=30)
-            fenced = [await bus.client.hlen(names.fences(p)) for p in range(PARTITIONS)]
+            fenced = [
+                await bus.client.hlen(key_names.fences(p)) for p in range(PARTITIONS)
+            ]
             entries = await bus.entries(one.session)
             versions = await bus.versions(one.session)
 

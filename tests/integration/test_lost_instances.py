@@ -8,11 +8,11 @@ import pytest
 import pytest_asyncio
 import uuid_utils
 
-import gateway.lookup
-import gateway.standing
-from bus import keys
-from bus.codec import command_id, unpack
-from gateway.store import names
+import everbus.gateway.lane.lookup
+import everbus.gateway.lane.revocation
+from everbus.bus import keys
+from everbus.bus.messages import command_id, unpack
+from everbus.gateway.store import key_names
 from tests.builders import an_envelope
 from tests.integration.conftest import (
     PARTITIONS,
@@ -106,7 +106,7 @@ async def participants(bus, session):
 
 
 async def attached(bus, session):
-    members = await bus.client.zrange(names.attached(bus.partition(session)), 0, -1)
+    members = await bus.client.zrange(key_names.attached(bus.partition(session)), 0, -1)
     return [m.decode() for m in members if session in m.decode()]
 
 
@@ -153,7 +153,7 @@ class TestTheSessions:
         assert await bus.letters(keys.GATEWAY) == []
 
     async def test_more_sessions_than_one_command_follows_up(self, bus, monkeypatch):
-        for module in (gateway.lookup, gateway.standing):
+        for module in (everbus.gateway.lane.lookup, everbus.gateway.lane.revocation):
             monkeypatch.setattr(module, "CHUNK", 3)
         bo = Instance(bus, "bo")
         sessions = [await a_session(bus, "ada") for _ in range(20)]

@@ -7,14 +7,13 @@ import pytest
 import pytest_asyncio
 import redis
 
-from bus import connect, keys
-from bus.codec import COMMAND_FIELD, pack, pack_envelope
-from bus.errors import Unauthenticated
-from bus.messages import SCHEMA, Envelope
-from bus.wire import Wire
-from compose import mads_command
-from compose.acl import mad_rules
-from compose.bus_url import url_for_user
+from everbus.bus import connect, keys
+from everbus.bus.errors import Forbidden, Unauthenticated
+from everbus.bus.messages import COMMAND_FIELD, SCHEMA, Envelope, pack, pack_envelope
+from everbus.bus.wire import Wire
+from everbus.compose import mads_command
+from everbus.compose.acl import mad_rules
+from everbus.compose.bus_url import url_for_user
 from tests.commandline import CommandLine, own_logs
 from tests.integration.conftest import (
     ON_EACH_SERVER,
@@ -46,7 +45,7 @@ def everbus(bus, monkeypatch):
     """
     The command line; managers hear of what it does within a moment.
     """
-    monkeypatch.setattr(mads_command, "HEARD_S", 0.3)
+    monkeypatch.setattr(mads_command, "NOTICED_WITHIN_S", 0.3)
     return CommandLine(bus.url)
 
 
@@ -55,7 +54,7 @@ async def idle(unserved, monkeypatch):
     """
     The command line on a bus that was set up, and that nobody serves.
     """
-    monkeypatch.setattr(mads_command, "HEARD_S", 0.0)
+    monkeypatch.setattr(mads_command, "NOTICED_WITHIN_S", 0.0)
     await unserved.client.hset(keys.CONFIG, "partitions", PARTITIONS)
     return CommandLine(unserved.url)
 
@@ -140,7 +139,7 @@ async def test_a_bus_that_nobody_watches_says_so(idle):
     ended = await idle("mads", "list")
 
     assert ended.code == 0
-    assert "nobody watches over the heartbeats" in ended.talk
+    assert "no manager watches the heartbeats" in ended.talk
 
 
 @ON_EACH_SERVER
@@ -174,6 +173,27 @@ async def test_rotate_ends_the_old_password(bus, everbus):
     with pytest.raises(Unauthenticated):
         await works(first, "gerd")
     assert await works(second, "gerd")
+
+
+@ON_EACH_SERVER
+@pytest.mark.usefixtures("watchful")
+async def test_add_renews_the_broader_rights_of_an_earlier_version(bus, everbus):
+    """
+    A pattern of partitions let a MAD fill the bus with streams that nobody reads.
+    """
+    ended = await everbus("mads", "add", "veteran", "-o", "json")
+    url = ended.json["url"]
+    wide = "(+xadd %W~eb:{*}:in:veteran)"
+    await bus.client.execute_command("ACL", "SETUSER", "veteran", wide)
+
+    renewed = await everbus("mads", "add", "veteran", "-o", "json")
+
+    assert renewed.json["url"] == ""
+    assert await works(url, "veteran")
+    wire = Wire(url)
+    with pytest.raises(Forbidden):
+        await wire.call("XADD", "eb:{ghost}:in:veteran", "*", "c", "x")
+    await wire.close()
 
 
 @ON_EACH_SERVER
@@ -271,7 +291,7 @@ async def test_while_something_waits_nothing_is_removed_unless_by_force(unserved
     forced = await idle("mads", "remove", "loki", "--force")
 
     assert (refused.code, listed, length) == (5, True, 3)
-    assert "3 entries of it wait to be settled, in partition 1" in refused.talk
+    assert "3 of its entries are unsettled, in partition 1" in refused.talk
     assert forced.code == 0
     assert "partition 1: 2 entries that were read and not settled, 1" in forced.talk
     assert not await unserved.client.exists(stream)

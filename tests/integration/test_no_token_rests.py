@@ -8,11 +8,11 @@ import time
 import pytest
 import uuid_utils
 
-from bus import Unauthenticated, connect, keys
-from bus.codec import pack, pack_envelope
-from bus.errors import Forbidden, VersionConflict
-from gateway.identity.tokens import mint
-from gateway.store import names
+from everbus.bus import Unauthenticated, connect, keys
+from everbus.bus.errors import Forbidden, NotFound, VersionConflict
+from everbus.bus.messages import pack, pack_envelope
+from everbus.gateway.identity.tokens import mint
+from everbus.gateway.store import key_names
 from tests.builders import an_envelope
 from tests.commandline import CommandLine, own_logs
 from tests.replicas import (
@@ -112,7 +112,8 @@ async def use(url, secrets, client):
         with pytest.raises(VersionConflict):
             await mad.update_session(session, {}, expected_version=9)
         mad.append(str(uuid_utils.uuid7()), "nowhere")
-        await mad.flush()
+        with pytest.raises(NotFound):
+            await mad.flush(settled=True)
     for bad in ("expired", "forged", "elsewhere"):
         await refuse(url, secrets[bad])
     async with connect(url, mad="hymir", token=secrets["admin"]) as admin:
@@ -164,7 +165,7 @@ async def test_a_grep_finds_no_token(tmp_path):
         session = await use(server.url, secrets, client)
         await misuse(client, session)
         await settled(client)
-        letters = [await client.xrange(names.dead(p)) for p in range(2)]
+        letters = [await client.xrange(key_names.dead(p)) for p in range(2)]
         shown = await everbus("dead", "list", "--each", "-o", "json")
         redriven = await everbus("dead", "redrive", "--all", "-o", "json")
         await settled(client)

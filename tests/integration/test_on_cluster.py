@@ -11,23 +11,23 @@ import pytest
 import pytest_asyncio
 import redis.asyncio
 
-from archiver.drain import LeaseLost
-from archiver.scattered import ScatteredDrain
-from bus import connect, keys
-from bus.cluster import wire_to
-from bus.heart import Heart
-from compose.acl import mad_rules
-from compose.exits import USAGE
-from compose.roles import run_manager
-from compose.settings import load_settings
-from gateway.failpoints import disarmed
-from gateway.store import leases, names
-from gateway.store.memory.warm import MemoryWarm
+from everbus.archiver.cluster_drain import ClusterDrain
+from everbus.archiver.drain import LeaseLost
+from everbus.bus import connect, keys
+from everbus.bus.cluster_wire import wire_to
+from everbus.bus.heartbeat import HeartbeatThread
+from everbus.compose.acl import mad_rules
+from everbus.compose.exit_codes import USAGE
+from everbus.compose.role_processes import run_manager
+from everbus.compose.settings import load_settings
+from everbus.compose.testing.memory.warm import MemoryWarm
+from everbus.gateway.failpoints import disarmed
+from everbus.gateway.store import key_names, lease_records
+from tests.closed_load import ClosedLoad
 from tests.cluster import cluster
 from tests.commandline import CommandLine
+from tests.commit_log import CommitLog
 from tests.replicas import (
-    Books,
-    Load,
     a_mad,
     a_token,
     manager,
@@ -94,7 +94,7 @@ async def owners(client):
     """
     found = {}
     for p in range(PARTITIONS):
-        if owner := await client.get(names.owner(p)):
+        if owner := await client.get(key_names.owner(p)):
             found[p] = replica_in(owner.decode())
     return found
 
@@ -133,7 +133,7 @@ async def test_everything_about_a_session_works_on_every_partition(bus, client):
     """
     Versions rise by one, entries stay in order, every request has its reply.
     """
-    nodes = {await bus.owner(names.owner(p)) for p in range(PARTITIONS)}
+    nodes = {await bus.owner(key_names.owner(p)) for p in range(PARTITIONS)}
     async with served(bus), a_mad(bus.url) as mad:
         sessions = await spread(mad)
         for session in sessions:
@@ -161,7 +161,9 @@ async def test_replies_that_no_wake_up_told_of_are_found_on_every_node(
     """
     async with served(bus), a_mad(bus.url) as mad:
         sessions = await spread(mad)
-        monkeypatch.setattr("bus.replies.Replies._hear", lambda *_: None)
+        monkeypatch.setattr(
+            "everbus.bus.reply_receiver.ReplyReceiver._receive", lambda *_: None
+        )
         found = await asyncio.gather(*map(mad.get_session, sessions * 10))
 
         assert Counter(dict.fromkeys(sessions, 10)) == Counter(s.id for s in found)
@@ -201,7 +203,7 @@ async def test_a_killed_replicas_lanes_are_taken_over_and_nothing_is_lost(
     ):
         await owned_by(client, "one", "two")
         async with a_mad(bus.url, "ann") as ann, a_mad(bus.url, "bob") as bob:
-            load = Load([ann, bob], await spread(ann))
+            load = ClosedLoad([ann, bob], await spread(ann))
             async with load.running():
                 await load.more(20)
                 await one.end(9)
@@ -209,16 +211,22 @@ async def test_a_killed_replicas_lanes_are_taken_over_and_nothing_is_lost(
                 await load.more(20)
         await all_settled(client)
 
-    load.check(await Books.read(client, PARTITIONS))
+    load.check(await CommitLog.read(client, PARTITIONS))
 
 
 async def test_a_slot_that_moves_under_load_loses_nothing(bus, client):
     """
     Its lane stands still while the slot is on its way, then goes on at the new node.
     """
-    moving = (names.owner(0), leases.OWNER, keys.CONFIG, keys.MADS, names.REPLICAS)
+    moving = (
+        key_names.owner(0),
+        lease_records.OWNER,
+        keys.CONFIG,
+        keys.MADS,
+        key_names.REPLICAS,
+    )
     async with served(bus), a_mad(bus.url, "ann") as ann, a_mad(bus.url, "bob") as bob:
-        load = Load([ann, bob], await spread(ann))
+        load = ClosedLoad([ann, bob], await spread(ann))
         async with load.running():
             await load.more(20)
             for key in moving:
@@ -226,11 +234,11 @@ async def test_a_slot_that_moves_under_load_loses_nothing(bus, client):
                 await load.more(20)
         await all_settled(client)
 
-    load.check(await Books.read(client, PARTITIONS))
+    load.check(await CommitLog.read(client, PARTITIONS))
 
 
 async def test_a_slot_that_is_long_on_its_way_stops_its_own_lane_only(bus, client):
-    moved = names.owner(0)
+    moved = key_names.owner(0)
     target = (await bus.owner(moved) + 1) % 3
     async with served(bus), a_mad(bus.url) as mad:
         sessions = {keys.partition_of(s, PARTITIONS): s for s in await spread(mad)}
@@ -247,14 +255,14 @@ async def test_a_slot_that_is_long_on_its_way_stops_its_own_lane_only(bus, clien
 
 async def test_a_primary_that_is_away_for_a_while_loses_nothing(bus, client):
     async with served(bus), a_mad(bus.url, "ann") as ann, a_mad(bus.url, "bob") as bob:
-        load = Load([ann, bob], await spread(ann))
+        load = ClosedLoad([ann, bob], await spread(ann))
         async with load.running():
             await load.more(20)
             await bus.nodes[0].restart()
             await load.more(20)
         await all_settled(client)
 
-    load.check(await Books.read(client, PARTITIONS))
+    load.check(await CommitLog.read(client, PARTITIONS))
 
 
 async def test_a_follower_that_is_promoted_in_order_loses_nothing(
@@ -265,7 +273,7 @@ async def test_a_follower_that_is_promoted_in_order_loses_nothing(
         bus.follower(tmp_path, of=0) as follower,
         a_mad(bus.url, "ann") as ann,
     ):
-        load = Load([ann], await spread(ann))
+        load = ClosedLoad([ann], await spread(ann))
         async with load.running():
             await load.more(20)
             await follower.call("CLUSTER", "FAILOVER")
@@ -275,7 +283,7 @@ async def test_a_follower_that_is_promoted_in_order_loses_nothing(
             await until(lambda: _leads(bus.wires[0]), WITHIN_S, "it follows again")
             await load.more(20)
         await all_settled(client)
-        load.check(await Books.read(client, PARTITIONS))
+        load.check(await CommitLog.read(client, PARTITIONS))
 
 
 async def _leads(wire):
@@ -289,14 +297,14 @@ async def test_a_mad_that_falls_silent_is_missed_and_leaves_its_sessions(
     The sweep of the deadlines finds it; then every partition is told.
     """
     dead = asyncio.Event()
-    publish = Heart._publish
+    publish = HeartbeatThread._publish
 
     def beat(heart, kind, epoch):
         if heart._mad == "bob" and dead.is_set():
             raise ConnectionError("dead, for this test")
         publish(heart, kind, epoch)
 
-    monkeypatch.setattr(Heart, "_publish", beat)
+    monkeypatch.setattr(HeartbeatThread, "_publish", beat)
     async with (
         served(bus, lease_ttl_s=1),
         a_mad(bus.url, "ann") as ann,
@@ -317,7 +325,7 @@ async def test_a_mad_that_falls_silent_is_missed_and_leaves_its_sessions(
 
     # TTL + 2 s is promised; the outage's grace is another TTL at most.
     assert told_within_s < 4
-    assert not await client.hlen(leases.LOSSES)
+    assert not await client.hlen(lease_records.LOSSES)
 
 
 async def test_the_server_tells_of_expired_leases_on_whichever_node_has_them(bus):
@@ -336,7 +344,7 @@ async def test_the_server_tells_of_expired_leases_on_whichever_node_has_them(bus
 
 @asynccontextmanager
 async def draining(bus, warm, name):
-    drain = ScatteredDrain(bus.url, PARTITIONS, warm, name, fail=disarmed)
+    drain = ClusterDrain(bus.url, PARTITIONS, warm, name, fail=disarmed)
     stop = asyncio.Event()
     running = asyncio.create_task(drain.run(stop))
     try:
@@ -355,7 +363,9 @@ async def test_the_archiver_brings_every_outbox_into_the_tier_below(bus, client)
             await mad.update_session(session, {"tags": ["kept"]})
 
         async def drained():
-            lengths = [await client.xlen(names.outbox(p)) for p in range(PARTITIONS)]
+            lengths = [
+                await client.xlen(key_names.outbox(p)) for p in range(PARTITIONS)
+            ]
             return not any(lengths)
 
         await until(drained, WITHIN_S, "every outbox is empty")
@@ -363,7 +373,7 @@ async def test_the_archiver_brings_every_outbox_into_the_tier_below(bus, client)
 
     assert {(s, 2) for s in sessions} == {(s, held[s].session.version) for s in held}
     for p in range(PARTITIONS):
-        assert await client.get(names.backlog(p)) == b"0"
+        assert await client.get(key_names.backlog(p)) == b"0"
 
 
 async def test_an_archiver_that_was_paused_takes_nothing_from_its_successor(bus):
@@ -427,7 +437,7 @@ async def test_it_is_enough_that_one_of_the_nodes_that_are_named_lives(bus):
 
 async def test_a_command_for_several_slots_is_refused_and_not_split(bus):
     wire = wire_to(bus.url)
-    [reply] = await wire.exchange([("MGET", names.owner(0), names.owner(1))])
+    [reply] = await wire.exchange([("MGET", key_names.owner(0), key_names.owner(1))])
     await wire.close()
 
     assert "same slot" in str(reply)

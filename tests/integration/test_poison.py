@@ -7,18 +7,18 @@ import signal
 
 import pytest
 
-from bus import Defect, keys
-from bus.backlog import ENTRY_COMMANDS
-from bus.messages import SCHEMA
-from gateway.intake import READ_ENTRIES
-from gateway.lane import MAX_ATTEMPTS, MAX_WAITING
-from gateway.store import names
-from gateway.store.letters import letter_of
-from handlers.routes import HANDLERS, update_session
+from everbus.bus import Defect, keys
+from everbus.bus.messages import SCHEMA
+from everbus.bus.send_queue import ENTRY_COMMANDS
+from everbus.gateway.lane import loop
+from everbus.gateway.lane.intake import READ_ENTRIES
+from everbus.gateway.lane.loop import MAX_ATTEMPTS, MAX_WAITING
+from everbus.gateway.store import key_names
+from everbus.gateway.store.dead_letters import letter_of
+from everbus.handlers.routes import HANDLERS, update_session
+from tests.commit_log import CommitLog, groups
 from tests.replicas import (
-    Books,
     a_mad,
-    groups,
     letters,
     manager,
     replica_here,
@@ -31,8 +31,8 @@ from tests.replicas import (
 KILLABLE = """
 import os, signal
 import msgspec
-import compose.roles
-from handlers.routes import HANDLERS, append_timeline
+from everbus.compose import role_processes
+from everbus.handlers.routes import HANDLERS, append_timeline
 
 def killed_by_a_marker(session, command, now):
     if msgspec.msgpack.decode(command.body.entry) == "die":
@@ -41,12 +41,11 @@ def killed_by_a_marker(session, command, now):
 
 ordinary = HANDLERS["timeline.append"]
 routes = {**HANDLERS, "timeline.append": ordinary._replace(handler=killed_by_a_marker)}
-parts = compose.roles.lane_parts
-compose.roles.lane_parts = lambda *three, **more: parts(*three, routes, **more)
+parts = role_processes.lane_parts
+role_processes.lane_parts = lambda *three, **more: parts(*three, routes, **more)
 
-from compose.cli import app, main
+from everbus.compose.cli import main
 
-app.command()(compose.roles.manager)
 main()
 """
 
@@ -146,9 +145,9 @@ async def test_only_the_session_of_a_failing_command_waits_and_keeps_its_order(
     assert held_back
     assert seqs == list(range(1, 21))
     assert last == 5
-    books = await Books.read(client, 1)
-    books.check()
-    assert books.numbers(ill, "fiedler") == [1, 2, 3, 4, 5]
+    log = await CommitLog.read(client, 1)
+    log.check()
+    assert log.numbers(ill, "fiedler") == [1, 2, 3, 4, 5]
     assert len(await letters(client, 1)) == 1
 
 
@@ -176,12 +175,12 @@ async def test_a_command_that_kills_its_replica_is_buried_after_five_deaths(
             if life is None:
                 break
             deaths.append(life)
-            served.append((await Books.read(client, 1)).numbers(well, "fiedler"))
+            served.append((await CommitLog.read(client, 1)).numbers(well, "fiedler"))
             mad.append(well, {"n": 5 + len(deaths)})
             await mad.flush()
 
     letter = await the_letter(client)
-    books = await Books.read(client, 1)
+    log = await CommitLog.read(client, 1)
     assert len(deaths) == MAX_ATTEMPTS
     assert letter.cause == "poison"
     assert letter.mad == "fiedler"
@@ -191,9 +190,9 @@ async def test_a_command_that_kills_its_replica_is_buried_after_five_deaths(
     )
     # Once it was tried alone, every life serves the others before it dies.
     assert [numbers[-1] for numbers in served[2:]] == [7, 8, 9]
-    books.check()
-    assert books.numbers(well, "fiedler") == list(range(1, 11))
-    assert books.numbers(ill, "fiedler") == [1, 2, 4, 5]
+    log.check()
+    assert log.numbers(well, "fiedler") == list(range(1, 11))
+    assert log.numbers(ill, "fiedler") == [1, 2, 4, 5]
 
 
 async def one_life(server, client, folder):
@@ -232,35 +231,38 @@ async def test_an_append_that_waits_for_the_archiver_is_blamed_for_no_restart(
             async with replica_here(server.url, **settings) as replica:
                 await until(lambda replica=replica: waiting_in(replica) == 3)
 
-        blamed = await client.hgetall(names.attempts(0))
-        books = Books()
+        blamed = await client.hgetall(key_names.attempts(0))
+        log = CommitLog()
         async with replica_here(server.url, **settings):
-            await until(lambda: drained(client, books))
+            await until(lambda: drained(client, log))
 
-    await books.take(client, 1)
+    await log.take(client, 1)
     assert blamed == {}
-    assert books.numbers(session, "fiedler") == [1, 2, 3]
+    assert log.numbers(session, "fiedler") == [1, 2, 3]
     assert await letters(client, 1) == []
 
 
 def waiting_in(replica):
-    return sum(len(lane._parking) for lane in replica.lanes.values())
+    return sum(lane._held.count for lane in replica.lanes.values())
 
 
-async def drained(client, books):
+async def drained(client, log):
     """
     Confirms what the outbox holds; whether no ingress has anything left.
     """
-    await books.take(client, 1)
+    await log.take(client, 1)
     return not await unsettled(client)
 
 
 async def test_a_lane_stops_reading_before_its_waiting_commands_fill_its_memory(
-    server, client
+    server, client, monkeypatch
 ):
     """
     The rest stays undelivered on the bus, and is applied in order afterwards.
     """
+    # One MAD stands for many: the bound of each is in test_bursts.py.
+    monkeypatch.setattr(loop, "MAX_WAITING_OF_MAD", MAX_WAITING)
+    monkeypatch.setattr(loop, "MAX_WAITING_OF_MAD_BYTES", 2**40)
     count, limit = 15_000, 80
     async with (
         replica_here(
@@ -273,24 +275,24 @@ async def test_a_lane_stops_reading_before_its_waiting_commands_fill_its_memory(
         a_mad(server.url) as mad,
     ):
         session = (await mad.create_session("ada")).id
-        while int(await client.get(names.backlog(0))) < limit:
+        while int(await client.get(key_names.backlog(0))) < limit:
             await mad.create_session("ada")
         for n in range(1, count + 1):
             mad.append(session, {"n": n})
             if n % 5_000 == 0:
                 await mad.flush()
         lane = replica.lanes[0]
-        await until(lambda: len(lane._parking) >= MAX_WAITING and not lane._queue, 30)
-        waiting = len(lane._parking)
+        await until(lambda: lane._held.count >= MAX_WAITING and not lane._queue, 30)
+        waiting = lane._held.count
         [group] = await groups(client, keys.ingress(0, "fiedler"))
 
-        books = Books()
-        await until(lambda: drained(client, books), 30)
+        log = CommitLog()
+        await until(lambda: drained(client, log), 30)
 
-    await books.take(client, 1)
+    await log.take(client, 1)
 
     # One read more than the limit, of 256 entries with 32 commands each.
     assert waiting <= MAX_WAITING + READ_ENTRIES * ENTRY_COMMANDS
     assert group["lag"] > 0
-    assert books.numbers(session, "fiedler") == list(range(1, count + 1))
+    assert log.numbers(session, "fiedler") == list(range(1, count + 1))
     assert await letters(client, 1) == []

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-import bus as sdk
-from bus.wire import EXCHANGE_TIMEOUT_S
+import everbus as sdk
+from everbus.bus.wire import EXCHANGE_TIMEOUT_S
 from tests.integration.conftest import (
     NEEDS_REDIS,
     a_replica,
@@ -327,8 +327,9 @@ class Talk:
             for _ in range(7):
                 self.mad.append(self.session, self.said)
                 self.said += 1
+            patch = {"context_summary": {"changed": self.changed}}
             after = await self.mad.update_session(
-                self.session, PATCH, expected_version=1 + self.changed, timeout=30
+                self.session, patch, expected_version=1 + self.changed, timeout=30
             )
             self.changed += 1
             assert after.version == 1 + self.changed

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 import pytest
 import pytest_asyncio
 
-from bus import VersionConflict
+from everbus.bus import VersionConflict
 from tests.builders import an_envelope
 from tests.integration.conftest import ON_EACH_SERVER, a_grant, in_order
 

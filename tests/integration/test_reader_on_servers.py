@@ -9,17 +9,18 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bus.errors import Unavailable
-from bus.messages import TimelineEntry
-from compose.folder import free_port
-from compose.processes import start
-from compose.servers import BUCKET, nanio_server
-from gateway.store.breaker import Breaker, GuardedCold, GuardedWarm
-from gateway.store.cold import sealing
-from gateway.store.cold.s3 import S3Cold
-from gateway.store.cold.vault import Vault
-from gateway.store.mongo.warm import MongoWarm
-from handlers.wanted import StateAt, WarmPage
+from everbus.bus.errors import Unavailable
+from everbus.bus.messages import TimelineEntry
+from everbus.compose.processes import start
+from everbus.compose.servers import BUCKET, nanio_server
+from everbus.compose.stack_folder import free_port
+from everbus.gateway.store.breaker import TierBreaker, guarded
+from everbus.gateway.store.cold import format
+from everbus.gateway.store.cold.archives import Archives
+from everbus.gateway.store.cold.s3 import S3Cold
+from everbus.gateway.store.mongo.warm import MongoWarm
+from everbus.handlers.fetch_requests import StateAt, WarmPage
+from tests.lineages import loaded
 from tests.servers import RealServer, secantus
 from tests.unit.below import World, at, entries
 
@@ -72,12 +73,12 @@ def clock() -> Clock:
 
 @pytest.fixture
 async def world(mongo, s3, clock, monkeypatch) -> AsyncIterator[World]:
-    monkeypatch.setattr(sealing, "CHUNK_ENTRIES", 400)
+    monkeypatch.setattr(format, "CHUNK_ENTRIES", 400)
     warm = MongoWarm(mongo.url, "everbus")
     cold = S3Cold(s3.url, BUCKET, KEY, SECRET, timeout_s=DEADLINE_S)
     made = World(
-        GuardedWarm(warm, Breaker("warm", clock=clock), DEADLINE_S),
-        GuardedCold(cold, Breaker("cold", clock=clock), DEADLINE_S),
+        guarded(warm, TierBreaker("warm", clock=clock), DEADLINE_S),
+        guarded(cold, TierBreaker("cold", clock=clock), DEADLINE_S),
     )
     await made.warm.prepare()
     yield made
@@ -122,7 +123,7 @@ async def test_an_archived_session_returns_and_can_be_paged_everywhere(world):
     await a_stub(world)
     reader = world.reader()
 
-    session = (await reader.load([world.id]))[world.id]
+    session = (await loaded(reader, [world.id]))[world.id]
 
     assert session == msgspec.structs.replace(
         world.session, recent_timeline=tuple(entries(ENTRIES - 19, ENTRIES))
@@ -142,7 +143,7 @@ async def test_an_archived_session_returns_and_can_be_paged_everywhere(world):
 async def test_pages_span_what_was_archived_what_came_since_and_the_tail(world):
     await a_stub(world)
     reader = world.reader()
-    await reader.load([world.id])
+    await loaded(reader, [world.id])
     await world.append(50)
     world.appended(15)
     tail = tuple(entries(ENTRIES + 46, ENTRIES + 65))
@@ -179,17 +180,17 @@ async def test_a_killed_cold_tier_is_told_of_and_reading_goes_on_when_it_is_back
     await s3.kill()
 
     for _ in range(8):
-        error = (await reader.load([world.id]))[world.id]
+        error = (await loaded(reader, [world.id]))[world.id]
         assert isinstance(error, Unavailable)
     assert error.details["retry_after_s"] == 2.0
     assert (await world.held()).archival_status == "S3"
 
     await s3.restart()
     clock.now += 2.0
-    session = (await reader.load([world.id]))[world.id]
+    session = (await loaded(reader, [world.id]))[world.id]
     assert session.last_seq == ENTRIES
     # Another process, which has nothing of the archive at hand.
-    reader = world.reader(vault=Vault(world.cold))
+    reader = world.reader(vault=Archives(world.cold))
     await s3.kill()
     with pytest.raises(Unavailable):
         await every_page(reader, session)

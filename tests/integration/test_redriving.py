@@ -6,14 +6,14 @@ import json
 
 import pytest
 
-from bus import connect, keys
-from bus.codec import pack_envelope
-from bus.messages import SCHEMA
-from gateway.store import names
-from handlers.routes import HANDLERS, append_timeline
+from everbus.bus import connect, keys
+from everbus.bus.messages import SCHEMA, pack_envelope
+from everbus.gateway.store import key_names
+from everbus.handlers.routes import HANDLERS, append_timeline
 from tests.builders import an_envelope
 from tests.commandline import CommandLine, own_logs
-from tests.replicas import Books, a_token, letters, replica_here, settled
+from tests.commit_log import CommitLog
+from tests.replicas import a_token, letters, replica_here, settled
 
 pytestmark = pytest.mark.usefixtures("own_logs")
 __all__ = ["own_logs"]
@@ -46,13 +46,13 @@ async def test_a_poison_command_is_applied_once_its_cause_is_mended(server, clie
             ended = await everbus("dead", "redrive", "--cause", "poison", "-o", "json")
             await settled(client)
 
-    books = await Books.read(client, 1)
+    log = await CommitLog.read(client, 1)
     assert letter["cause"] == "poison"
     assert letter["attempts"] == ["ZeroDivisionError: a defect of ours"] * 5
     assert (letter["principal"], letter["role"]) == ("ada", "admin")
     assert (ended.code, ended.json["redriven"]) == (0, 1)
-    books.check()
-    assert books.numbers(session, "fiedler") == [1]
+    log.check()
+    assert log.numbers(session, "fiedler") == [1]
     assert await letters(client, 1) == []
 
 
@@ -76,7 +76,7 @@ async def test_while_nobody_serves_what_was_redriven_waits_on_the_ingress(
             *("--as-kind", "timeline.append", "--edit", "-"),
             typed=body,
         )
-        waiting = await client.xlen(names.dead(0))
+        waiting = await client.xlen(key_names.dead(0))
         async with replica_here(server.url, partitions=1):
             await settled(client)
             [buried] = await letters(client, 1)
@@ -87,5 +87,5 @@ async def test_while_nobody_serves_what_was_redriven_waits_on_the_ingress(
 
 
 async def only_letter(client):
-    [(entry, _)] = await client.xrange(names.dead(0))
+    [(entry, _)] = await client.xrange(key_names.dead(0))
     return f"0-{entry.decode()}"

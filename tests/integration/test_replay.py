@@ -4,7 +4,6 @@
 
 import asyncio
 import json
-import sys
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -12,11 +11,12 @@ import pytest
 import pytest_asyncio
 import redis.asyncio
 
-from bus import connect
-from compose.recordings import Recording, read_recordings, roles_of
-from compose.replay import replay, tokens_for
-from compose.settings import load_settings
-from compose.stack import EmbeddedStack
+from everbus.bus import connect
+from everbus.compose.recordings import Recording, read_recordings, roles_of
+from everbus.compose.replay import replay, tokens_for
+from everbus.compose.settings import load_settings
+from everbus.compose.stack import EmbeddedStack
+from tests.processes import PIPE, start_python
 from tests.servers import inherited, valkey
 
 HOUSE = Path(__file__).parent.parent.parent
@@ -48,12 +48,11 @@ async def everbus(*arguments, **settings):
     """
     Runs the command as a user would; returns exit code, stdout and stderr.
     """
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "compose.cli", *map(str, arguments)),
-        cwd=HOUSE,
+    process = await start_python(
+        *("-m", "everbus", *map(str, arguments)),
         env=inherited() | settings,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
     )
     try:
         async with asyncio.timeout(50):
@@ -95,7 +94,7 @@ async def test_a_replay_is_clean_again_and_again(stack, tmp_path):
     assert "out of order" in out
     report = json.loads(told)
     assert (report["conversations"], report["messages"]) == (CONVERSATIONS, 300)
-    assert (report["missing"], report["findings"]) == (0, [])
+    assert (report["lost"], report["violations"]) == (0, [])
 
 
 @on_it
@@ -123,7 +122,7 @@ async def test_replicas_that_are_killed_lose_nothing(tmp_path):
             await stack.kill(name)
         report = await playing
 
-    assert report.findings == ()
+    assert report.violations == ()
     assert report.seconds > 300 / 75 * 0.9
 
 
@@ -149,7 +148,7 @@ async def test_what_others_append_is_found(stack):
         await forger.append_and_wait("c-1", recording.messages[1])
         report = await replaying
 
-    assert [finding.what for finding in report.findings] == ["wrong author", "doubled"]
+    assert [one.kind for one in report.violations] == ["unequal", "doubled"]
 
 
 async def test_a_bus_that_is_away_ends_with_3(tmp_path):

@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import pytest_asyncio
 
-import bus as sdk
-from bus.connection import connect
+import everbus as sdk
+from everbus.bus.connection import connect
 from tests.replicas import a_token, until
 from tests.stack import Stack, a_stack
 

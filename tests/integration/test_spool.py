@@ -13,12 +13,12 @@ import pytest
 import pytest_asyncio
 import uuid_utils
 
-import bus as sdk
-from bus import keys
-from bus.codec import command_id
-from bus.lease import Lease
-from bus.publisher import Publisher
-from bus.spool import Spool
+import everbus as sdk
+from everbus.bus import keys
+from everbus.bus.lease import Lease
+from everbus.bus.messages import command_id
+from everbus.bus.publisher import Publisher
+from everbus.bus.spool import Spool
 from tests.builders import an_envelope, an_unsent
 from tests.integration.conftest import (
     PARTITIONS,
@@ -30,7 +30,7 @@ from tests.integration.conftest import (
     until,
 )
 from tests.proxy import Proxy
-from tests.unit.paper_bus import PaperCredential
+from tests.unit.fake_bus import FakeCredential
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -50,9 +50,11 @@ async def lasting(server):
 
 @pytest.fixture(autouse=True)
 def _soon_open(monkeypatch):
-    monkeypatch.setattr("bus.breaker.OPEN_AFTER_S", OPEN_AFTER_S)
+    monkeypatch.setattr("everbus.bus.bus_breaker.OPEN_AFTER_S", OPEN_AFTER_S)
     # What only costs time: how long a deaf bus is waited for.
-    monkeypatch.setattr("bus.wire.Wire.exchange.__kwdefaults__", {"timeout_s": 0.5})
+    monkeypatch.setattr(
+        "everbus.bus.wire.Wire.exchange.__kwdefaults__", {"timeout_s": 0.5}
+    )
 
 
 def a_mad(url, name, path=None, **options):
@@ -253,7 +255,7 @@ async def test_the_loss_of_a_dead_process_does_not_refuse_what_it_left(
     dead, heir = [uuid_utils.uuid7().hex for _ in range(2)]
 
     def publisher(instance, spool):
-        credential = PaperCredential(a_grant("heir", instance=instance))
+        credential = FakeCredential(a_grant("heir", instance=instance))
         parts = {"spool": spool, "credential": credential, "lease": Lease(instance)}
         return Publisher(lasting.url, "heir", instance, PARTITIONS, **parts)
 

@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 
-from bus import connect
-from compose import telemetry
+from everbus.bus import connect
+from everbus.compose import telemetry
 from tests.replicas import a_token, manager, until
 from tests.servers import valkey
 

@@ -14,12 +14,12 @@ import pytest
 import pytest_asyncio
 import uuid_utils
 
-from bus import Mad, connect
-from bus.errors import EverbusError, Forbidden, Invalid, NotFound
-from bus.messages import Session
-from bus.session_calls import USER_SESSIONS
-from gateway.identity.tokens import mint
-from handlers.routes import HANDLERS
+from everbus.bus import Mad, connect
+from everbus.bus.derived_ids import USER_SESSIONS
+from everbus.bus.errors import EverbusError, Forbidden, Invalid, NotFound
+from everbus.bus.messages import Session
+from everbus.gateway.identity.tokens import mint
+from everbus.handlers.routes import HANDLERS
 from tests.replicas import SECRET, until
 from tests.stack import Stack, a_stack
 
@@ -223,7 +223,8 @@ async def test_an_append_to_what_another_tenant_has_is_a_dead_letter(
     session = await a_session(acme)
     mad = await globex.of("hopper-globex", "mad")
     command = mad.append(session.id, {"text": "boo"})
-    await mad.flush()
+    with pytest.raises(NotFound):
+        await mad.flush(settled=True)
 
     async def judged() -> bool:
         return (await mad.outcome(command)).state == "rejected"

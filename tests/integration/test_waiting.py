@@ -6,9 +6,10 @@ import asyncio
 
 import pytest
 
-from bus import Defect
-from handlers.routes import HANDLERS, update_session
-from tests.replicas import Books, a_client, a_mad, replica_here, settled, until
+from everbus.bus import Defect
+from everbus.handlers.routes import HANDLERS, update_session
+from tests.commit_log import CommitLog
+from tests.replicas import a_client, a_mad, replica_here, settled, until
 from tests.servers import valkey
 
 
@@ -44,11 +45,11 @@ async def test_a_new_publisher_loses_nothing_that_has_to_wait(tmp_path):
             await broken
         await settled(client)
 
-        books = await Books.read(client, 1)
+        log = await CommitLog.read(client, 1)
         pages = [await new.timeline(session) for session in (ill, well)]
 
     assert [[e.entry for e in page.entries] for page in pages] == [
         [{"n": 1}],
         [{"n": 2}],
     ]
-    books.check()
+    log.check()

@@ -16,15 +16,20 @@ import pytest_asyncio
 from pymongo import AsyncMongoClient
 from pymongo.errors import BulkWriteError
 
-from bus.codec import pack
-from bus.errors import Unavailable
-from bus.messages import TimelineEntry
-from gateway.store.contracts.claims import is_empty, seqs
-from gateway.store.contracts.stories import BEGIN, Story
-from gateway.store.mongo.documents import REMOVALS, SESSIONS, TIMELINE, new_document
-from gateway.store.mongo.operations import Insert
-from gateway.store.mongo.warm import MongoWarm
-from handlers.commands import ListSessions
+from everbus.bus.errors import Unavailable
+from everbus.bus.messages import TimelineEntry, pack
+from everbus.compose.testing.contracts.assertions import is_empty, seqs
+from everbus.compose.testing.contracts.sample_histories import BEGIN, SampleHistory
+from everbus.gateway.store.claims import Branch
+from everbus.gateway.store.mongo.documents import (
+    REMOVALS,
+    SESSIONS,
+    TIMELINE,
+    new_document,
+)
+from everbus.gateway.store.mongo.operations import Insert
+from everbus.gateway.store.mongo.warm import MongoWarm
+from everbus.handlers.commands import ListSessions
 from tests.servers import secantus
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -103,7 +108,7 @@ async def test_a_paused_writer_does_not_bring_a_state_back(tier, other):
     """
     Neither the state nor the full context, which another one wrote meanwhile.
     """
-    story = Story("s")
+    story = SampleHistory("s")
     await tier.write([story.create()])
     old = story.update({"a": 1}, tags=("old",))
     newer = [old, story.update({"a": 2, "b": 3}, tags=("new",)), story.append("x")]
@@ -117,7 +122,7 @@ async def test_a_paused_writer_does_not_bring_a_state_back(tier, other):
 
 
 async def test_a_paused_writer_does_not_bring_a_last_seq_back(tier, other):
-    story = Story("s")
+    story = SampleHistory("s")
     await tier.write([story.create()])
     old, newer = story.append("x"), story.append("y")
     interrupted(tier, SESSIONS, lambda: other.write([old, newer]))
@@ -131,7 +136,7 @@ async def test_what_a_paused_writer_adds_is_not_lost(tier, other):
     """
     Another one wrote the first half of what it holds; the second half must count.
     """
-    story = Story("s")
+    story = SampleHistory("s")
     records = [story.create(), story.update({"a": 1}), story.append("x")]
     records += [story.update({"b": 2}, tags=("t",)), story.append("y")]
     interrupted(tier, SESSIONS, lambda: other.write(records[:3]))
@@ -148,7 +153,7 @@ async def test_what_a_paused_writer_adds_is_not_lost(tier, other):
 async def test_a_paused_writer_leaves_nothing_of_a_deleted_session(
     tier, other, raw, paused_at
 ):
-    story = Story("s")
+    story = SampleHistory("s")
     await tier.write([story.create()])
     late = [story.append("x"), story.update({"a": 1}), story.checkpoint("c")]
     interrupted(tier, paused_at, lambda: other.write([*late, story.delete()]))
@@ -162,7 +167,7 @@ async def test_a_paused_writer_leaves_nothing_of_a_deleted_session(
 
 
 async def test_a_paused_writer_brings_no_archived_entry_back(tier, other):
-    story = Story("s")
+    story = SampleHistory("s")
     await tier.write([story.create()])
     late = story.append("x", "y")
 
@@ -184,7 +189,7 @@ async def test_an_archive_that_comes_just_before_a_deletion_is_noted(tier, other
     """
     The tombstone must not hide a pointer that was not there when it was looked for.
     """
-    story = Story("s")
+    story = SampleHistory("s")
     await tier.write([story.create()])
     archived = story.archive("p")
     interrupted(tier, SESSIONS, lambda: other.write([archived]))
@@ -196,7 +201,7 @@ async def test_an_archive_that_comes_just_before_a_deletion_is_noted(tier, other
 
 
 async def test_two_writers_of_the_same_checkpoints_keep_each_once(tier, other):
-    story = Story("s")
+    story = SampleHistory("s")
     records = [story.create(), story.checkpoint("a"), story.checkpoint("b")]
 
     await asyncio.gather(tier.write(records), other.write(records))
@@ -206,7 +211,7 @@ async def test_two_writers_of_the_same_checkpoints_keep_each_once(tier, other):
 
 
 async def test_a_deleted_session_is_kept_as_an_id_for_a_month_only(tier, raw):
-    story = Story("s")
+    story = SampleHistory("s")
     await tier.write([story.create(), story.delete()])
 
     indexes = await raw[SESSIONS].index_information()
@@ -216,8 +221,8 @@ async def test_a_deleted_session_is_kept_as_an_id_for_a_month_only(tier, raw):
 
 
 async def test_a_long_timeline_is_removed_in_bounded_steps(tier, raw, monkeypatch):
-    monkeypatch.setattr("gateway.store.mongo.ends.DELETED_AT_ONCE", 10)
-    story, neighbour = Story("long"), Story("longer")
+    monkeypatch.setattr("everbus.gateway.store.mongo.deletions.DELETED_AT_ONCE", 10)
+    story, neighbour = SampleHistory("long"), SampleHistory("longer")
     both = [story.create(), neighbour.create(), neighbour.append("x")]
     await tier.write([*both, *(story.append(*range(7)) for _ in range(6))])
     sizes = []
@@ -252,7 +257,7 @@ async def test_what_mongodb_can_never_take_is_refused_alone(server, database, dr
         await raw.command("collMod", TIMELINE, validator={"entry": {"$ne": "bad"}})
         await raw.command("collMod", SESSIONS, validator={"tags": {"$ne": "bad"}})
         await raw[TIMELINE].create_index("entry.once", unique=True, sparse=True)
-        story, fine = Story("s"), Story("fine")
+        story, fine = SampleHistory("s"), SampleHistory("fine")
         records = [story.create(), story.append("bad"), story.append({"once": 1})]
         records += [story.append({"once": 1}), story.append(2**64 - 1)]
         records += [story.update(tags=("good",)), story.update(tags=("bad",))]
@@ -281,7 +286,7 @@ async def test_what_may_pass_is_not_refused(tier, code, monkeypatch):
     fails_with(tier, monkeypatch, {"writeErrors": failures})
 
     with pytest.raises(Unavailable, match=str(code)):
-        await tier.write([Story("s").create()])
+        await tier.write([SampleHistory("s").create()])
 
 
 async def test_an_unacknowledged_write_is_not_done(tier, monkeypatch):
@@ -289,7 +294,7 @@ async def test_an_unacknowledged_write_is_not_done(tier, monkeypatch):
     fails_with(tier, monkeypatch, details)
 
     with pytest.raises(Unavailable, match="64"):
-        await tier.write([Story("s").create()])
+        await tier.write([SampleHistory("s").create()])
 
 
 def fails_with(tier, monkeypatch, details):
@@ -311,7 +316,7 @@ async def test_a_mongodb_that_does_not_answer_is_unavailable(tmp_path, driver):
     """
     Paused, then killed; what was acknowledged before is there afterwards.
     """
-    story = Story("s")
+    story = SampleHistory("s")
     async with secantus(tmp_path) as server:
         async with a_tier(server.url, "db", driver=driver, timeout_ms=500) as tier:
             await tier.prepare()
@@ -377,7 +382,7 @@ async def many(server):
         await tier.prepare()
         inserts = []
         for n in range(5000):
-            story = Story(
+            story = SampleHistory(
                 f"s{n:05}",
                 BEGIN + timedelta(seconds=n),
                 f"owner{n % 100}",
@@ -387,7 +392,7 @@ async def many(server):
                 participants={f"part{n % 70}": {}},
                 context_summary={"topic": f"word{n % 80}"},
             )
-            inserts.append(Insert(new_document(story.session, {})))
+            inserts.append(Insert(new_document(story.session, {}, Branch())))
         await tier._mongo.bulk(SESSIONS, inserts)
         yield tier
 
@@ -437,7 +442,7 @@ async def test_entries_hold_who_appended_them_by_which_command(tier, raw):
     """
     The audit of appends: their events are not kept by themselves.
     """
-    story = Story("s")
+    story = SampleHistory("s")
     record = story.append("x")
     await tier.write([story.create(), record])
     packed = pack(TimelineEntry(2, BEGIN, "late", "y"))
@@ -447,3 +452,23 @@ async def test_entries_hold_who_appended_them_by_which_command(tier, raw):
     assert first["command"] == record.events[0].command_id
     assert first["principal"] == "ada"
     assert first["life"] == BEGIN
+
+
+async def test_words_of_an_earlier_version_are_made_anew(tier, raw):
+    """
+    Sessions are found as of today after an update, without being written to.
+    """
+    stories = [
+        SampleHistory(f"s{n}", context_summary={"t": "我们关于潮汐的谈话"})
+        for n in range(3)
+    ]
+    await tier.write([story.create() for story in stories])
+    old = {"$set": {"words": ["我们关于潮汐的谈话"]}, "$unset": {"words_version": ""}}
+    await raw[SESSIONS].update_many({}, old)
+    before = await tier.find(ListSessions(text="潮汐"), "")
+
+    renewed = [await tier.renew_words(2) for _ in range(3)]
+
+    assert before.sessions == ()
+    assert renewed == [2, 1, 0]
+    assert len((await tier.find(ListSessions(text="潮汐"), "")).sessions) == 3

@@ -7,19 +7,19 @@ from typing import Any
 
 import msgspec
 
-from bus.codec import pack
-from bus.errors import EverbusError
-from bus.messages import TimelineEntry
-from gateway.store.cold.objects import MemoryCold
-from gateway.store.cold.vault import Vault
-from gateway.store.memory.warm import MemoryWarm
-from gateway.store.outbox import Record
-from gateway.store.pricing import Prices
-from gateway.store.reader import Reader
-from gateway.store.tiers import ColdTier, Held, WarmTier
-from handlers.history import difference, digest, state_of
-from handlers.outcomes import Archived, Event, NewCheckpoint
-from handlers.session import merge
+from everbus.bus.errors import EverbusError
+from everbus.bus.messages import TimelineEntry, pack
+from everbus.compose.testing.memory.warm import MemoryWarm
+from everbus.gateway.store.cold.archives import Archives
+from everbus.gateway.store.cold.local import MemoryCold
+from everbus.gateway.store.hot_copy import Record
+from everbus.gateway.store.pricing import Prices
+from everbus.gateway.store.reader import Reader
+from everbus.gateway.store.tiers import ColdTier, WarmSession
+from everbus.gateway.store.warm_roles import WarmTier
+from everbus.handlers.history import difference, digest, state_of
+from everbus.handlers.outcomes import Archived, Event, NewCheckpoint
+from everbus.handlers.patches import merge
 from tests.builders import NOW, a_session
 
 # To the millisecond, as the bus server's clock tells it and MongoDB keeps it.
@@ -93,7 +93,7 @@ class World:
     ) -> None:
         self.warm = warm or MemoryWarm()
         self.cold = CountedCold(cold or MemoryCold())
-        self.vault = Vault(self.cold)
+        self.vault = Archives(self.cold)
         self.session = a_session(
             id=session_id, version=0, created_at=BEGUN, last_active=BEGUN
         )
@@ -179,7 +179,7 @@ class World:
         )
         await self.warm.write([self.record(checkpoints=(made,))])
 
-    async def archive(self, *, purged: int = 0) -> Held:
+    async def archive(self, *, purged: int = 0) -> WarmSession:
         """
         Into the cold tier; of the entries, the first *purged* leave the warm one.
         """
@@ -204,7 +204,7 @@ class World:
             life = self.session.created_at
             await self.warm.purge(self.id, life, count, count)
 
-    async def held(self) -> Held:
+    async def held(self) -> WarmSession:
         return (await self.warm.sessions([self.id], context=True))[self.id]
 
     def record(self, **fields: Any) -> Record:

@@ -7,12 +7,11 @@ from typing import Any
 
 import msgspec
 
-from bus.codec import pack
-from bus.messages import Session, TimelineEntry
-from handlers import commands as body
-from handlers.commands import Command
-from handlers.outcomes import Event, Outcome
-from handlers.routes import HANDLERS
+from everbus.bus.messages import Session, TimelineEntry, pack
+from everbus.handlers import commands as body
+from everbus.handlers.commands import Command
+from everbus.handlers.outcomes import Event, Outcome
+from everbus.handlers.routes import HANDLERS
 from tests.builders import NOW, a_command, a_session
 
 LATER = NOW + timedelta(seconds=5)
@@ -56,9 +55,9 @@ def broadcast(message: Any, **fields: Any) -> Command:
     return a_command("session.broadcast", body.BroadcastSession(message), **fields)
 
 
-def watch(after: str | None = None, *, given: Any = None, **wanted: Any) -> Command:
+def watch(after: str | None = None, *, fetched: Any = None, **wanted: Any) -> Command:
     asked = body.WatchSession(after=after, **wanted)
-    return a_command("session.watch", asked, given=given)
+    return a_command("session.watch", asked, fetched=fetched)
 
 
 def archive(session: Session | None = None, **wanted: Any) -> Command:
@@ -103,9 +102,9 @@ def diff(first: int, second: int, **fields: Any) -> Command:
     return a_command("session.diff", wanted, **fields)
 
 
-def find(*, sees_all: bool = False, given: Any = None, **query: Any) -> Command:
+def find(*, sees_all: bool = False, fetched: Any = None, **query: Any) -> Command:
     wanted = body.ListSessions(**query)
-    return a_command("session.list", wanted, sees_all=sees_all, given=given)
+    return a_command("session.list", wanted, sees_all=sees_all, fetched=fetched)
 
 
 def add(mad: str, role: str = "", **fields: Any) -> Command:
@@ -122,9 +121,9 @@ def append(entry: Any, **fields: Any) -> Command:
     return a_command("timeline.append", body.AppendTimeline(raw), **fields)
 
 
-def read(after: int | None = None, *, given: Any = None, **bounds: Any) -> Command:
+def read(after: int | None = None, *, fetched: Any = None, **bounds: Any) -> Command:
     wanted = body.ReadTimeline(after=after, **bounds)
-    return a_command("timeline.read", wanted, given=given)
+    return a_command("timeline.read", wanted, fetched=fetched)
 
 
 def a_talk(entries: int, *, of_bytes: int = 10) -> Session:

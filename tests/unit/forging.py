@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
-from gateway.identity.keys import Key
-from gateway.identity.tokens import MAX_TOKEN_BYTES, mint
+from everbus.gateway.identity.keys import Key
+from everbus.gateway.identity.tokens import MAX_TOKEN_BYTES, mint
 
 NOW = 1_800_000_000.0
 LEEWAY_S = 5
@@ -23,6 +23,19 @@ SECRET = "a-secret-of-forty-bytes-0123456789abcdef"
 
 Signer = Callable[[bytes], bytes]
 Fields = dict[str, Any]
+# Subjects of tokens as common issuers give them.
+ISSUED_NAMES = [
+    "auth0|5f7c8ec7c33c6c004bbafe82",
+    "system:serviceaccount:ns:agent",
+    "ada+x@example.com",
+    "https://issuer.example/users/7",
+    "CN=ada,DC=example",
+    "EXAMPLE\\ada",
+    "+4930123456",
+    "J\u00fcrgen_\u674e",
+    "\u0430da",
+    "a" * 255,
+]
 
 
 def public_pem(private: Any) -> str:

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus import keys
-from bus.errors import Invalid
-from compose.acl import RESERVED, ROLES, mad_rules, role_rules
-from compose.bus_url import database_of, url_for_user
-from compose.mad_users import User, is_mads
+from everbus.bus import keys
+from everbus.bus.errors import Invalid
+from everbus.compose.acl import RESERVED, ROLES, mad_rules, role_rules
+from everbus.compose.bus_url import database_of, url_for_user
+from everbus.compose.mad_users import User, is_user_of
 
 GLOB = "*?[]^\\"
 NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", fullmatch=True).filter(
@@ -39,7 +39,7 @@ def test_no_name_of_a_mad_widens_its_rules(name):
     assert not set(name) & set(GLOB + " ()~&%+@")
     assert patterns(rules, "~") == [
         "eb:config",
-        f"eb:{{*}}:in:{name}",
+        *(f"eb:{{{one}}}:in:{name}" for one in (*range(16), "mads")),
         f"eb:{{*}}:reply:{name}:*",
     ]
     assert patterns(rules, "&") == [f"eb:wake:{name}:*", f"eb:token:{name}"]
@@ -88,7 +88,20 @@ def test_gateway_processes_may_not_touch_the_server_or_other_keys():
         assert patterns(rules, "~") == ["eb:*"]
         assert rules.index("-@dangerous") > rules.index("+@write")
         assert "+@all" not in rules
-        assert not [rule for rule in rules if "acl" in rule or "config|set" in rule]
+        assert not [rule for rule in rules if "config|set" in rule]
+
+
+def test_a_manager_alone_may_set_users_to_disable_a_mad_above_its_quota():
+    named = {
+        role: {r for r in role_rules(role) if "acl|" in r or "client|" in r}
+        for role in ROLES
+    }
+
+    assert named["manager"] == {
+        *("+acl|getuser", "+acl|setuser", "+client|kill", "+client|list")
+    }
+    assert named["archiver"] == set()
+    assert named["edge"] == {"+client|setname"}
 
 
 def test_tokens_are_heard_by_managers_only():
@@ -112,11 +125,11 @@ def test_the_edge_may_do_what_a_mad_may_but_show_a_token():
 def test_a_users_channels_tell_whose_it_is():
     on = frozenset({"on"})
 
-    assert is_mads(User(on, frozenset({"&eb:wake:ada:*"})), "ada")
-    assert not is_mads(User(on, frozenset({"&eb:wake:bob:*"})), "ada")
-    assert not is_mads(User(on, frozenset({"&*"})), "ada")
-    assert not is_mads(User(on, frozenset({"&eb:wake:ada:*", "&x"})), "ada")
-    assert not is_mads(User(on, frozenset()), "ada")
+    assert is_user_of(User(on, frozenset({"&eb:wake:ada:*"})), "ada")
+    assert not is_user_of(User(on, frozenset({"&eb:wake:bob:*"})), "ada")
+    assert not is_user_of(User(on, frozenset({"&*"})), "ada")
+    assert not is_user_of(User(on, frozenset({"&eb:wake:ada:*", "&x"})), "ada")
+    assert not is_user_of(User(on, frozenset()), "ada")
 
 
 @pytest.mark.parametrize(

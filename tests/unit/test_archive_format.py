@@ -12,19 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bus.codec import pack
-from bus.errors import TooLarge, Unavailable
-from bus.messages import TimelineEntry
-from gateway.store.cold import sealing
-from gateway.store.cold.archive import (
-    Chunk,
-    Manifest,
-    Part,
-    check_life,
-    key_of,
-    session_of,
-)
-from gateway.store.cold.sealing import (
+from everbus.bus.errors import TooLarge, Unavailable
+from everbus.bus.messages import TimelineEntry, pack
+from everbus.gateway.store.cold import format
+from everbus.gateway.store.cold.format import (
     CHUNK_BYTES,
     CHUNK_ENTRIES,
     MAX_CHUNK_BYTES,
@@ -37,10 +28,18 @@ from gateway.store.cold.sealing import (
     seal_document,
     seal_manifest,
 )
-from gateway.store.tiers import Corrupted, Held
+from everbus.gateway.store.cold.manifest import (
+    ArchivePart,
+    Chunk,
+    Manifest,
+    check_generation,
+    key_of,
+    session_of,
+)
+from everbus.gateway.store.tiers import Corrupted, WarmSession
 from tests.builders import NOW, a_session
 
-zstd = sealing.zstd
+zstd = format.zstd
 OLD_CHUNK = (
     "87a6736861323536d940376434353662633764326166613130336432386333316361353835643638"
     "38353137333333346630646535336163633734376161393762313333333737643133a56279746573"
@@ -89,10 +88,10 @@ def a_manifest(**changes: Any) -> Manifest:
     behind, _ = seal_chunk(sealed_entries(["c"], first=3))
     known: dict[str, Any] = {
         "session": "s1",
-        "life": NOW,
+        "generation": NOW,
         "version": 7,
         "last_seq": 3,
-        "document": Part(sha256="d" * 64, bytes=10, raw_bytes=20),
+        "document": ArchivePart(sha256="d" * 64, bytes=10, raw_bytes=20),
         "chunks": (chunk, behind),
     }
     return Manifest(**known | changes)
@@ -141,7 +140,7 @@ def test_a_document_comes_back_whole(context, summary, at):
     session = a_session(
         context_summary=summary, last_active=at, state="dormant", context_bytes=9
     )
-    document, data = seal_document(Held(session=session, full_context=context))
+    document, data = seal_document(WarmSession(session=session, full_context=context))
     manifest = a_manifest(version=1, last_seq=0, chunks=(), document=document)
 
     assert open_document(manifest, data) == (session, context)
@@ -156,21 +155,23 @@ def test_a_document_has_neither_recent_timeline_nor_place():
         session, recent_timeline=(b"tail",), archival_status="S3"
     )
 
-    sealed = seal_document(Held(session=lying, full_context={"a": 1}))
+    sealed = seal_document(WarmSession(session=lying, full_context={"a": 1}))
 
-    assert sealed == seal_document(Held(session=session, full_context={"a": 1}))
+    assert sealed == seal_document(WarmSession(session=session, full_context={"a": 1}))
 
 
 @settings(max_examples=50, deadline=None)
 @given(times, st.integers(1, 2**53), st.sampled_from(["", key_of("s1", "e" * 64)]))
 def test_a_manifest_comes_back_whole_under_its_own_hash(life, version, previous):
-    manifest = a_manifest(life=life, version=version, previous=previous)
+    manifest = a_manifest(generation=life, version=version, previous=previous)
 
     pointer, data = seal_manifest(manifest)
 
     assert pointer == key_of("s1", sha256(data))
     assert open_manifest(pointer, data) == manifest
-    check_life(pointer, manifest, "s1", life)
+    check_generation(pointer, manifest, "s1", life)
+    # The stored name of a field never changes with its name in Python.
+    assert "life" in msgspec.msgpack.decode(data)
 
 
 def test_keys_have_one_form_that_tells_the_session():
@@ -233,7 +234,7 @@ def spoilt(data: bytes) -> dict[str, bytes]:
 def test_damaged_objects_are_refused(damage):
     entries = sealed_entries(["hi", {"text": "there"}])
     chunk, chunk_data = seal_chunk(entries)
-    document, document_data = seal_document(Held(session=a_session()))
+    document, document_data = seal_document(WarmSession(session=a_session()))
     manifest = a_manifest(version=1, last_seq=0, chunks=(), document=document)
     pointer, manifest_data = seal_manifest(manifest)
 
@@ -289,20 +290,20 @@ def test_a_manifest_of_another_session_is_refused():
 )
 def test_a_manifest_of_another_life_is_refused(session_id, life):
     with pytest.raises(Corrupted, match="is not of session"):
-        check_life("k", a_manifest(), session_id, life)
+        check_generation("k", a_manifest(), session_id, life)
 
 
-@pytest.mark.parametrize("field", ["version", "last_seq", "life", "session"])
+@pytest.mark.parametrize("field", ["version", "last_seq", "generation", "session"])
 def test_a_document_of_another_version_is_refused(field):
     """
     The manifest's own hash guards against others; this one against us.
     """
-    document, data = seal_document(Held(session=a_session()))
+    document, data = seal_document(WarmSession(session=a_session()))
     true = a_manifest(version=1, last_seq=0, chunks=(), document=document)
     changed = {
         "version": 2,
         "last_seq": 1,
-        "life": NOW + timedelta(seconds=1),
+        "generation": NOW + timedelta(seconds=1),
         "session": "s2",
     }
 
@@ -418,7 +419,7 @@ def test_bombs_and_lies_are_refused(data, raw_bytes, monkeypatch):
             return raw
 
     watched = SimpleNamespace(ZstdDecompressor=Watched, ZstdError=zstd.ZstdError)
-    monkeypatch.setattr(sealing, "zstd", watched)
+    monkeypatch.setattr(format, "zstd", watched)
 
     with pytest.raises(Corrupted):
         open_chunk(*a_false_chunk(data, raw_bytes), data)
@@ -476,7 +477,7 @@ def test_what_could_not_be_opened_is_not_sealed():
     with pytest.raises(TooLarge):
         seal_chunk(sealed_entries(["x" * MAX_CHUNK_BYTES]))
     with pytest.raises(TooLarge):
-        seal_document(Held(session=a_session(), full_context=context))
+        seal_document(WarmSession(session=a_session(), full_context=context))
 
 
 def test_the_largest_document_fits():
@@ -485,7 +486,7 @@ def test_the_largest_document_fits():
     """
     context = {"text": "x" * 2**23}
     session = a_session(context_summary={"text": "y" * 50_000})
-    document, data = seal_document(Held(session=session, full_context=context))
+    document, data = seal_document(WarmSession(session=session, full_context=context))
     manifest = a_manifest(version=1, last_seq=0, chunks=(), document=document)
 
     assert open_document(manifest, data) == (session, context)

@@ -9,25 +9,25 @@ from datetime import timedelta
 import msgspec
 import pytest
 
-from archiver.archiving import Archiving, Report
-from archiver.retirement import Retirement
-from archiver.upkeep import Upkeep
-from bus.codec import pack
-from bus.errors import ReplyTimeout, Unavailable
-from bus.messages import TimelineEntry
-from gateway.failpoints import ARCHIVER, RETURN, VAULT, disarmed
-from gateway.store.cold.objects import MemoryCold
-from gateway.store.cold.vault import Vault
-from gateway.store.memory.warm import MemoryWarm
-from gateway.store.outbox import Record
-from gateway.store.pricing import Prices
-from gateway.store.reader import Reader
-from gateway.store.tiers import Held
-from handlers.commands import ArchiveSession
-from handlers.outcomes import Event
-from handlers.routes import HANDLERS
+from everbus.archiver.archiving import ArchiveReport, Archiving
+from everbus.archiver.retirement import Retirement
+from everbus.archiver.tier_jobs import TierJobs
+from everbus.bus.errors import ReplyTimeout, Unavailable
+from everbus.bus.messages import TimelineEntry, pack
+from everbus.compose.testing.memory.warm import MemoryWarm
+from everbus.gateway.failpoints import ARCHIVER, RETURN, VAULT, disarmed
+from everbus.gateway.store.cold.archives import Archives
+from everbus.gateway.store.cold.local import MemoryCold
+from everbus.gateway.store.hot_copy import Record
+from everbus.gateway.store.pricing import Prices
+from everbus.gateway.store.reader import Reader
+from everbus.gateway.store.tiers import WarmSession
+from everbus.handlers.commands import ArchiveSession
+from everbus.handlers.outcomes import Event
+from everbus.handlers.routes import HANDLERS
 from tests.builders import NOW as PRECISELY
 from tests.builders import a_command, a_session
+from tests.lineages import loaded
 
 # The bus's clock, and MongoDB, know milliseconds.
 NOW = PRECISELY.replace(microsecond=123_000)
@@ -113,11 +113,11 @@ class House:
         """
         Begin anew, as a process does after a crash; the tiers stay.
         """
-        self.vault = Vault(self.cold, fail=fail)
+        self.vault = Archives(self.cold, fail=fail)
         self.archiving = Archiving(
             self.warm, self.vault, self.lane.send, self.lane.hot_exists, fail
         )
-        self.upkeep = Upkeep(self.warm, self.vault, fail, rest_s=0)
+        self.upkeep = TierJobs(self.warm, self.vault, fail, rest_s=0)
         self.reader = Reader(self.warm, self.vault, Prices(), fail=fail)
         self.retirement = Retirement(self.warm, self.lane.send)
 
@@ -167,7 +167,7 @@ class House:
                 session.id, session.created_at, 1, session.last_seq
             )
             return held.session, held.full_context, list(warm)
-        vault = Vault(self.cold)
+        vault = Archives(self.cold)
         manifest = await vault.open(held.pointer, session.id, session.created_at)
         document, context = await vault.document(manifest)
         entries = []
@@ -232,7 +232,7 @@ async def test_an_idle_session_leaves_a_stub_and_comes_back_as_it_was(house):
     await house.upkeep.purge()
     purged = await house.in_warm(session), (await house.held()).unpurged
 
-    assert report == Report(archived=1, entries=ENTRIES, bytes=stub.bytes)
+    assert report == ArchiveReport(archived=1, entries=ENTRIES, bytes=stub.bytes)
     assert (stub.archival_status, stub.through) == ("S3", ENTRIES)
     assert there == ENTRIES
     assert purged == (0, False)
@@ -245,7 +245,7 @@ async def test_what_is_read_comes_back_whole_while_it_is_read(house):
     await house.put(session)
     await house.settle()
 
-    [back] = (await house.reader.load(["s1"])).values()
+    [back] = (await loaded(house.reader, ["s1"])).values()
     before = await house.held()
     await house.upkeep.restore()
 
@@ -269,7 +269,7 @@ async def test_a_session_in_use_stays(house):
 
     report = await house.archiving.run(BEFORE)
 
-    assert report == Report(skipped=1)
+    assert report == ArchiveReport(skipped=1)
     assert house.cold.objects == {}
 
 
@@ -304,7 +304,7 @@ async def test_a_write_before_the_lane_is_asked_spares_the_question(house):
     await house.put(session, count=10)
     used = msgspec.structs.replace(session, version=2, last_active=TODAY)
 
-    class Used(Vault):
+    class Used(Archives):
         async def archive(self, held, read, progress):
             done = await super().archive(held, read, progress)
             await house.put(used, count=10)
@@ -314,7 +314,7 @@ async def test_a_write_before_the_lane_is_asked_spares_the_question(house):
         house.warm, Used(house.cold), house.lane.send, house.lane.hot_exists, disarmed
     )
 
-    assert await archiving.run(BEFORE) == Report(skipped=1)
+    assert await archiving.run(BEFORE) == ArchiveReport(skipped=1)
     assert house.lane.asked == []
 
 
@@ -325,10 +325,14 @@ async def test_two_archivers_at_once_archive_once(house):
     session = an_old_session(count=10)
     await house.put(session, count=10)
     other = Archiving(
-        house.warm, Vault(house.cold), house.lane.send, house.lane.hot_exists, disarmed
+        house.warm,
+        Archives(house.cold),
+        house.lane.send,
+        house.lane.hot_exists,
+        disarmed,
     )
 
-    class Slow(Vault):
+    class Slow(Archives):
         async def archive(self, held, read, progress):
             done = await super().archive(held, read, progress)
             await other.run(BEFORE)
@@ -340,7 +344,7 @@ async def test_two_archivers_at_once_archive_once(house):
 
     report = await slow.run(BEFORE)
 
-    assert report == Report(skipped=1)
+    assert report == ArchiveReport(skipped=1)
     assert len(house.lane.asked) == 1
     assert (await house.held()).moves == 1
     assert await house.whole(session) == (session, {}, timeline(10))
@@ -351,7 +355,7 @@ async def test_a_dry_run_tells_and_does_nothing(house):
 
     report = await house.archiving.run(BEFORE, dry_run=True)
 
-    assert report == Report(archived=3, entries=21)
+    assert report == ArchiveReport(archived=3, entries=21)
     assert house.cold.objects == {}
     assert house.lane.asked == []
 
@@ -393,7 +397,7 @@ async def test_progress_tells_the_session_and_how_far_it_is(house):
     assert told[-1] == ENTRIES
 
 
-class Broken(Vault):
+class Broken(Archives):
     """
     A vault that cannot take some sessions.
     """
@@ -472,7 +476,7 @@ async def live(house, doom):
     """
     house.open(doom)
     await house.settle(1)
-    await house.reader.load(["s1"])
+    await loaded(house.reader, ["s1"])
     await house.keep_up()
     await house.archiving.run(BEFORE)
     await house.keep_up()
@@ -497,7 +501,7 @@ async def test_a_crash_at_any_point_leaves_the_session_whole(point, nth):
     house.open()
     await house.settle()
     rested = await house.held(), await house.in_warm(session)
-    await house.reader.load(["s1"])
+    await loaded(house.reader, ["s1"])
     await house.keep_up()
     back = await house.held()
 
@@ -530,10 +534,10 @@ async def test_purging_stops_when_the_session_returns(house):
             count = await self.warm.purge(*arguments)
             if self.left:
                 self.left -= 1
-                await house.reader.load(["s1"])
+                await loaded(house.reader, ["s1"])
             return count
 
-    await Upkeep(Returned(house.warm), house.vault, disarmed, rest_s=0).purge()
+    await TierJobs(Returned(house.warm), house.vault, disarmed, rest_s=0).purge()
     part = await house.in_warm(session)
     await house.upkeep.restore()
 
@@ -550,7 +554,7 @@ async def test_nothing_is_purged_whose_archive_is_damaged(house):
     await house.put(session)
     await house.archiving.run(BEFORE)
     held = await house.held()
-    manifest = await Vault(house.cold).open(held.pointer, "s1", session.created_at)
+    manifest = await Archives(house.cold).open(held.pointer, "s1", session.created_at)
     last = manifest.key(manifest.chunks[-1])
     sound = house.cold.objects[last]
     house.cold.objects[last] = sound[:-1] + bytes([sound[-1] ^ 1])
@@ -567,6 +571,47 @@ async def test_nothing_is_purged_whose_archive_is_damaged(house):
     assert await house.in_warm(session) == 0
 
 
+@pytest.mark.parametrize("damaged", ["manifest", "document", "first", "last"])
+@pytest.mark.parametrize("grows", [0, 1])
+async def test_a_cached_copy_never_stands_for_a_damaged_object(grows, damaged, house):
+    """
+    One archiver restores a session, archives it again with shared chunks, and purges:
+    its cache has sound copies of what is damaged in the cold tier by then.
+    """
+    session = an_old_session()
+    await house.put(session)
+    await house.settle(1)
+    await loaded(house.reader, ["s1"])
+    await house.upkeep.restore()
+    grown = an_old_session(count=ENTRIES + grows, version=session.version + grows)
+    await house.put(grown, count=ENTRIES + grows)
+    await house.archiving.run(BEFORE)
+    held = await house.held()
+    manifest = await house.vault.open(held.pointer, "s1", session.created_at)
+    for chunk in range(len(manifest.chunks)):
+        await house.vault.chunk(manifest, chunk)
+    parts = {
+        "document": manifest.document,
+        "first": manifest.chunks[0],
+        "last": manifest.chunks[-1],
+    }
+    key = held.pointer if damaged == "manifest" else manifest.key(parts[damaged])
+    sound = house.cold.objects[key]
+    house.cold.objects[key] = sound[:-1] + bytes([sound[-1] ^ 1])
+
+    await house.upkeep.purge()
+    there = await house.in_warm(grown)
+    marked = (await house.held()).unpurged
+    house.cold.objects[key] = sound
+    await house.upkeep.purge()
+
+    last = manifest.chunks[-1]
+    kept = last.last - last.first + 1 if damaged == "last" else grown.last_seq
+    assert (there, marked) == (kept, True)
+    assert await house.in_warm(grown) == 0
+    assert await house.whole(grown) == (grown, {}, timeline(grown.last_seq))
+
+
 async def test_what_is_back_already_is_not_fetched_again(house):
     """
     After a crash only what is missing is.
@@ -574,19 +619,19 @@ async def test_what_is_back_already_is_not_fetched_again(house):
     session = an_old_session()
     await house.put(session)
     await house.settle()
-    await house.reader.load(["s1"])
+    await loaded(house.reader, ["s1"])
     await house.upkeep.restore()
     held = await house.held()
     await house.warm.swap(held, msgspec.structs.replace(held, unrestored=True))
     await house.warm.purge("s1", session.created_at, 1, 1)
     fetched = []
 
-    class Counting(Vault):
+    class Counting(Archives):
         async def chunk(self, manifest, index):
             fetched.append(index)
             return await super().chunk(manifest, index)
 
-    await Upkeep(house.warm, Counting(house.cold), disarmed, rest_s=0).restore()
+    await TierJobs(house.warm, Counting(house.cold), disarmed, rest_s=0).restore()
 
     assert fetched == [0]
     assert await house.in_warm(session) == ENTRIES
@@ -599,7 +644,7 @@ async def test_a_session_that_is_used_all_the_time_keeps_its_context(house):
     session = an_old_session(count=3)
     await house.put(session, count=3)
     await house.settle()
-    await house.reader.load(["s1"])
+    await loaded(house.reader, ["s1"])
     held = await house.held()
     changed = msgspec.structs.replace(held, full_context={"a": 1})
     await house.warm.swap(held, changed)
@@ -658,7 +703,7 @@ async def test_sessions_beyond_the_retention_time_are_deleted_wherever_they_lie(
     ids = ["new", *(session.id for session in old)]
     assert retired == 150
     assert list(await house.warm.sessions(ids)) == ["new"]
-    assert isinstance(await house.held("new"), Held)
+    assert isinstance(await house.held("new"), WarmSession)
 
 
 async def test_every_point_of_the_archiver_and_the_vault_is_passed():

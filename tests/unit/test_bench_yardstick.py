@@ -8,10 +8,10 @@ import time
 
 import pytest
 
-from bus.codec import pack
-from bus.wire import Wire
-from gateway.store import names
-from gateway.store.scripts import load_scripts
+from everbus.bus.messages import pack
+from everbus.bus.wire import Wire
+from everbus.gateway.store import key_names
+from everbus.gateway.store.scripts import load_scripts
 from tests.bench import rig, yardstick
 from tests.bench.yardstick import Yardstick, commit_call
 from tests.servers import valkey
@@ -44,11 +44,11 @@ async def test_a_call_commits_as_often_as_it_is_repeated(tmp_path):
             await load_scripts(wire)
             await wire.exchange(call.prepare)
             told = [await wire.call(*call.command) for _ in range(3)]
-            held = await wire.call("XLEN", names.outbox(0))
+            held = await wire.call("XLEN", key_names.outbox(0))
         finally:
             await wire.close()
 
-    assert told == [[b"ok", 30], [b"ok", 60], [b"ok", 90]]
+    assert told == [[b"ok", 30, 0], [b"ok", 60, 0], [b"ok", 90, 0]]
     assert held == 3
 
 

@@ -2,6 +2,7 @@
 The everbus command: what it prints, and with which code it ends.
 """
 
+import io
 import sys
 
 import pytest
@@ -9,12 +10,13 @@ import redis
 from pymongo.errors import ServerSelectionTimeoutError
 from typer.testing import CliRunner
 
-from bus.errors import ERRORS, Forbidden, NotFound, Unavailable, VersionConflict
-from compose import cli, exits
-from compose.dev import passed_on
-from compose.folder import StackError
-from compose.tokens import seconds_of
-from gateway.identity.tokens import Identity, Key
+from everbus.bus.errors import ERRORS, Forbidden, NotFound, Unavailable, VersionConflict
+from everbus.compose import cli, exit_codes
+from everbus.compose.command_output import print_table
+from everbus.compose.dev_command import passed_on
+from everbus.compose.stack_folder import StackError
+from everbus.compose.token_command import seconds_of
+from everbus.gateway.identity.tokens import Identity, Key
 
 SECRET = "0123456789abcdef" * 4
 
@@ -133,12 +135,12 @@ def test_an_unknown_setting_ends_every_command(everbus, monkeypatch, command):
         (VersionConflict("no", current_version=2), 5),
         (NotFound("none"), 1),
         (StackError("in use"), 3),
-        (exits.Failed("x", 7), 7),
+        (exit_codes.Failed("x", 7), 7),
         (ZeroDivisionError(), None),
     ],
 )
 def test_each_error_has_its_exit_code(error, code):
-    assert exits.exit_code_of(error) == code
+    assert exit_codes.exit_code_of(error) == code
 
 
 def test_ctrl_c_ends_with_130(everbus, monkeypatch):
@@ -153,7 +155,7 @@ def test_ctrl_c_ends_with_130(everbus, monkeypatch):
 def test_a_message_never_shows_a_password():
     error = redis.ConnectionError("cannot reach redis://:pw@h")
 
-    assert exits.told(error) == "cannot reach redis://:***@h"
+    assert exit_codes.describe(error) == "cannot reach redis://:***@h"
 
 
 def test_a_duration_has_a_number_and_a_unit():
@@ -169,3 +171,18 @@ def test_dev_passes_on_what_tunes_its_parts_and_no_addresses():
     environ = {"EVERBUS_PARTITIONS": "4", "EVERBUS_REDIS_URL": "redis://h", "HOME": "/"}
 
     assert passed_on(environ) == {"EVERBUS_PARTITIONS": "4"}
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_what_the_terminal_cannot_show_is_escaped(encoding, monkeypatch):
+    """
+    Redirected output on Windows, ISO-8859-1 locales, containers without a locale.
+    """
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(cli, "app", lambda: print_table(["→"], [["🚀"]]))
+
+    cli.main()
+
+    out.flush()
+    assert rb"\U0001f680" in out.buffer.getvalue()

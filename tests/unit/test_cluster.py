@@ -13,16 +13,22 @@ import hiredis
 import pytest
 import pytest_asyncio
 
-from bus.cluster import ClusterWire, Unreached, wire_to
-from bus.codec import pack
-from bus.errors import Unauthenticated, Unavailable
-from bus.line import Lines
-from bus.messages import Reply
-from bus.nodes import MAX_HOPS
-from bus.pinned import PinnedWire
-from bus.replies import Replies
-from bus.routing import by_slot, key_of, node_urls, places_in, slot_of
-from bus.wire import Wire, WireFailed, refusal
+from everbus.bus.blocking_wire import BlockingWires
+from everbus.bus.cluster_nodes import MAX_HOPS
+from everbus.bus.cluster_routing import (
+    by_slot,
+    cluster_address,
+    key_of,
+    node_urls,
+    slot_of,
+)
+from everbus.bus.cluster_wire import ClusterWire, Unreached, wire_to
+from everbus.bus.errors import Unauthenticated, Unavailable
+from everbus.bus.messages import Reply, pack
+from everbus.bus.reply_receiver import ReplyReceiver
+from everbus.bus.server_errors import refusal
+from everbus.bus.single_node_wire import SingleNodeWire
+from everbus.bus.wire import Wire, WireFailed
 
 # Tags of three slots, and the slots.
 A, B, C = "{0}", "{1}", "{2}"
@@ -76,7 +82,7 @@ class PaperNode:
             await self.free.wait()
             parser.feed(data)
             while (command := parser.gets()) is not False:
-                if command[0] != b"CLIENT":
+                if command[0] not in (b"CLIENT", b"CLUSTER"):
                     self.sent.append(tuple(part.decode() for part in command))
                 said = b"+OK" if command[0] == b"CLIENT" else self.answer(command)
                 writer.write(said + b"\r\n")
@@ -178,9 +184,9 @@ def test_keys_are_put_together_by_slot_and_on_one_server_all_of_them():
     keys = [f"eb:{A}:x", f"eb:{B}:x", f"eb:{A}:y"]
 
     assert [[keys[0], keys[2]], [keys[1]]] == by_slot(keys)
-    assert [keys] == wire_to("redis://nowhere").together(keys)
-    assert wire_to("redis://nowhere").together([]) == []
-    assert by_slot(keys) == wire_to("redis+cluster://nowhere").together(keys)
+    assert [keys] == wire_to("redis://nowhere").group_by_slot(keys)
+    assert wire_to("redis://nowhere").group_by_slot([]) == []
+    assert by_slot(keys) == wire_to("redis+cluster://nowhere").group_by_slot(keys)
 
 
 def test_a_clusters_url_names_nodes_that_are_reached_alike():
@@ -192,10 +198,10 @@ def test_a_clusters_url_names_nodes_that_are_reached_alike():
         "rediss://ann:p%40ss@[::1]:7001?ssl_cert_reqs=none",
     ]
     assert (
-        places_in("redis+cluster://ann:x@h").url("fe80::1:7")
+        cluster_address("redis+cluster://ann:x@h").url("fe80::1:7")
         == "redis://ann:x@[fe80::1]:7"
     )
-    assert "p%40ss" not in repr(places_in(url))
+    assert "p%40ss" not in repr(cluster_address(url))
     assert node_urls("redis://one:6379/1") == ["redis://one:6379/1"]
 
 
@@ -203,7 +209,7 @@ def test_the_scheme_of_the_url_chooses_the_wire():
     assert type(wire_to("redis://one")) is Wire
     assert type(wire_to("redis://one", at="k")) is Wire
     assert type(wire_to("redis+cluster://one")) is ClusterWire
-    assert type(wire_to("redis+cluster://one", at="k")) is PinnedWire
+    assert type(wire_to("redis+cluster://one", at="k")) is SingleNodeWire
 
 
 async def test_replies_come_in_the_order_of_the_commands_whatever_node_they_are_of(
@@ -277,6 +283,53 @@ async def test_a_slot_whose_node_died_is_asked_for_elsewhere(nodes, wire):
     assert await wire.call("SET", f"{B}:k", 5) == b"5"
 
 
+async def test_a_lost_node_is_noticed_by_who_must_say_something_again(nodes, wire):
+    await wire.exchange([("SET", f"{A}:k", 1), ("SET", f"{B}:k", 2)])
+    await nodes[1].die()
+
+    await wire.exchange([("SET", f"{A}:k", 3), ("SET", f"{B}:k", 4)])
+
+    assert not wire.connected
+    await wire.exchange([("PING",)])
+    assert wire.connected
+
+
+async def test_a_node_that_went_while_idle_is_lost_once_and_not_for_ever(nodes, wire):
+    await wire.exchange([("SET", f"{A}:k", 1), ("SET", f"{B}:k", 2)])
+    await nodes[1].die()
+    async with asyncio.timeout(5):
+        while wire.connected:  # noqa: ASYNC110 - a socket has no event for that
+            await asyncio.sleep(0)
+
+    await wire.exchange([("PING",)])
+
+    assert wire.connected
+
+
+async def test_where_moves_fail_a_command_does_not_follow_its_slot(nodes):
+    """
+    The first redirection only tells where the slot is; a later one that it has left.
+    """
+    one, two = nodes
+    wire = ClusterWire(f"redis+cluster://{one.address}", moves_fail=True)
+    await wire.exchange([("SET", f"{A}:k", 1), ("SET", f"{B}:k", 2)])
+    connected = wire.connected
+    one.answer = _pings(lambda _: elsewhere(A, two))
+    two.answer = _pings(echo)
+
+    lost, lost_too, kept = await wire.exchange(
+        [("SET", f"{A}:k", 3), ("SET", f"{A}:k", 4), ("SET", f"{B}:k", 5)]
+    )
+
+    assert (connected, wire.connected) == (True, False)
+    assert isinstance(lost, Unreached)
+    assert isinstance(lost_too, Unreached)
+    assert kept == b"5"
+    assert commands_of(two) == ["2", "5"]
+    assert await wire.exchange([("SET", f"{A}:k", 6)]) == [b"6"]
+    await wire.close()
+
+
 async def test_a_refused_login_leaves_no_exchange_behind(nodes):
     """
     One node turns us away while another has yet to answer: that answer must not be
@@ -344,7 +397,7 @@ async def test_what_one_node_answers_for_itself_is_not_asked_of_all(nodes, wire)
 
 
 async def test_a_pinned_wire_sends_everything_to_the_node_of_its_key(nodes):
-    wire = PinnedWire(f"redis+cluster://{nodes[0].address}", f"{B}:owner")
+    wire = SingleNodeWire(f"redis+cluster://{nodes[0].address}", f"{B}:owner")
     nodes[1].answer = lambda c: b":1" if c[0] != b"SET" else echo(c)
 
     replies = await wire.exchange([("SET", f"{B}:k", 1), ("WAIT", 1, 10)])
@@ -361,7 +414,7 @@ async def test_a_pinned_wire_sends_nothing_twice_when_its_slot_moves(nodes, word
     WAIT would answer for a node on which nothing was committed.
     """
     one, two = nodes
-    wire = PinnedWire(f"redis+cluster://{one.address}", f"{A}:owner")
+    wire = SingleNodeWire(f"redis+cluster://{one.address}", f"{A}:owner")
     await wire.exchange([("SET", f"{A}:k", 1)])
     one.answer = lambda c: elsewhere(A, two, word) if c[0] != b"WAIT" else b":0"
     two.answer = lambda c: echo(c) if c[0] == b"SET" else b":1"
@@ -379,7 +432,7 @@ async def test_a_pinned_wire_sends_nothing_twice_when_its_slot_moves(nodes, word
 
 async def test_a_blocking_line_follows_its_commands_to_their_nodes(nodes):
     one, two = nodes
-    lines = Lines.from_url(
+    lines = BlockingWires.from_url(
         f"redis+cluster://{one.address}", protocol=2, driver_info=None
     )
     line = lines.make_connection()
@@ -404,7 +457,7 @@ async def test_replies_on_one_node_are_not_kept_back_by_a_node_that_is_away():
     """
     The one that is refused is looked for again; the other is there now.
     """
-    replies = Replies("redis+cluster://nowhere", "ann", "i")
+    replies = ReplyReceiver("redis+cluster://nowhere", "ann", "i")
     lost, here = (replies.expect(p, f"i.{p}.1") for p in (0, 1))
     entry = [b"1-0", [b"r", pack(Reply(id="i.1.1"))]]
     away = Unreached(WireFailed("away"))

@@ -7,8 +7,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bus.codec import (
+from everbus.bus.errors import Malformed, TooLarge
+from everbus.bus.messages import (
+    MAX_COMMAND_BYTES,
+    SCHEMA,
+    Envelope,
     Ordinal,
+    Reply,
+    TimelineEntry,
+    TimelinePage,
     command_id,
     ordinal_of,
     pack,
@@ -17,16 +24,7 @@ from bus.codec import (
     unpack_envelope,
     unpack_reply,
 )
-from bus.errors import Malformed, TooLarge
-from bus.messages import (
-    MAX_COMMAND_BYTES,
-    SCHEMA,
-    Envelope,
-    Reply,
-    TimelineEntry,
-    TimelinePage,
-)
-from handlers.commands import UpdateSession
+from everbus.handlers.commands import UpdateSession
 from tests.builders import NOW, a_session, an_envelope
 
 PLAIN = pack({"v": 1, "id": "i.0.1", "kind": "session.get"})

@@ -8,13 +8,13 @@ from contextlib import asynccontextmanager
 
 import pytest
 import structlog
-from redis.exceptions import ResponseError
 
-from bus import credential as module
-from bus.codec import unpack
-from bus.credential import Credential
-from bus.errors import Forbidden, Unauthenticated, Unavailable
-from bus.keys import token as token_channel
+from everbus.bus import credential as module
+from everbus.bus.credential import Credential
+from everbus.bus.errors import Forbidden, Unauthenticated, Unavailable
+from everbus.bus.keys import token as token_channel
+from everbus.bus.messages import unpack
+from everbus.bus.server_errors import CommandRefused
 
 REFUSED = ("unauthenticated", "the token is not valid here")
 LASTS_S = 600.0
@@ -62,7 +62,7 @@ class Managers:
 
     def say(self, answer, showing=None):
         number = self.shown[-1]["showing"] if showing is None else showing
-        self.credential.hear({"showing": number} | answer)
+        self.credential.receive({"showing": number} | answer)
 
 
 def granted(grant=b"grant", lasts_s=LASTS_S):
@@ -154,7 +154,7 @@ class TestShowing:
     @pytest.mark.parametrize(
         ("fault", "error"),
         [
-            (ResponseError("ERR what"), Unavailable),
+            (CommandRefused("ERR what"), Unavailable),
             (Unavailable("away"), Unavailable),
             (Forbidden("NOPERM"), Forbidden),
         ],
@@ -182,7 +182,7 @@ class TestShowing:
     )
     async def test_what_is_no_answer_is_ignored(self, said):
         managers = Managers([said, granted()])
-        managers.say = lambda one: managers.credential.hear({"showing": 1} | one)
+        managers.say = lambda one: managers.credential.receive({"showing": 1} | one)
         credential = managers.serve("token")
 
         assert await credential.current() == b"grant"
@@ -245,6 +245,10 @@ class TestRefusal:
         assert await credential.current() == b"grant"
 
 
+async def maybe(given):
+    return await given if asyncio.iscoroutine(given) else given
+
+
 class TestRenewal:
     async def test_comes_before_the_end_and_from_a_fresh_token(self):
         tokens = iter(("first", "second"))
@@ -300,9 +304,12 @@ class TestRenewal:
         credential = managers.serve("token")
 
         async with renewing(credential):
-            await credential.current()
-            await asyncio.sleep(0.01)
             assert await credential.current() == b"1"
+            # Its end: the managers would refuse commands, long after the call.
+            for refused_at_once in (credential.check, credential.current):
+                with pytest.raises(Unauthenticated, match="has ended"):
+                    await maybe(refused_at_once())
+        assert len(managers.shown) == 1
 
     async def test_an_answer_to_an_earlier_token_does_not_count(self):
         managers = Managers([granted(b"1", lasts_s=0.0)], [], [granted(b"2")])
@@ -347,13 +354,13 @@ class TestDoubt:
         """
         The managers' key has changed: the same token gets another grant.
         """
-        monkeypatch.setattr(module, "DOUBT_S", 0.0)
+        monkeypatch.setattr(module, "INVALIDATE_EVERY_S", 0.0)
         managers = Managers([granted(b"old key")], [granted(b"new key")])
         credential = managers.serve("token")
 
         async with renewing(credential):
             await credential.current()
-            credential.doubt()
+            credential.invalidate()
             await until(lambda: credential.grant == b"new key")
 
     async def test_shows_the_token_no_more_often_than_now_and_then(self):
@@ -363,18 +370,18 @@ class TestDoubt:
         async with renewing(credential):
             await credential.current()
             for _ in range(100):
-                credential.doubt()
+                credential.invalidate()
                 await asyncio.sleep(0)
         assert len(managers.shown) == 1
 
     async def test_of_a_token_that_has_expired_asks_once(self, monkeypatch):
-        monkeypatch.setattr(module, "DOUBT_S", 0.0)
+        monkeypatch.setattr(module, "INVALIDATE_EVERY_S", 0.0)
         managers = Managers([granted(b"old")], [refused()])
         credential = managers.serve("token")
 
         async with renewing(credential):
             await credential.current()
-            credential.doubt()
+            credential.invalidate()
             await until(lambda: len(managers.shown) == 2)
             await asyncio.sleep(0.02)
         assert (len(managers.shown), credential.grant) == (2, b"old")

@@ -11,18 +11,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from bus.codec import pack, unpack_envelope
-from bus.errors import Invalid
-from bus.keys import GATEWAY, partition_of
-from bus.messages import MAX_COMMAND_BYTES, OnBehalf, check_command_id
-from compose import cli
-from compose.dead_letters import Errand, Filters, Group, full, group, letters
-from compose.exits import Failed
-from compose.letter_view import letter_fields
-from compose.progress import Pace
-from compose.redrive_command import _chosen
-from gateway.redriving import Edit, NotRedrivable, redriven
-from gateway.store.letters import (
+from everbus.bus.errors import Invalid
+from everbus.bus.keys import GATEWAY, partition_of
+from everbus.bus.messages import (
+    MAX_COMMAND_BYTES,
+    OnBehalf,
+    check_command_id,
+    pack,
+    unpack_envelope,
+)
+from everbus.compose import cli
+from everbus.compose.dead_letter_view import letter_fields
+from everbus.compose.dead_letters import (
+    Filters,
+    Group,
+    LetterCounts,
+    add_to_group,
+    matching_letters,
+    partitions_near_cap,
+)
+from everbus.compose.exit_codes import Failed
+from everbus.compose.progress import Pace
+from everbus.compose.redrive_command import _selection
+from everbus.gateway.lane.redrive import Edit, NotRedrivable, redriven
+from everbus.gateway.store import key_names
+from everbus.gateway.store.dead_letters import (
     PAGE,
     Buried,
     DeadLetter,
@@ -32,6 +45,7 @@ from gateway.store.letters import (
     parse_letter_id,
 )
 from tests.builders import an_envelope
+from tests.memory_server import memory_redis, wire_to_memory
 
 PARTITIONS = 16
 SESSION = "s1"
@@ -189,8 +203,10 @@ def test_another_kind_can_make_an_unknown_one_redrivable():
 def test_all_filters_have_to_fit():
     buried = a_letter()
 
-    assert Filters().fit(buried)
-    assert Filters("not_found", "fiedler", "timeline.append", SESSION, HOME).fit(buried)
+    assert Filters().match(buried)
+    assert Filters("not_found", "fiedler", "timeline.append", SESSION, HOME).match(
+        buried
+    )
     for wrong in (
         Filters(cause="poison"),
         Filters(mad="hymir"),
@@ -199,14 +215,16 @@ def test_all_filters_have_to_fit():
         Filters(partition=HOME ^ 1),
         Filters("not_found", "hymir"),
     ):
-        assert not wrong.fit(buried)
-    assert not Filters(kind="timeline.append").fit(a_letter(letter={"envelope": None}))
+        assert not wrong.match(buried)
+    assert not Filters(kind="timeline.append").match(
+        a_letter(letter={"envelope": None})
+    )
 
 
 def test_a_group_counts_by_mad_and_kind_and_knows_its_first_and_last():
     groups: dict[str, Group] = {}
     for at_ms, mad in ((2_000, "ada"), (1_000, "ada"), (3_000, "bob")):
-        group(groups, a_letter(letter={"at_ms": at_ms, "mad": mad}))
+        add_to_group(groups, a_letter(letter={"at_ms": at_ms, "mad": mad}))
 
     [found] = groups.values()
     assert found.count == 3
@@ -215,7 +233,7 @@ def test_a_group_counts_by_mad_and_kind_and_knows_its_first_and_last():
 
 
 def test_a_partition_is_full_before_it_loses_letters():
-    assert full({0: 0, 1: 8_999, 2: 9_000, 3: 10_050}) == [2, 3]
+    assert partitions_near_cap({0: 0, 1: 8_999, 2: 9_000, 3: 10_050}) == [2, 3]
 
 
 @pytest.mark.parametrize(
@@ -240,54 +258,41 @@ def test_a_payload_is_json_where_it_can_be(packed, payload, told):
     json.loads(msgspec.json.encode(shown))
 
 
-class FakeWire:
+@pytest.fixture
+async def redis():
+    async with memory_redis() as running:
+        yield running
+
+
+@pytest.fixture
+async def wire(redis):
+    async with wire_to_memory(redis) as connected:
+        yield connected
+
+
+def bury(redis, partition, count, first=1):
     """
-    A server with these streams, that answers XRANGE and XREVRANGE.
+    Letters `<n>-0` of that partition, from n = *first* on.
     """
-
-    def __init__(self, streams):
-        self.streams = streams
-        self.asked = 0
-
-    async def call(self, verb, key, *rest):
-        entries = self.streams.get(int(key[4 : key.index("}")]), [])
-        if verb == "XREVRANGE":
-            return entries[-1:]
-        self.asked += 1
-        first, until = (_bound(bound) for bound in rest[:2])
-        fit = [e for e in entries if first <= _place(e[0]) <= until]
-        return fit[: rest[3]]
+    packed = pack(a_letter().letter)
+    for n in range(first, first + count):
+        letter = ("cause", "not_found", "d", packed)
+        redis.call("XADD", key_names.dead(partition), f"{n}-0", *letter)
 
 
-def _place(entry):
-    ms, _, n = entry.decode().partition("-")
-    return int(ms), int(n)
-
-
-def _bound(bound):
-    if bound in ("-", "+"):
-        return (0, 0) if bound == "-" else (2**64, 0)
-    ms, n = _place(bound.removeprefix("(").encode())
-    return (ms, n + 1) if bound.startswith("(") else (ms, n)
-
-
-def packed_entries(count, first=1):
-    value = [b"cause", b"not_found", b"d", pack(a_letter().letter)]
-    return [(f"{n}-0".encode(), value) for n in range(first, first + count)]
-
-
-async def test_letters_come_page_by_page_to_the_end_that_there_was():
+async def test_letters_come_page_by_page_to_the_end_that_there_was(redis, wire):
     """
     Those that are buried while we look are for the next time.
     """
-    wire = FakeWire({0: packed_entries(PAGE + 5), 2: packed_entries(3)})
+    bury(redis, 0, PAGE + 5)
+    bury(redis, 2, 3)
     ends = await newest(wire, 4)
-    wire.streams[0] += packed_entries(10, first=1000)
+    bury(redis, 0, 10, first=1000)
     seen = []
 
     found = [
         str(buried.id)
-        async for buried in letters(
+        async for buried in matching_letters(
             wire, range(4), Filters(), ends, advance=seen.append
         )
     ]
@@ -295,14 +300,13 @@ async def test_letters_come_page_by_page_to_the_end_that_there_was():
     assert len(found) == PAGE + 5 + 3
     assert found[PAGE + 5 :] == ["2-1-0", "2-2-0", "2-3-0"]
     assert sum(seen) == len(found)
-    rest = letters(wire, range(4), Filters(), ends, after=LetterId(2, "1-0"))
+    rest = matching_letters(wire, range(4), Filters(), ends, after=LetterId(2, "1-0"))
     assert [str(buried.id) async for buried in rest] == found[-2:]
 
 
-async def test_a_letter_that_cannot_be_read_is_shown_all_the_same():
-    wire = FakeWire(
-        {0: [(b"5-0", [b"cause", b"x", b"d", b"\xc1"]), (b"6-0", [b"y", b"z"])]}
-    )
+async def test_a_letter_that_cannot_be_read_is_shown_all_the_same(redis, wire):
+    redis.call("XADD", key_names.dead(0), "5-0", "cause", "x", "d", b"\xc1")
+    redis.call("XADD", key_names.dead(0), "6-0", "y", "z")
 
     first, second = await page(wire, 0)
 
@@ -336,26 +340,26 @@ async def test_at_most_so_many_a_second_go_and_none_is_made_up_for():
 
 
 def test_one_of_id_filters_and_all_is_wanted():
-    assert _chosen("0-1-0", Filters(), False).letter_id == "0-1-0"
-    assert _chosen(None, Filters(mad="x"), False).filters == Filters(mad="x")
+    assert _selection("0-1-0", Filters(), False).letter_id == "0-1-0"
+    assert _selection(None, Filters(mad="x"), False).filters == Filters(mad="x")
     for wrong in (
         (None, Filters(), False),
         ("0-1-0", Filters(mad="x"), False),
         ("0-1-0", Filters(), True),
         (None, Filters(mad="x"), True),
     ):
-        with pytest.raises(Failed, match="say which letters") as told:
-            _chosen(*wrong)
+        with pytest.raises(Failed, match="name the letters") as told:
+            _selection(*wrong)
         assert told.value.exit_code == 2
 
 
 def test_of_those_that_are_left_only_the_first_are_named():
-    errand = Errand()
+    counts = LetterCounts()
     for n in range(100):
-        errand.leave(LetterId(0, f"{n}-0"), "why")
+        counts.leave(LetterId(0, f"{n}-0"), "why")
 
-    assert errand.left == 100
-    assert [identifier for identifier, _ in errand.named] == [
+    assert counts.left == 100
+    assert [identifier for identifier, _ in counts.named] == [
         f"0-{n}-0" for n in range(20)
     ]
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from prometheus_client.metrics import MetricWrapperBase
 
-from gateway.edge.health import health_routes
-from gateway.health.indicators import INDICATORS
+from everbus.gateway.health.indicators import INDICATORS
+from everbus.gateway.health.probe_routes import probe_routes
 from tests.unit.deployment.image import environment, instructions, runtime
 from tests.unit.deployment.manifests import (
     COMPOSE,
@@ -30,6 +30,7 @@ from tests.unit.deployment.settings import commands, settings_of, told_secrets
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+ROOMS = sorted(link.name for link in (ROOT / "everbus").iterdir() if link.is_symlink())
 (STACK,) = loaded(COMPOSE / "compose.yaml")
 OURS = {name for name, one in STACK["services"].items() if "build" in one}
 # Tables of names that Prometheus adds, or that functions are called.
@@ -56,7 +57,7 @@ def test_the_image_gets_every_package_and_the_extras_that_there_are():
     sources = {source for *files, _ in copied for source in files}
     runs = " ".join(one.said for one in instructions() if one.name == "RUN")
 
-    assert set(PACKAGES) <= sources
+    assert {*PACKAGES, *ROOMS} <= sources
     (extras,) = re.findall(r"everbus-\*\.whl\)\[([a-z,]+)\]", runs)
     assert set(extras.split(",")) <= set(PYPROJECT["project"]["optional-dependencies"])
     # Its builder, which is installed apart from the build.
@@ -86,7 +87,7 @@ def test_nothing_reaches_the_build_that_is_not_let_in():
     let_in = {rule.strip("!").removesuffix("/**") for rule in rules if rule[0] == "!"}
 
     assert rules[0] == "*"
-    assert let_in == {"LICENSE", "README.md", "pyproject.toml", *PACKAGES}
+    assert let_in == {"LICENSE", "README.md", "pyproject.toml", *PACKAGES, *ROOMS}
     # Databases and secrets of `everbus dev` and of compose.yaml.
     assert "**/.*" in rules
 
@@ -119,12 +120,11 @@ def test_the_settings_of_a_service_are_accepted(name, tmp_path):
 
     assert files == {f"/run/secrets/{secret}" for secret in service["secrets"]}
     assert not told_secrets(service["environment"])
-    port = settings.edge_port if name == "edge" else settings.health_port
     (asked,) = re.findall(
         r"127\.0\.0\.1:(\d+)(/\w+)", service["healthcheck"]["test"][3]
     )
-    assert asked == (str(port), "/readyz")
-    assert "/readyz" in {route.path for route in health_routes(None)}
+    assert asked == (str(settings.health_port), "/readyz")
+    assert "/readyz" in {route.path for route in probe_routes(None)}
     assert _seconds(service["stop_grace_period"]) > settings.edge_drain_s + 5
 
 
@@ -207,7 +207,7 @@ def metrics() -> dict[str, MetricWrapperBase]:
     found: dict[str, MetricWrapperBase] = {}
     for path in sorted((ROOT / "gateway").rglob("metrics.py")):
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        for metric in vars(importlib.import_module(name)).values():
+        for metric in vars(importlib.import_module(f"everbus.{name}")).values():
             if isinstance(metric, MetricWrapperBase):
                 found |= dict.fromkeys(_names(metric), metric)
 
@@ -286,7 +286,7 @@ def test_prometheus_asks_every_role_where_it_serves(tmp_path):
 
 def _port_of(service: Manifest) -> int:
     environ: dict[str, Any] = service["environment"]
-    said = environ.get("EVERBUS_EDGE_PORT") or environ["EVERBUS_HEALTH_PORT"]
+    said = environ["EVERBUS_HEALTH_PORT"]
 
     return int(said)
 

@@ -8,13 +8,13 @@ import sys
 import msgspec
 import pytest
 
-from compose import cli, doctor_command
-from compose.doctor_command import Diagnosis
-from compose.settings import load_settings
-from compose.settings_checks import check_settings
-from gateway.health.readings import _at
-from gateway.health.verdicts import Finding
-from gateway.identity.tokens import mint
+from everbus.compose import cli, doctor_command
+from everbus.compose.doctor_command import Diagnosis
+from everbus.compose.settings import load_settings
+from everbus.compose.settings_checks import check_settings
+from everbus.gateway.health.readings import _at
+from everbus.gateway.health.verdicts import IndicatorResult
+from everbus.gateway.identity.tokens import mint
 
 SECRET = "a secret of the tests, 32 bytes or more"
 
@@ -28,7 +28,7 @@ def a_finding(name="lag", verdict="pass", **fields):
         "means": "age of the oldest command",
         "remedy": "" if verdict == "pass" else "start a manager",
     }
-    return Finding(name, verdict, **known | fields)
+    return IndicatorResult(name, verdict, **known | fields)
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def a_token(secret=SECRET, ttl_s=60, now=1e10):
     ("settings", "verdict", "shown"),
     [
         ({}, "pass", "no key is set here"),
-        ({"JWT_SECRET": SECRET}, "pass", "the key can be used"),
+        ({"JWT_SECRET": SECRET}, "pass", "the key is usable"),
         ({"JWT_SECRET": "short"}, "fail", "no usable key for tokens"),
         ({"JWT_SECRET": SECRET, "TOKEN": a_token(now=1e9)}, "fail", "not valid"),
     ],

@@ -7,64 +7,70 @@ import asyncio
 import pytest
 import structlog.testing
 
-from archiver import drain as drains
-from archiver.drain import Drain
-from archiver.failures import BACKOFF
-from bus.errors import Unavailable
-from bus.wire import WireFailed
-from gateway import metrics
-from gateway.failpoints import disarmed
-from gateway.store.outbox import COUNT_FIELD, VALUE_FIELD, Record, pack_records
-from gateway.store.scripts import script
+from everbus.archiver import drain as drains
+from everbus.archiver.drain import FIRST_WAIT_S, MAX_BUS_WAIT_S, Drain
+from everbus.archiver.lease import NAME as ARCHIVER
+from everbus.bus.errors import Unavailable
+from everbus.bus.wire import Wire, WireFailed
+from everbus.gateway.failpoints import disarmed
+from everbus.gateway.store import key_names
+from everbus.gateway.store.hot_copy import (
+    COUNT_FIELD,
+    VALUE_FIELD,
+    Record,
+    pack_records,
+)
+from everbus.gateway.telemetry import metrics
 from tests.builders import NOW
+from tests.memory_server import memory_redis
 
 A_RECORD = Record(session="s1", created_at=NOW, version=1, last_seq=0, last_active=NOW)
-OUTBOX = b"eb:{0}:outbox"
-READ = script("read", [])[1]
+OUTBOX = key_names.outbox(0)
+OWNER = "1:a1/1"
 
 
-class FakeBus:
+class MoodyWire(Wire):
     """
-    A bus with one outbox; what was read stays pending until it is confirmed.
+    A connection that breaks as often as it is told.
     """
 
-    def __init__(self, entries=1):
-        self.fresh = list(range(1, entries + 1))
-        self.pending = []
-        self.confirmed = []
-        self.fails = 0
+    fails = 0
 
-    async def exchange(self, commands, timeout_s=5.0):
-        await asyncio.sleep(0)
+    async def exchange(self, commands, *, timeout_s=5.0):
         if self.fails:
             self.fails -= 1
             raise WireFailed("the bus is away")
-        return [self._reply(command) for command in commands]
+        return await super().exchange(commands, timeout_s=timeout_s)
 
-    async def call(self, *command, timeout_s=5.0):
-        return bool(self.fresh or self.pending)
 
-    async def close(self):
-        return
+class Outbox:
+    """
+    One outbox on a server in memory, and the drain's connection to it.
+    """
 
-    def _reply(self, command):
-        if command[0] != "EVALSHA":
-            return b"OK"
-        if command[1] == READ:
-            return [1_000, self._read(command[-1])]
-        self.confirmed += self.pending
-        self.pending = []
-        return 0
+    def __init__(self, redis):
+        self.redis = redis
+        self.wire = MoodyWire(redis.url)
+        redis.call("SET", key_names.owner(ARCHIVER), OWNER)
 
-    def _read(self, after):
-        if after == ">":
-            found, self.fresh = self.fresh, []
-            self.pending += found
-        else:
-            found = list(self.pending)
+    def commit(self, entries=1):
         value = pack_records([A_RECORD])
-        fields = [VALUE_FIELD, value, COUNT_FIELD, b"1"]
-        return [[OUTBOX, [[b"%d-0" % n, fields] for n in found]]]
+        for _ in range(entries):
+            self.redis.call("XADD", OUTBOX, "*", VALUE_FIELD, value, COUNT_FIELD, 1)
+
+    def left(self):
+        return self.redis.call("XLEN", OUTBOX)
+
+    def drained(self):
+        return self.left() == 0
+
+
+@pytest.fixture
+async def outbox():
+    async with memory_redis() as redis:
+        found = Outbox(redis)
+        yield found
+        await found.wire.close()
 
 
 class Moody:
@@ -94,13 +100,13 @@ def waits(monkeypatch):
     """
     taken = []
 
-    async def pause(stop, seconds):
-        if seconds >= BACKOFF.first_s:
+    async def set_within(stop, seconds):
+        if seconds >= FIRST_WAIT_S:
             taken.append((seconds, failing_s()))
         await asyncio.sleep(0)
         return stop.is_set()
 
-    monkeypatch.setattr(drains, "pause", pause)
+    monkeypatch.setattr(drains, "set_within", set_within)
     return taken
 
 
@@ -108,13 +114,13 @@ def failing_s():
     return metrics.DRAIN_FAILING._value.get()
 
 
-async def drained(bus, warm, until):
+async def drained(outbox, warm, until):
     """
     Drain until *until* holds.
     """
-    drain = Drain("redis://nowhere", 1, warm, "a1", fail=disarmed)
-    drain._wire = bus
-    drain.lease.owner, drain.lease._until = "1:a1/1", float("inf")
+    drain = Drain(outbox.redis.url, 1, warm, "a1", fail=disarmed)
+    drain._wire = outbox.wire
+    drain.lease.owner, drain.lease._until = OWNER, float("inf")
     stop = asyncio.Event()
     running = asyncio.create_task(drain._drain_until(stop))
     async with asyncio.timeout(5):
@@ -124,63 +130,86 @@ async def drained(bus, warm, until):
     await running
 
 
-async def test_it_waits_2_4_8_16_32_and_then_always_32_seconds(waits):
-    bus, warm = FakeBus(), Moody(fails=8)
+async def test_it_waits_2_4_8_16_32_and_then_always_32_seconds(waits, outbox):
+    outbox.commit()
+    warm = Moody(fails=8)
 
-    await drained(bus, warm, lambda: bus.confirmed)
+    await drained(outbox, warm, outbox.drained)
 
     assert [seconds for seconds, _ in waits] == [2, 4, 8, 16, 32, 32, 32, 32]
-    assert bus.confirmed == [1]
+    assert len(warm.written) == 1
 
 
-async def test_a_failure_that_comes_at_once_shortens_no_wait(waits):
+async def test_a_failure_that_comes_at_once_shortens_no_wait(waits, outbox):
     """
     As of an open breaker, which refuses without asking MongoDB.
     """
-    bus, warm = FakeBus(), Moody(fails=3)
-    bus.fails = 2
+    outbox.commit()
+    warm = Moody(fails=5)
 
-    await drained(bus, warm, lambda: bus.confirmed)
+    await drained(outbox, warm, outbox.drained)
 
     assert [seconds for seconds, _ in waits] == [2, 4, 8, 16, 32]
 
 
-async def test_the_first_success_begins_anew(waits):
-    bus, warm = FakeBus(), Moody(fails=3)
+async def test_a_bus_that_is_away_for_a_moment_costs_no_wait_for_mongodb(waits, outbox):
+    """
+    A hand-over of the primary is over in a second, and `warm` replies wait for us.
+    """
+    outbox.commit()
+    outbox.wire.fails = 9
 
-    await drained(bus, warm, lambda: bus.confirmed)
-    warm.fails, bus.fresh, bus.confirmed = 2, [2], []
-    await drained(bus, warm, lambda: bus.confirmed)
+    with structlog.testing.capture_logs() as logs:
+        await drained(outbox, Moody(), outbox.drained)
+
+    told = [log["wait_s"] for log in logs if log["event"] == "drain.waits"]
+    assert len(told) == 9
+    assert max(told) <= 1.5 * MAX_BUS_WAIT_S
+    assert waits == []
+
+
+async def test_the_first_success_begins_anew(waits, outbox):
+    outbox.commit()
+    warm = Moody(fails=3)
+
+    await drained(outbox, warm, outbox.drained)
+    warm.fails = 2
+    outbox.commit()
+    await drained(outbox, warm, outbox.drained)
 
     assert [seconds for seconds, _ in waits] == [2, 4, 8, 2, 4]
 
 
-async def test_nothing_is_dropped_and_nothing_confirmed_before_it_is_written(waits):
-    bus, warm = FakeBus(entries=3), Moody(fails=4)
+async def test_nothing_is_dropped_and_nothing_confirmed_before_it_is_written(
+    waits, outbox
+):
+    outbox.commit(3)
+    warm = Moody(fails=4)
 
-    await drained(bus, warm, lambda: warm.fails == 1)
-    before = list(bus.confirmed)
-    await drained(bus, warm, lambda: bus.confirmed)
+    await drained(outbox, warm, lambda: warm.fails == 1)
+    before = outbox.left()
+    await drained(outbox, warm, outbox.drained)
 
-    assert before == []
-    assert bus.confirmed == [1, 2, 3]
+    assert (before, outbox.left()) == (3, 0)
     assert len(warm.written) == 3
 
 
-async def test_a_failure_tells_the_gauge_and_a_success_clears_it(waits):
-    bus, warm = FakeBus(), Moody(fails=2)
+async def test_a_failure_tells_the_gauge_and_a_success_clears_it(waits, outbox):
+    outbox.commit()
+    warm = Moody(fails=2)
 
-    await drained(bus, warm, lambda: bus.confirmed)
+    await drained(outbox, warm, outbox.drained)
 
     assert all(failing > 0 for _, failing in waits)
     assert failing_s() == 0
 
 
-async def test_from_the_fifth_failure_on_a_human_is_called(waits):
-    bus, warm = FakeBus(), Moody(fails=6)
+async def test_from_the_fifth_failure_on_a_human_is_called(waits, outbox):
+    outbox.commit()
+    warm = Moody(fails=6)
 
     with structlog.testing.capture_logs() as logs:
-        await drained(bus, warm, lambda: bus.confirmed)
+        await drained(outbox, warm, outbox.drained)
 
     told = [log["log_level"] for log in logs if log["event"] == "drain.waits"]
     assert told == ["warning"] * 4 + ["error"] * 2

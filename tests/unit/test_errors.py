@@ -4,8 +4,8 @@ Refusals: permanent codes, what they carry, and the way back from the wire.
 
 import pytest
 
-from bus import errors
-from bus.errors import Defect, EverbusError, Invalid, Rejection, error_of
+from everbus.bus import errors
+from everbus.bus.errors import Defect, EverbusError, Invalid, Rejection, error_of
 
 STATUS_OF = {
     "version_conflict": 409,

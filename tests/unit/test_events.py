@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bus.errors import Invalid, Rejection
-from bus.events import Position, life_of, position_in, position_of
-from bus.messages import Session
-from handlers.commands import Command
+from everbus.bus.errors import Invalid, Rejection
+from everbus.bus.events import Position, generation_of, position_in, position_of
+from everbus.bus.messages import Session
+from everbus.handlers.commands import Command
 from tests.builders import NOW, a_session
 from tests.unit.commands import (
     add,
@@ -61,7 +61,7 @@ commands: Any = st.sampled_from(
 
 @given(times, counts, counts, counts)
 def test_an_id_comes_back_as_the_place_that_it_stands_for(at, version, seq, notices):
-    place = Position(life_of(at), version, seq, notices)
+    place = Position(generation_of(at), version, seq, notices)
 
     assert position_in(place.id) == place
     assert place.number == version + seq + notices
@@ -73,14 +73,16 @@ def test_two_lives_of_one_id_differ_by_a_millisecond(at, milliseconds):
         later = at + timedelta(milliseconds=milliseconds)
     except OverflowError:
         return
-    assert life_of(at) != life_of(later)
-    assert life_of(at.replace(microsecond=1000)) != life_of(at.replace(microsecond=0))
+    assert generation_of(at) != generation_of(later)
+    assert generation_of(at.replace(microsecond=1000)) != generation_of(
+        at.replace(microsecond=0)
+    )
 
 
 def test_the_place_of_a_session_is_made_of_all_that_it_counts():
     session = a_session(version=3, last_seq=2, notices=1)
 
-    assert position_of(session) == (life_of(NOW), 3, 2, 1)
+    assert position_of(session) == (generation_of(NOW), 3, 2, 1)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +108,7 @@ def settled(
         outcome = handle(session, command, now)
     except Rejection:
         return session, ()
-    if outcome.wants is not None:
+    if outcome.fetch is not None:
         return session, ()
     return outcome.session, outcome.events
 
@@ -124,11 +126,13 @@ def test_the_events_of_every_history_are_numbered_without_gap_or_duplicate(chose
         command = one
         if one == "restore":
             state = {"tags": [], "context_summary": {}, "work_in_progress": {}}
-            command = restore("i1.0.9", given={**state, "fields": {}})
+            command = restore("i1.0.9", fetched={**state, "fields": {}})
         before = session
         session, events = settled(session, command, now)
         for event in events:
-            place = Position(life_of(now), event.version, event.seq, event.notices)
+            place = Position(
+                generation_of(now), event.version, event.seq, event.notices
+            )
             numbers.append(place.number)
         if session is not None:
             assert position_of(session).number == len(numbers)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway import failpoints
-from gateway.failpoints import POINTS, armed, disarmed
+from everbus.gateway import failpoints
+from everbus.gateway.failpoints import POINTS, armed, disarmed
 
 GATEWAY = Path(failpoints.__file__).parent
 ARCHIVER = GATEWAY.parent / "archiver"

@@ -10,20 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from bus.errors import Unavailable
-from gateway import metrics
-from gateway.failures import KINDS, NOTED, TABLE, Failures
-from gateway.replica import DEAF_S, Replica
-from gateway.store.breaker import FAILURES, Breaker
+from everbus.bus.errors import Unavailable
+from everbus.gateway.session_manager import DEAF_S, SessionManager
+from everbus.gateway.store.breaker import FAILURES, TierBreaker
+from everbus.gateway.telemetry import metrics
+from everbus.gateway.telemetry.failures import KINDS, NOTED, TABLE, FailureCounter
 
 HOUSE = Path(__file__).parent.parent.parent
+ROOMS = {"Failures": "telemetry", "Health": "health"}
 
 
 def section(title):
     """
-    What the gateway's README says under *title*.
+    The section *title* of the README that holds it.
     """
-    text = (HOUSE / "gateway" / "README.md").read_text()
+    text = (HOUSE / "gateway" / ROOMS[title] / "README.md").read_text()
     return text.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
 
 
@@ -58,7 +59,8 @@ def test_what_is_counted_elsewhere_is_counted_here_by_its_kind():
     metrics.LOST_MADS.labels("sweep").inc()
     metrics.LOST_MADS.labels("event").inc()
     metrics.CORRUPTED.inc()
-    metrics.count_commit({("timeline.append", "ok"): 1}, ["poison", "trimmed"], 0.001)
+    metrics.DEAD.labels("poison").inc()
+    metrics.DEAD.labels("trimmed").inc()
 
     more = {kind: n - before[kind] for kind, n in NOTED.totals().items()}
     assert {kind: n for kind, n in more.items() if n} == {
@@ -75,7 +77,7 @@ def test_a_failure_that_lasts_is_counted_once():
     A bus that is away is noticed with every tick, and is one failure.
     """
     now = [100.0]
-    failures = Failures(clock=lambda: now[0])
+    failures = FailureCounter(clock=lambda: now[0])
 
     for _ in range(30):
         failures.count("hot_tier_away", within_s=10)
@@ -89,7 +91,7 @@ def test_a_failure_that_lasts_is_counted_once():
 
 async def test_a_breaker_counts_a_tier_away_once_however_many_probes_fail():
     clock = [0.0]
-    breaker = Breaker("warm", clock=lambda: clock[0])
+    breaker = TierBreaker("warm", clock=lambda: clock[0])
     before = counted("warm_tier_away")
 
     async def away():
@@ -111,7 +113,7 @@ async def test_a_deaf_lane_is_ended_and_counted():
     class Deaf:
         polled_at = time.monotonic() - DEAF_S - 1
 
-    replica = Replica.__new__(Replica)
+    replica = SessionManager.__new__(SessionManager)
     serving = asyncio.create_task(asyncio.sleep(60))
     replica._served = {3: Deaf()}
     replica._serving = {3: serving}

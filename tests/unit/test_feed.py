@@ -11,24 +11,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bus.codec import pack
-from bus.errors import Unavailable, VersionConflict
-from bus.events import UNSEEN, Position, life_of, position_of
-from bus.messages import Session
-from gateway.store import feed, unconfirmed
-from gateway.store.contracts.stories import BEGIN, Story
-from gateway.store.memory.warm import MemoryWarm
-from gateway.store.outbox import COUNT_FIELD, VALUE_FIELD, Record, pack_records
-from gateway.store.pricing import Prices
-from gateway.store.reader import NoTiers, Reader
-from gateway.store.unconfirmed import Unconfirmed
-from handlers.commands import ArchiveSession
-from handlers.live import told
-from handlers.sessions import archive_session
-from handlers.wanted import EventsAfter
+from everbus.bus.errors import Unavailable, VersionConflict
+from everbus.bus.events import TIER_MOVES, Position, generation_of, position_of
+from everbus.bus.messages import Session, pack
+from everbus.compose.testing.contracts.sample_histories import BEGIN, SampleHistory
+from everbus.compose.testing.memory.warm import MemoryWarm
+from everbus.gateway.store import outbox_reader
+from everbus.gateway.store.hot_copy import (
+    COUNT_FIELD,
+    VALUE_FIELD,
+    Record,
+    pack_records,
+)
+from everbus.gateway.store.outbox_reader import OutboxReader
+from everbus.gateway.store.pricing import Prices
+from everbus.gateway.store.read_bound import PAGE_BYTES
+from everbus.gateway.store.reader import NoTiers, Reader
+from everbus.handlers.commands import ArchiveSession
+from everbus.handlers.fetch_requests import EventsAfter
+from everbus.handlers.live import session_event
+from everbus.handlers.sessions import archive_session
 from tests.builders import NOW, a_command, a_session
 
-LIFE = life_of(BEGIN)
+LIFE = generation_of(BEGIN)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -37,8 +42,8 @@ def small_rounds():
     So that short outboxes are read in several round trips.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(unconfirmed, "FIRST_ENTRIES", 1)
-        patch.setattr(unconfirmed, "MOST_ENTRIES", 3)
+        patch.setattr(outbox_reader, "FIRST_ENTRIES", 1)
+        patch.setattr(outbox_reader, "MOST_ENTRIES", 3)
         yield
 
 
@@ -109,8 +114,8 @@ class PaperOutbox:
         counts = [None, None, None]
         if own:
             last = own[-1]
-            told = (last.version, last.last_seq, last.notices)
-            counts = [str(count).encode() for count in told]
+            counted = (last.version, last.last_seq, last.notices)
+            counts = [str(count).encode() for count in counted]
         return [pack(self.session.created_at), *counts]
 
 
@@ -120,7 +125,7 @@ class Past:
     """
 
     def __init__(self, operations: list[tuple[str, int]]) -> None:
-        self.story, self.other = Story("s1"), Story("other")
+        self.story, self.other = SampleHistory("s1"), SampleHistory("other")
         self.entries: list[list[Record]] = [[self.other.create(), self.story.create()]]
         for n, (operation, size) in enumerate(operations):
             self._do(n, operation, size)
@@ -170,9 +175,9 @@ class Past:
                 continue
             entries = iter(record.entries)
             for event in record.events:
-                if event.kind not in UNSEEN:
+                if event.kind not in TIER_MOVES:
                     entry = next(entries) if event.at is None else None
-                    events.append(told("s1", LIFE, event, entry))
+                    events.append(session_event("s1", LIFE, event, entry))
         return events
 
     def outbox(self) -> PaperOutbox:
@@ -180,7 +185,7 @@ class Past:
 
 
 def reader_of(paper: PaperOutbox, **options: Any) -> Reader:
-    outbox = Unconfirmed(lambda: paper, 1)
+    outbox = OutboxReader(lambda: paper, 1)
 
     return Reader(paper.warm, None, Prices(), outbox=outbox, catch_up_s=0, **options)
 
@@ -229,10 +234,10 @@ moves = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=12)
     moves,
     st.integers(0, 60),
     st.integers(1, 9),
-    st.booleans(),
+    st.tuples(st.booleans(), st.sampled_from((1, 300, PAGE_BYTES))),
 )
 def test_pages_are_what_happened_wherever_it_lies(
-    operations, begun, moves, place, limit, hot
+    operations, begun, moves, place, limit, options
 ):
     """
     Whatever has reached MongoDB, and whatever reaches it or leaves the outbox between
@@ -244,11 +249,12 @@ def test_pages_are_what_happened_wherever_it_lies(
         happened = past.happened
         paper = past.outbox()
         await paper.move(*begun)
-        paper.moves, paper.hot = list(moves), hot
+        paper.moves, (paper.hot, page_bytes) = list(moves), options
         first = place % len(happened)
         after = happened[first - 1].position if first else Position(LIFE)
+        reader = reader_of(paper, page_bytes=page_bytes)
 
-        found = await all_pages(reader_of(paper), past.story.session, after, limit)
+        found = await all_pages(reader, past.story.session, after, limit)
 
         assert packed(found) == packed(happened[first:])
         numbers = [event.position.number for event in found]
@@ -262,7 +268,7 @@ def test_pages_are_what_happened_wherever_it_lies(
 def test_without_mongodb_the_outbox_has_everything(operations, limit):
     async def check() -> None:
         past = Past(operations)
-        tiers = NoTiers(Unconfirmed(past.outbox, 1))
+        tiers = NoTiers(OutboxReader(past.outbox, 1))
 
         found = await all_pages(tiers, past.story.session, Position(LIFE), limit)
 
@@ -356,7 +362,7 @@ async def test_a_notice_that_is_on_its_way_is_not_skipped():
     await paper.move(9, 9)
     paper.hot = False
     session = past.story.session
-    kept = paper.warm._kept.living("s1", BEGIN)
+    kept = paper.warm._kept.generation_to_write("s1", BEGIN)
     notice = kept.notices.pop(1)
 
     for limit in (2, 100):
@@ -372,7 +378,7 @@ async def test_a_history_older_than_notices_is_told():
     """
     Its checkpoints moved nothing, so they are no events.
     """
-    story = Story("s1")
+    story = SampleHistory("s1")
     records = [story.create(), story.append("x"), story.update(steps=2)]
     old = story.checkpoint("old")
     story._set(notices=0)
@@ -393,14 +399,14 @@ async def test_a_history_older_than_notices_is_told():
     ]
 
 
-async def test_a_page_of_large_events_ends_early(monkeypatch):
+async def test_a_page_of_large_events_ends_early():
     past = Past(A_PAST)
     paper = past.outbox()
     session = past.story.session
-    monkeypatch.setattr(feed, "PAGE_BYTES", 300)
+    reader = reader_of(paper, page_bytes=300)
 
-    page = await reader_of(paper).answer(session, asked(session))
-    found = await all_pages(reader_of(paper), session, Position(LIFE), 100)
+    page = await reader.answer(session, asked(session))
+    found = await all_pages(reader, session, Position(LIFE), 100)
 
     assert 1 <= len(page.events) < len(past.happened)
     assert not page.done
@@ -429,11 +435,11 @@ async def test_entries_that_were_put_back_lack_who_sent_them():
 
 
 async def test_another_life_of_the_id_is_not_told():
-    first, second = Story("s1"), Story("s1", BEGIN + timedelta(hours=1))
+    first, second = SampleHistory("s1"), SampleHistory("s1", BEGIN + timedelta(hours=1))
     ended = [first.create(), first.broadcast("a"), first.delete()]
     both = [*ended, second.create(), second.broadcast("b")]
     paper = PaperOutbox(second.session, [[record] for record in both])
-    life = life_of(second.life)
+    life = generation_of(second.generation)
     session = second.session
 
     found = await all_pages(reader_of(paper), session, Position(life), 9)

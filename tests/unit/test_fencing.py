@@ -4,9 +4,8 @@ Fences: which epochs of an instance are over, and since when.
 
 import pytest
 
-from bus.codec import unpack
-from bus.messages import check_command_id
-from gateway.fencing import (
+from everbus.bus.messages import check_command_id, unpack
+from everbus.gateway.lane.fencing import (
     MAX_FENCES,
     Fence,
     InstanceLost,
@@ -17,8 +16,8 @@ from gateway.fencing import (
     parse_fences,
     raised,
 )
-from gateway.store.attached import attachment_in
-from handlers.commands import Attachment, LostParticipant
+from everbus.gateway.store.attachments import attachment_in
+from everbus.handlers.commands import Attachment, LostParticipant
 
 LOST = InstanceLost(mad="bo", instance="a" * 32, epoch=3)
 SESSION = "s" * 64

@@ -2,7 +2,7 @@
 Forged tokens: each is refused like any other, whichever way its key is known.
 
 Each differs from an honest token in one way; the honest ones are made by the same
-code and accepted (`test_identity.py`), so no forgery is refused by accident.
+code and accepted (`test_tokens.py`), so no forgery is refused by accident.
 """
 
 import json
@@ -14,11 +14,11 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
-from bus.errors import Unauthenticated
-from gateway.identity.claims import END_OF_TIME_S
-from gateway.identity.jwks import PublishedKeys
-from gateway.identity.keys import Key, Verifier
-from gateway.identity.tokens import BAD_TOKEN, Identity
+from everbus.bus.errors import Unauthenticated
+from everbus.gateway.identity.claims import END_OF_TIME_S
+from everbus.gateway.identity.jwks import PublishedKeys
+from everbus.gateway.identity.keys import Key, Verifier
+from everbus.gateway.identity.tokens import BAD_TOKEN, Identity
 from tests.unit.forging import (
     AUDIENCE,
     EC,
@@ -153,7 +153,7 @@ HEADERS = {
     **each(
         "kid", with_header, "hs\n", "hs|cat /dev/zero", "${jndi:ldap://x}", "k" * 300
     ),
-    **each("typ", with_header, ..., "application/at+jwt", "JWT ", "jwt\0"),
+    **each("typ", with_header, "application/json", "JWT ", "jwt\0"),
     **each("typ", with_header, "id_token", "JOSE", "secevent+jwt", "", ["JWT"], None),
     **each("b64", with_header, True, False),
     **each("CVE-2026-32597, crit", lambda **h: with_header(crit=[*h.values()]), "x"),
@@ -185,15 +185,17 @@ CLAIMS = {
     **each("exp", with_claims, NOW - LEEWAY_S, NOW - LEEWAY_S - 1, -NOW),
     **each("exp", with_claims, float("nan"), float("inf")),
     **each("exp", with_claims, 2**62, 1e300, END_OF_TIME_S, -1, hex(int(NOW) + 60)),
-    **each("iat", with_claims, ..., {}, [NOW], float("inf"), 10**400),
+    **each("iat", with_claims, {}, [NOW], float("inf"), 10**400),
     **each("iat", with_claims, NOW + LEEWAY_S + 1, str(NOW), None, True),
     **each("nbf", with_claims, NOW + LEEWAY_S + 1, {}),
     **each("CVE-2024-53861, iss", issued, ISSUER[:-1], ISSUER[8:], "e", ""),
     **each("iss", with_claims, ..., None, EVIL, ISSUER + "/", [ISSUER]),
     **each("aud", with_claims, ..., None, "billing", "not-everbus", {AUDIENCE: 1}),
     **each("aud", with_claims, [], ["billing", "mail"], [AUDIENCE, 1]),
-    **each("sub", with_claims, ..., ["ada"], 7, "", "ada\n", "{ada}", "*", "a" * 65),
-    **each("sub", with_claims, "\u0430da", "\ud800"),
+    **each("sub", with_claims, ..., ["ada"], 7, "", "ada\n", "{ada}", "*", "a" * 256),
+    **each(
+        "sub", with_claims, "ada eve", "ada\u200b", "\u202eada", "e\u0301", "\ud800"
+    ),
     **each("tenant", with_claims, "", None, 7, ["acme"], {"$ne": ""}, True, "*"),
     **each("tenant", with_claims, "acme/ada", "../acme", " acme", "acme\0", "{acme}"),
     **each(
@@ -275,7 +277,7 @@ async def test_a_forged_token_is_refused_like_any_other(
     identity = keys()
     for _ in range(2):
         with pytest.raises(Unauthenticated) as refusal:
-            await identity.admit(token)
+            await identity.authenticate(token)
 
         error = refusal.value
         assert (error.code, error.status) == ("unauthenticated", 401)
@@ -291,7 +293,7 @@ async def test_an_honest_token_is_let_in_by_either_way(
 ) -> None:
     token = minted(algorithm, algorithm[:2].lower(), tenant="acme")
 
-    principal = await keys().admit(token)
+    principal = await keys().authenticate(token)
 
     assert (principal.name, principal.tenant) == ("ada", "acme")
 

@@ -6,14 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus.codec import pack
-from bus.errors import Unauthenticated
-from bus.keys import EDGE
-from bus.messages import MAX_COMMAND_BYTES
-from bus.outgoing import AFTERLIFE, GRANT_BYTES
-from gateway.identity import grants as module
-from gateway.identity.grants import BAD_GRANT, NO_GRANT, Grants, derived_key
-from gateway.identity.principal import Principal
+from everbus.bus.errors import Unauthenticated
+from everbus.bus.keys import EDGE
+from everbus.bus.messages import MAX_COMMAND_BYTES, pack
+from everbus.bus.outgoing_command import GRANT_BYTES, INHERITED_EPOCH
+from everbus.gateway.identity import grants as module
+from everbus.gateway.identity.grants import BAD_GRANT, NO_GRANT, Grants, derived_key
+from everbus.gateway.identity.principal import Principal
 from tests.builders import an_envelope
 
 KEY, OTHER = b"k" * 32, b"o" * 32
@@ -104,10 +103,10 @@ class TestOfAnInstance:
         assert grants.principal_of("fiedler", changed(sent, id="order-7")) == ADA
 
     def test_for_what_an_earlier_instance_left_on_disk(self, grants, sent):
-        left = changed(sent, id="i0.0.1", epoch=AFTERLIFE)
+        left = changed(sent, id="i0.0.1", epoch=INHERITED_EPOCH)
 
         assert grants.principal_of("fiedler", left) == ADA
-        assert refused(grants, "fiedler", changed(left, epoch=AFTERLIFE - 1))
+        assert refused(grants, "fiedler", changed(left, epoch=INHERITED_EPOCH - 1))
 
     def test_until_the_token_would_have_ended(self, grants, clock, sent):
         clock.now = grants.ends_at(ADA) - 0.1
@@ -164,14 +163,15 @@ class TestOfAnInstance:
 
         assert refused(grants, "fiedler", large)
 
-    def test_so_many_are_remembered_and_no_more(self, grants, monkeypatch):
-        monkeypatch.setattr(module, "MAX_REMEMBERED", 3)
+    def test_so_many_are_remembered_and_no_more(self, clock, monkeypatch):
+        monkeypatch.setattr(module, "MAX_VERIFIED", 3)
+        grants = Grants(KEY, clock=clock)
         for n in range(9):
             grant = grants.for_instance(ADA, "fiedler", f"i{n}")
             sent = an_envelope("session.get", id=f"i{n}.0.1", grant=grant)
             grants.principal_of("fiedler", sent)
 
-        assert len(grants._remembered) == 3
+        assert len(grants._verified) == 3
 
 
 class TestOfACommand:
@@ -243,13 +243,13 @@ class TestOfACommand:
 
         assert refused(grants, EDGE, sent)
 
-    def test_none_is_remembered(self, grants):
+    def test_none_is_verified(self, grants):
         """
         Each comes once, and would only drive the others out.
         """
         grants.principal_of(EDGE, signed(grants, a_command()))
 
-        assert len(grants._remembered) == 0
+        assert len(grants._verified) == 0
 
 
 class TestKeys:

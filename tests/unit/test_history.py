@@ -11,11 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bus.codec import pack, unpack
-from bus.errors import Invalid, Rejection
-from bus.messages import Checkpoint, Session, SessionChange
-from handlers.commands import Command
-from handlers.history import (
+from everbus.bus.errors import Invalid, Rejection
+from everbus.bus.messages import Checkpoint, Session, SessionChange, pack, unpack
+from everbus.handlers.commands import Command
+from everbus.handlers.fetch_requests import CheckpointsOf, CheckpointState
+from everbus.handlers.history import (
     STATE_FIELDS,
     difference,
     digest,
@@ -25,9 +25,8 @@ from handlers.history import (
     versioned,
     with_state,
 )
-from handlers.outcomes import Event
-from handlers.session import merge
-from handlers.wanted import CheckpointsOf, CheckpointState
+from everbus.handlers.outcomes import Event
+from everbus.handlers.patches import merge
 from tests.builders import NOW, a_session
 from tests.unit.commands import (
     LATER,
@@ -107,7 +106,7 @@ def lived(commands: list[Any]) -> tuple[list[Session], list[SessionChange]]:
     for command in [create("ada", principal="bo"), *commands]:
         if command == "restore":
             given_ = state_of(versions[len(versions) // 2])
-            command = restore(given=given_)
+            command = restore(fetched=given_)
         before = session
         try:
             outcome = handle(session, command)
@@ -276,7 +275,7 @@ def test_a_restored_state_is_a_new_version():
         version=7, work_in_progress={"b": {"e": 2}}, fields={"d": 1}, last_seq=9
     )
 
-    outcome = handle(there, restore(given=state_of(then)))
+    outcome = handle(there, restore(fetched=state_of(then)))
 
     assert (
         outcome.session
@@ -301,7 +300,7 @@ def test_who_may_see_a_session_and_who_is_there_are_not_undone():
         after(then, remove("bo")), update({"acl": ["cy"], "tags": None}, may_share=True)
     )
 
-    back = after(there, restore(given=state_of(then)))
+    back = after(there, restore(fetched=state_of(then)))
 
     assert (back.acl, back.participants, back.tags) == (("cy",), {}, ("sea",))
     assert (back.state, back.owner_id) == ("active", "ada")
@@ -312,14 +311,14 @@ def test_a_restore_first_wants_the_checkpoints_state():
 
     outcome = handle(there, restore("i1.0.9"))
 
-    assert outcome.wants == CheckpointState(checkpoint_id="i1.0.9")
+    assert outcome.fetch == CheckpointState(checkpoint_id="i1.0.9")
     assert (outcome.session, outcome.events) == (there, ())
 
 
 def test_checkpoints_are_read_from_the_tiers_below():
     asked = handle(a_session(), checkpoints("i1.0.9", 7))
 
-    assert asked.wants == CheckpointsOf(before="i1.0.9", limit=7)
+    assert asked.fetch == CheckpointsOf(before="i1.0.9", limit=7)
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,11 @@ from datetime import datetime, timedelta, timezone
 import msgspec
 import pytest
 
-from bus.codec import pack
-from bus.errors import Invalid, TooLarge, VersionConflict
-from bus.messages import Durable, Session, TimelineEntry
-from handlers.outcomes import Archived
-from handlers.session import HOT_BYTES
-from handlers.wanted import FullContext
+from everbus.bus.errors import Invalid, TooLarge, VersionConflict
+from everbus.bus.messages import Durable, Session, TimelineEntry, pack
+from everbus.handlers.fetch_requests import FullContext
+from everbus.handlers.outcomes import Archived
+from everbus.handlers.patches import HOT_BYTES
 from tests.builders import NOW, a_session
 from tests.unit.commands import (
     LATER,
@@ -82,7 +81,7 @@ def test_what_is_so_already_changes_nothing(there, command):
         update({"work_in_progress": {"a": 1}}),
         add("bo"),
         remove("cy"),
-        restore(given={"tags": ["sea"]}),
+        restore(fetched={"tags": ["sea"]}),
     ],
     ids=lambda command: command.kind,
 )
@@ -203,7 +202,9 @@ def test_a_session_that_changed_since_the_archiver_looked_stays(seen):
     assert refused.value.current_version == 7
 
 
-@pytest.mark.parametrize("write", [checkpoint(), append("hi"), update({}), suspend()])
+@pytest.mark.parametrize(
+    "write", [checkpoint(), append("hi"), update({"tags": ["x"]}), suspend()]
+)
 def test_whatever_is_written_keeps_the_archiver_away(write):
     there = a_session(version=7, last_seq=4)
     look = archive(there, idle_since=NOW + timedelta(seconds=1))
@@ -242,7 +243,7 @@ def test_a_time_that_no_clock_shows_is_refused(command):
     "command",
     [
         *(update({"tags": ["a"]}), append("hi"), add("bo"), suspend(), checkpoint()),
-        restore(given={}),
+        restore(fetched={}),
     ],
     ids=lambda command: command.kind,
 )
@@ -262,7 +263,7 @@ def test_time_never_goes_back_within_a_session(command):
 def test_what_is_durable_is_what_the_hot_copy_says():
     there = a_talk(3)
 
-    told = handle(there, durable(given=Durable(1, 2)))
+    told = handle(there, durable(fetched=Durable(1, 2)))
     unknown = handle(there, durable())
 
     assert (told.reply, told.when_durable) == (Durable(1, 2), False)
@@ -280,10 +281,10 @@ def test_the_full_context_is_read_from_the_tiers_below():
     there = a_session(version=7, context_bytes=90)
 
     asked = handle(there, get(full=True))
-    told = handle(there, get(full=True, given={"a": 1}))
+    told = handle(there, get(full=True, fetched={"a": 1}))
 
-    assert asked.wants == FullContext(version=7)
-    assert told.wants is None
+    assert asked.fetch == FullContext(version=7)
+    assert told.fetch is None
     assert msgspec.msgpack.decode(pack(told.reply))["full_context"] == {"a": 1}
     assert told.session is there
 

@@ -6,10 +6,10 @@ from datetime import timedelta
 
 import pytest
 
-from bus.errors import Invalid, NotFound, TooLarge
-from bus.events import EventPage, Position, life_of, position_of
-from handlers.live import MAX_MESSAGE_BYTES, told
-from handlers.wanted import EventsAfter
+from everbus.bus.errors import Invalid, NotFound, TooLarge
+from everbus.bus.events import EventPage, Position, generation_of, position_of
+from everbus.handlers.fetch_requests import EventsAfter
+from everbus.handlers.live import MAX_MESSAGE_BYTES, session_event
 from tests.builders import NOW, a_session
 from tests.unit.commands import (
     LATER,
@@ -23,7 +23,7 @@ from tests.unit.commands import (
     watch,
 )
 
-LIFE = life_of(NOW)
+LIFE = generation_of(NOW)
 
 
 def test_a_broadcast_moves_nothing_but_the_notices():
@@ -105,7 +105,7 @@ def test_where_nothing_is_newer_nothing_has_to_be_read():
 
     outcome = handle(there, watch(here, push=True))
 
-    assert outcome.wants is None
+    assert outcome.fetch is None
     assert outcome.reply == EventPage(events=(), next=here)
 
 
@@ -119,13 +119,13 @@ def test_what_is_newer_is_read_below_up_to_where_the_session_is(behind, place):
     outcome = handle(there, watch(behind, limit=7))
 
     through = Position(LIFE, 3, 2, 1)
-    assert outcome.wants == EventsAfter(after=place, through=through, limit=7)
+    assert outcome.fetch == EventsAfter(after=place, through=through, limit=7)
 
 
 def test_what_was_read_below_is_the_reply():
     page = EventPage(events=(), next=f"{LIFE}-2.0.0", done=False)
 
-    outcome = handle(a_session(version=3), watch("0", given=page))
+    outcome = handle(a_session(version=3), watch("0", fetched=page))
 
     assert outcome.reply is page
 
@@ -159,7 +159,7 @@ def test_an_event_is_told_with_all_that_it_did():
     there = a_session()
     outcome = handle(there, update({"tags": ["sea"]}))
 
-    event = told("s1", LIFE, the_event(outcome))
+    event = session_event("s1", LIFE, the_event(outcome))
 
     assert event.id == f"{LIFE}-2.0.0"
     assert (event.kind, event.at, event.version) == ("session.updated", LATER, 2)
@@ -170,7 +170,7 @@ def test_an_event_is_told_with_all_that_it_did():
 def test_an_append_is_told_with_its_entry_and_the_entrys_time():
     outcome = handle(a_session(), append({"text": "hi"}))
 
-    event = told("s1", LIFE, the_event(outcome), outcome.entry)
+    event = session_event("s1", LIFE, the_event(outcome), outcome.entry)
 
     assert event.id == f"{LIFE}-1.1.0"
     assert (event.at, event.seq) == (LATER, 1)

@@ -9,7 +9,7 @@ import logging
 import pytest
 import structlog
 
-from compose.logs import configure_logs
+from everbus.compose.logs import configure_logs
 
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhZGEifQ.c2lnbmF0dXJl"
 

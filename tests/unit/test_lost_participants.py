@@ -7,11 +7,11 @@ from datetime import timedelta
 import msgspec
 import pytest
 
-from handlers import commands as body
-from handlers.commands import Attachment
-from handlers.history import merge
-from handlers.participants import lost_participant
-from handlers.session import HOT_BYTES
+from everbus.handlers import commands as body
+from everbus.handlers.commands import Attachment
+from everbus.handlers.history import merge
+from everbus.handlers.participants import lost_participant
+from everbus.handlers.patches import HOT_BYTES
 from tests.builders import NOW, a_command, a_session
 
 PART = {"joined_at": NOW.isoformat(), "role": ""}

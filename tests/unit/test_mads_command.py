@@ -7,19 +7,19 @@ import hashlib
 import pytest
 from redis.exceptions import ResponseError
 
-from bus.errors import AlreadyExists, Forbidden
-from compose import mads_command
-from compose.exits import Failed
-from compose.mad_roll import MOST_SESSIONS, MadRow, roll
-from compose.mad_users import (
+from everbus.bus.errors import AlreadyExists, Forbidden
+from everbus.compose import mads_command
+from everbus.compose.exit_codes import Failed
+from everbus.compose.mad_overview import MAX_SESSIONS, MadRow, mad_rows
+from everbus.compose.mad_users import (
     User,
     check_replaceable,
     find_user,
     save_users,
     set_user,
-    weaknesses,
+    user_warnings,
 )
-from gateway.store.leases import InstanceRecord, Watch
+from everbus.gateway.store.lease_records import InstanceRecord, SweepStatus
 
 OURS = User(frozenset({"on"}), frozenset({"&eb:wake:ada:*"}))
 
@@ -63,7 +63,7 @@ async def test_the_roll_has_every_mad_and_instance_in_order():
         a_record("i1", mad="removed", state="left", ended_ms=5000),
     ]
 
-    rows = await roll(FakeAccess(FakeWire()), ["bob", "ada"], records)
+    rows = await mad_rows(FakeAccess(FakeWire()), ["bob", "ada"], records)
 
     assert [(r.mad, r.instance, r.state, r.registered) for r in rows] == [
         ("ada", "i1", "lost", True),
@@ -80,17 +80,17 @@ async def test_sessions_of_an_instance_are_counted_once_over_its_epochs():
     wire = FakeWire()
     wire.answers = {("eb:{0}:attached",): members, ("eb:{1}:attached",): []}
 
-    [row] = await roll(FakeAccess(wire, 2), ["ada"], [a_record("i1")])
+    [row] = await mad_rows(FakeAccess(wire, 2), ["ada"], [a_record("i1")])
 
     assert (row.sessions, row.more_sessions) == (("s1", "s2"), False)
 
 
 async def test_more_sessions_than_are_told_are_hinted_at():
     wire = FakeWire()
-    many = [b"i:ada:i1:s%d:1" % n for n in range(MOST_SESSIONS)]
+    many = [b"i:ada:i1:s%d:1" % n for n in range(MAX_SESSIONS)]
     wire.answers = {("eb:{0}:attached",): many}
 
-    [row] = await roll(FakeAccess(wire), ["ada"], [a_record("i1")])
+    [row] = await mad_rows(FakeAccess(wire), ["ada"], [a_record("i1")])
 
     assert row.more_sessions
     assert mads_command._row(row)[6] == "1,000+"
@@ -105,16 +105,16 @@ def test_a_mad_without_instances_has_an_empty_row():
 @pytest.mark.parametrize(
     ("watched", "told"),
     [
-        ({"idle_ms": None}, "nobody watches"),
+        ({"idle_ms": None}, "no manager watches"),
         ({"idle_ms": 65_000}, "for 65 s"),
-        ({"idle_ms": 900, "untold": 3}, "3 losses are still being told"),
+        ({"idle_ms": 900, "untold": 3}, "3 losses are not yet announced"),
         ({"idle_ms": 900}, ""),
     ],
 )
 def test_a_list_that_may_be_out_of_date_says_so(watched, told, capsys):
     known = {"grace_ms": 0, "notified": "keyevent", "living": 1, "untold": 0}
 
-    mads_command._tell_of(Watch(**known | watched))
+    mads_command._warn_of_sweep(SweepStatus(**known | watched))
 
     said = capsys.readouterr()
     assert said.out == ""
@@ -178,5 +178,9 @@ async def test_what_weakens_the_users_of_a_server_is_told():
         ACL_SAVE=b"OK", ACL_GETUSER=off, INFO_replication=b"connected_slaves:0\r\n"
     )
 
-    assert [one.split()[0] for one in await weaknesses(weak)] == ["the", "the", "users"]
-    assert await weaknesses(sound) == []
+    assert [one.split()[0] for one in await user_warnings(weak)] == [
+        "the",
+        "the",
+        "users",
+    ]
+    assert await user_warnings(sound) == []

@@ -2,7 +2,6 @@
 The values on the wire: ids by their patterns, and what JSON may hold.
 """
 
-from collections import OrderedDict
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -12,18 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus.errors import Invalid
-from bus.messages import (
+from everbus.bus.arguments import MAX_SOUND_KEY, MAX_SOUND_KEYS
+from everbus.bus.errors import Invalid
+from everbus.bus.messages import (
     MAX_DEPTH,
     MAX_INTEGER,
-    MAX_SOUND_KEY,
-    MAX_SOUND_KEYS,
     check_command_id,
     check_json,
     check_name,
     check_session_id,
 )
 from tests.builders import a_session
+from tests.unit.forging import ISSUED_NAMES
 
 NEVER_AN_ID = [
     "",
@@ -85,12 +84,18 @@ def test_other_command_ids_are_refused(value):
     assert refused.value.details == {"field": "id"}
 
 
-@pytest.mark.parametrize("value", ["ada", "ada@example.com", "x" * 64])
-def test_names_may_be_mail_addresses(value):
+@pytest.mark.parametrize("value", ["ada", "ada@example.com", *ISSUED_NAMES])
+def test_names_are_what_issuers_give(value):
     assert check_name(value, "mad") == value
 
 
-@pytest.mark.parametrize("value", [*NEVER_AN_ID, "x" * 65])
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("", "-a", ".a", "$a", "a b", "a\n", "a\0", "a*", "{a}", "x" * 256),
+        *("e\u0301", "a\u200b", "\u202ea", "a\ufe0f", "\u3164", "a\u00a0", "\ud800"),
+    ],
+)
 def test_other_names_are_refused_by_their_field(value):
     with pytest.raises(Invalid) as refused:
         check_name(value, "mad")
@@ -164,7 +169,6 @@ def test_what_every_store_can_hold_is_accepted(value):
         pytest.param(msgspec.Raw(b"\xc0"), id="raw"),
         pytest.param(Decimal(1), id="decimal"),
         pytest.param({1, 2}, id="set"),
-        pytest.param(OrderedDict(a=1), id="subclass of dict"),
         pytest.param(object(), id="object"),
     ],
 )
@@ -213,7 +217,7 @@ def test_a_value_that_holds_itself_is_refused():
     value: list[Any] = []
     value.append(value)
 
-    with pytest.raises(Invalid, match="deeper than 32 levels"):
+    with pytest.raises(Invalid, match="refers back to itself"):
         check_json(value, "entry")
 
 
@@ -222,8 +226,8 @@ def test_field_names_seen_before_vouch_for_no_others(monkeypatch, room):
     """
     Also with no room to remember any: then each is looked at each time.
     """
-    monkeypatch.setattr("bus.messages.MAX_SOUND_KEYS", room)
-    monkeypatch.setattr("bus.messages._sound_keys", set())
+    monkeypatch.setattr("everbus.bus.arguments.MAX_SOUND_KEYS", room)
+    monkeypatch.setattr("everbus.bus.arguments._valid_keys", set())
     for _ in range(2):
         check_json({"sound": 1, "also": {"sound": 2}}, "entry")
         for key in ("$set", "a.b", "nul\0", "\ud800", 7):
@@ -233,7 +237,7 @@ def test_field_names_seen_before_vouch_for_no_others(monkeypatch, room):
 
 def test_field_names_are_remembered_in_bounded_room(monkeypatch):
     seen: set[object] = set()
-    monkeypatch.setattr("bus.messages._sound_keys", seen)
+    monkeypatch.setattr("everbus.bus.arguments._valid_keys", seen)
     for n in range(2 * MAX_SOUND_KEYS):
         check_json({f"k{n}": n, "x" * 1000 + str(n): n}, "entry")
 

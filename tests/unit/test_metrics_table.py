@@ -1,5 +1,5 @@
 """
-Every metric is in the table of gateway/README.md with its labels, and the reverse.
+Every metric is in the table of telemetry/README.md with its labels, and the reverse.
 """
 
 import ast
@@ -15,9 +15,10 @@ PACKAGES = ("bus", "handlers", "gateway", "archiver", "compose")
 MAKERS = frozenset({"Counter", "Gauge", "Histogram", "Summary", "CounterMetricFamily"})
 # Labels of which there are few values, and what bounds them.
 BOUNDED = {
+    "bound": "the names of docs/bounds.md",
     "cause": "fixed lists: gateway.metrics.CAUSES, causes of a lane's disturbance",
     "code": "the codes of bus.errors, and `repeated`",
-    "indicator": "gateway.health.indicators",
+    "indicator": "everbus.gateway.health.indicators",
     "kind": "kinds of commands and heartbeats, of failures",
     "lane": "partitions, and `mads`",
     "limit": "the limits of gateway.edge.limits",
@@ -73,7 +74,7 @@ def in_code() -> set[Made]:
 
 
 def in_table() -> set[Made]:
-    text = (HOUSE / "gateway" / "README.md").read_text()
+    text = (HOUSE / "gateway" / "telemetry" / "README.md").read_text()
     section = text.partition("\n## Metrics\n")[2].partition("\n## ")[0]
     found = set()
     for row in re.findall(r"^\| `everbus_.*$", section, re.MULTILINE):

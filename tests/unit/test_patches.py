@@ -10,9 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bus.errors import Invalid, TooLarge
-from handlers.patches import CONTEXT_BYTES, MAX_TAGS
-from handlers.routes import HANDLERS, routes_with
+from everbus.bus.errors import Invalid, TooLarge
+from everbus.handlers.fetch_requests import FullContext
+from everbus.handlers.patches import CONTEXT_BYTES, MAX_TAGS
+from everbus.handlers.routes import HANDLERS, routes_with
 from tests.builders import a_session
 from tests.unit.commands import LATER, after, handle, restore, the_event, update
 
@@ -84,7 +85,7 @@ def test_fields_of_the_past_are_held_to_the_type_of_today():
     handler = routes_with(Model)["checkpoint.restore"].handler
 
     with pytest.raises(Invalid) as refused:
-        handler(a_session(), restore(given={"fields": {"budget": "much"}}), LATER)
+        handler(a_session(), restore(fetched={"fields": {"budget": "much"}}), LATER)
 
     assert refused.value.details == {"field": "fields.budget"}
 
@@ -122,14 +123,37 @@ def test_null_empties_the_full_context():
     assert the_event(outcome).patch == {"full_context": None}
 
 
+def test_the_full_context_is_measured_when_its_bound_is_reached():
+    """
+    Replacing a value never fails for what was replaced before.
+    """
+    there = a_session(context_bytes=CONTEXT_BYTES - 10)
+    patch = {"full_context": {"a": "x" * 100}}
+
+    asked = handle(there, update(patch))
+    outcome = handle(there, update(patch, fetched={"a": "y" * 100}))
+
+    assert asked.fetch == FullContext(version=there.version)
+    assert asked.session is there
+    assert outcome.session.context_bytes < 200
+
+
 def test_a_full_context_over_its_limit_is_refused_with_the_remedy():
     there = a_session(context_bytes=CONTEXT_BYTES - 10)
+    fetched = {"b": "x" * (CONTEXT_BYTES - 10)}
 
-    with pytest.raises(TooLarge, match="Set it to null") as refused:
-        handle(there, update({"full_context": {"a": "x"}}))
+    with pytest.raises(TooLarge, match="a key set to null goes") as refused:
+        handle(there, update({"full_context": {"a": "x"}}, fetched=fetched))
 
     assert refused.value.details["limit"] == CONTEXT_BYTES
     assert refused.value.details["size"] > CONTEXT_BYTES
+
+
+def test_what_alone_is_over_the_limit_is_refused_unread():
+    there = a_session(context_bytes=9)
+
+    with pytest.raises(TooLarge):
+        handle(there, update({"full_context": {"a": "x" * CONTEXT_BYTES}}))
 
 
 values: Any = st.recursive(
@@ -148,6 +172,6 @@ def test_the_size_that_is_kept_is_at_least_what_mongodb_takes(context):
     """
     A list of small numbers takes twelve times what it takes on the wire.
     """
-    changed = after(a_session(), update({"full_context": context}))
+    changed = after(a_session(), update({"full_context": {"c": context}}))
 
-    assert changed.context_bytes >= len(bson.encode(context))
+    assert changed.context_bytes >= len(bson.encode({"c": context}))

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from bus.errors import Forbidden
-from bus.messages import Session
-from gateway.identity.principal import Principal
-from gateway.policy import HOUSE_WIDE, RULES, Policy, relation_of
-from handlers.routes import HANDLERS
+from everbus.bus.errors import Forbidden
+from everbus.bus.messages import Session
+from everbus.gateway.identity.policy import HOUSE_WIDE, RULES, Policy, relation_of
+from everbus.gateway.identity.principal import Principal
+from everbus.handlers.routes import HANDLERS
 
-ABOUT_COMMANDS = ["request.outcome", "request.cancel"]
+ABOUT_COMMANDS = ["request.outcome", "request.cancel", "request.settled"]
 GATEWAYS = ["session.archive", "participant.lost", "instance.lost"]
 KINDS = [*HANDLERS, *ABOUT_COMMANDS, "instance.lost"]
 ROLES = ["user", "mad", "operator", "admin", "gateway"]

@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import pytest
 
-from bus.errors import Forbidden
-from bus.messages import Session
-from gateway import policy as module
-from gateway.identity.principal import Principal
-from gateway.policy import Policy
+from everbus.bus.errors import Forbidden
+from everbus.bus.messages import Session
+from everbus.gateway.identity import policy as module
+from everbus.gateway.identity.policy import Policy
+from everbus.gateway.identity.principal import Principal
 from tests.unit.test_policy import KINDS, ROLES
 
 REQUESTS = 100_000
@@ -61,7 +61,7 @@ WORK = {
     *("participant.add", "participant.remove", "timeline.append", "timeline.read"),
     *("checkpoint.create", "checkpoint.list", "checkpoint.restore"),
 }
-OWN_COMMANDS = {"request.outcome", "request.cancel"}
+OWN_COMMANDS = {"request.outcome", "request.cancel", "request.settled"}
 FOUND_OUT = {"session.archive", "participant.lost", "instance.lost"}
 STAFF = {"operator", "admin"}
 

@@ -10,19 +10,19 @@ from typing import Any
 import httpx
 import pytest
 
-from compose.exits import CONFLICT, Failed
-from compose.folder import free_port
-from compose.probes import (
+from everbus.compose.exit_codes import CONFLICT, Failed
+from everbus.compose.probes import (
     DRAIN_FAIL_S,
     DRAIN_WARN_S,
     SILENT_S,
     drain_checks,
     lane_checks,
-    probed,
+    serve_health,
 )
-from compose.settings import Settings
-from gateway import metrics
-from gateway.edge.watchdog import Watchdog
+from everbus.compose.settings import Settings
+from everbus.compose.stack_folder import free_port
+from everbus.gateway.health.bus_watchdog import Watchdog
+from everbus.gateway.telemetry import metrics
 
 NOWHERE = "redis://127.0.0.1:1"
 
@@ -35,7 +35,7 @@ def checks_of(*polled_at: float) -> dict[str, Any]:
     lanes = {n: SimpleNamespace(polled_at=at) for n, at in enumerate(polled_at)}
     replica: Any = SimpleNamespace(lanes=lanes)
 
-    return {check.name: check.look for check in lane_checks(replica, lambda: 100.0)}
+    return {check.name: check.result for check in lane_checks(replica, lambda: 100.0)}
 
 
 def test_lanes_that_get_on_are_well():
@@ -84,7 +84,7 @@ def test_the_manager_that_looks_at_the_whole_bus_tells_of_it(verdicts: Any):
 )
 def test_a_drain_that_gets_nothing_done_is_told(failing_s: float, status: str):
     drain: Any = SimpleNamespace(lease=SimpleNamespace(held=True))
-    checks = {check.name: check.look for check in drain_checks(drain)}
+    checks = {check.name: check.result for check in drain_checks(drain)}
 
     metrics.DRAIN_FAILING.set(failing_s)
     try:
@@ -98,7 +98,7 @@ def test_a_drain_that_gets_nothing_done_is_told(failing_s: float, status: str):
 @pytest.mark.parametrize("held", [True, False])
 def test_an_archiver_that_stands_by_is_well(held: bool):
     drain: Any = SimpleNamespace(lease=SimpleNamespace(held=held))
-    checks = {check.name: check.look for check in drain_checks(drain)}
+    checks = {check.name: check.result for check in drain_checks(drain)}
 
     found = checks["lease"]()
 
@@ -110,29 +110,29 @@ async def test_a_port_that_is_taken_names_the_setting():
         port = taken.getsockname()[1]
 
         with pytest.raises(Failed, match=f"EVERBUS_HEALTH_PORT={port}") as raised:
-            async with probed("manager", settings(port), asyncio.Event()):
+            async with serve_health("manager", settings(port), asyncio.Event()):
                 pass
 
     assert raised.value.exit_code == CONFLICT
 
 
 async def test_without_a_port_nothing_listens():
-    async with probed("manager", settings(0), asyncio.Event()) as health:
+    async with serve_health("manager", settings(0), asyncio.Event()) as health:
         assert len(asyncio.all_tasks()) == 1
-        assert health.why_not()
+        assert health.unready_reason()
 
 
 async def test_the_port_is_served_from_before_the_start_until_the_end(monkeypatch):
     async def there(_: Watchdog) -> None:
         return None
 
-    monkeypatch.setattr(Watchdog, "_asked", there)
+    monkeypatch.setattr(Watchdog, "_ping_once", there)
     stop, port = asyncio.Event(), free_port()
     told = []
 
     async with (
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client,
-        probed("manager", settings(port), stop) as health,
+        serve_health("manager", settings(port), stop) as health,
     ):
         for change in (
             lambda: None,

@@ -15,14 +15,14 @@ import structlog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bus.backlog import HORIZON_S
-from bus.errors import Overloaded, Unauthenticated
-from bus.keys import partition_of
-from bus.lease import Lease
-from bus.outgoing import AFTERLIFE
-from bus.spool import Spool
+from everbus.bus.errors import Overloaded, Unauthenticated
+from everbus.bus.keys import partition_of
+from everbus.bus.lease import Lease
+from everbus.bus.outgoing_command import INHERITED_EPOCH
+from everbus.bus.send_queue import HORIZON_S
+from everbus.bus.spool import Spool
 from tests.builders import an_unsent
-from tests.unit.paper_bus import Killed, PaperBus, PaperCredential, on_paper, running
+from tests.unit.fake_bus import FakeBus, FakeCredential, Killed, a_publisher_on, running
 
 SESSIONS = [f"s{n}" for n in range(3)]
 GRANT = b"a grant of these tests"
@@ -36,8 +36,8 @@ class Life:
         owed: session → what was appended to it, in order.
     """
 
-    def __init__(self, folder, paper):
-        self.folder, self.paper = folder, paper
+    def __init__(self, folder, fake):
+        self.folder, self.fake = folder, fake
         self.owed = {session: [] for session in SESSIONS}
         self.lives = 0
         self.path = folder / "0.spool"
@@ -46,11 +46,11 @@ class Life:
     def begin(self):
         self.lives += 1
         self.spool = Spool.open(self.path, "m")
-        self.publisher = on_paper(
-            self.paper,
+        self.publisher = a_publisher_on(
+            self.fake,
             f"i{self.lives}",
             spool=self.spool,
-            credential=PaperCredential(GRANT),
+            credential=FakeCredential(GRANT),
         )
 
     def die(self):
@@ -81,14 +81,14 @@ class Life:
         One write, and what becomes of it; the one before that asks who is there.
         """
         publisher = self.publisher
-        self.paper.faults = [fault] if publisher._wire.connected else [None, fault]
+        self.fake.faults = [fault] if publisher._wire.connected else [None, fault]
         try:
             error = await publisher._write()
             if error is not None:
                 publisher._breaker.failed(error)
         except Killed:
             self.die()
-        self.paper.faults = []
+        self.fake.faults = []
 
     async def flush(self):
         async with running(self.publisher), asyncio.timeout(10):
@@ -96,13 +96,13 @@ class Life:
 
 
 @pytest.fixture
-def paper():
-    return PaperBus()
+def fake():
+    return FakeBus()
 
 
 @pytest.fixture
-def life(tmp_path, paper):
-    life = Life(tmp_path, paper)
+def life(tmp_path, fake):
+    life = Life(tmp_path, fake)
     yield life
     life.spool.close()
 
@@ -112,8 +112,8 @@ def small(monkeypatch):
     """
     Four commands are in memory at most, and are loaded two by two.
     """
-    monkeypatch.setattr("bus.backlog.MAX_WAITING", 4)
-    monkeypatch.setattr("bus.backlog.CHUNK", 2)
+    monkeypatch.setattr("everbus.bus.send_queue.MAX_WAITING", 4)
+    monkeypatch.setattr("everbus.bus.send_queue.CHUNK", 2)
 
 
 FAULTS = (None, "lost", "unheard", "killed before", "killed behind")
@@ -136,8 +136,8 @@ def test_whatever_happens_every_append_is_there_once_and_in_order(steps):
     """
 
     async def lived(folder):
-        paper = PaperBus()
-        life = Life(folder, paper)
+        fake = FakeBus()
+        life = Life(folder, fake)
         for step, detail in steps:
             match step:
                 case "append":
@@ -152,7 +152,7 @@ def test_whatever_happens_every_append_is_there_once_and_in_order(steps):
         left = life.spool.count
         life.spool.close()
 
-        assert {session: paper.said[session] for session in SESSIONS} == life.owed
+        assert fake.violations(life.owed).clean
         assert left == 0
 
     with (
@@ -160,9 +160,9 @@ def test_whatever_happens_every_append_is_there_once_and_in_order(steps):
         pytest.MonkeyPatch.context() as patch,
         structlog.testing.capture_logs(),
     ):
-        patch.setattr("bus.backlog.MAX_WAITING", 4)
-        patch.setattr("bus.backlog.CHUNK", 2)
-        patch.setattr("bus.backlog.ENTRY_COMMANDS", 2)
+        patch.setattr("everbus.bus.send_queue.MAX_WAITING", 4)
+        patch.setattr("everbus.bus.send_queue.CHUNK", 2)
+        patch.setattr("everbus.bus.send_queue.ENTRY_COMMANDS", 2)
         asyncio.run(lived(Path(folder)))
 
 
@@ -191,7 +191,7 @@ class TestDisk:
         life.die()
         await life.flush()
 
-        assert [one.kind for one in life.paper.arrived] == ["session.update"]
+        assert [one.kind for one in life.fake.arrived] == ["session.update"]
 
     async def test_no_grant_is_in_the_file(self, life, tmp_path):
         life.publisher._credential.grant = GRANT
@@ -213,17 +213,17 @@ class TestDisk:
         async with running(life.publisher):
             with pytest.raises(Unauthenticated):
                 await life.publisher.flush()
-        assert (life.paper.arrived, life.spool.count) == ([], 1)
+        assert (life.fake.arrived, life.spool.count) == ([], 1)
 
         life.die()
         await life.flush()
-        assert life.paper.said["s0"] == life.owed["s0"]
+        assert life.fake.applied["s0"] == life.owed["s0"]
 
     async def test_a_full_spool_refuses_appends_and_no_number_is_missing(
-        self, paper, tmp_path
+        self, fake, tmp_path
     ):
         spool = Spool.open(tmp_path / "m", "m", max_bytes=500)
-        publisher = on_paper(paper, spool=spool, credential=PaperCredential(GRANT))
+        publisher = a_publisher_on(fake, spool=spool, credential=FakeCredential(GRANT))
         append = an_unsent("timeline.append", body={"entry": "x"})
         with pytest.raises(Overloaded, match=r"the spool .* is full"):  # noqa: PT012
             while True:
@@ -236,7 +236,7 @@ class TestDisk:
             publisher.publish(append, 0)
             await publisher.flush()
 
-        assert [one.id for one in paper.arrived] == [
+        assert [one.id for one in fake.arrived] == [
             f"i.0.{n}" for n in range(1, kept + 3)
         ]
         spool.close()
@@ -248,12 +248,12 @@ class TestRest:
     ):
         for n in range(11):
             life.append(SESSIONS[n % 3])
-        backlog = life.publisher._backlog
-        assert (backlog.count, backlog.resting) == (4, 7)
+        backlog = life.publisher._queue
+        assert (backlog.count, backlog.on_disk) == (4, 7)
         assert life.publisher.waiting == 11
 
         await life.flush()
-        assert life.paper.said == life.owed
+        assert life.fake.applied == life.owed
         assert life.publisher.waiting == life.spool.count == 0
 
     async def test_requests_do_not_overtake_them(self, life, small):
@@ -261,7 +261,7 @@ class TestRest:
             life.append("s0")
         await life.write()
         # Now there is room in memory, and one that rests is not in it yet.
-        assert (life.publisher._backlog.count, life.publisher._backlog.resting) == (
+        assert (life.publisher._queue.count, life.publisher._queue.on_disk) == (
             0,
             1,
         )
@@ -276,10 +276,10 @@ class TestRest:
             life.append("s0")
         await life.write()
         life.append("s0")
-        assert life.publisher._backlog.resting
+        assert life.publisher._queue.on_disk
 
         await life.flush()
-        assert life.paper.said["s0"] == life.owed["s0"]
+        assert life.fake.applied["s0"] == life.owed["s0"]
 
 
 class TestAfterlife:
@@ -291,7 +291,7 @@ class TestAfterlife:
         await life.flush()
 
         partition = partition_of("s0", 4)
-        assert [(one.id, one.grant) for one in life.paper.arrived] == [
+        assert [(one.id, one.grant) for one in life.fake.arrived] == [
             (f"i1.{partition}.1", GRANT),
             (f"i1.{partition}.2", GRANT),
             (f"i2.{partition}.1", GRANT),
@@ -304,36 +304,36 @@ class TestAfterlife:
         life.append("s0")
         life.die()
         lease = Lease("i3")
-        assert lease.lost(6)
-        life.publisher = on_paper(
-            life.paper,
+        assert lease.declare_lost(6)
+        life.publisher = a_publisher_on(
+            life.fake,
             "i3",
             spool=life.spool,
-            credential=PaperCredential(GRANT),
+            credential=FakeCredential(GRANT),
             lease=lease,
         )
         life.append("s0")
         await life.flush()
 
-        assert [one.epoch for one in life.paper.arrived] == [AFTERLIFE, 7]
+        assert [one.epoch for one in life.fake.arrived] == [INHERITED_EPOCH, 7]
 
     async def test_what_rested_counts_under_the_epoch_of_its_own_process(
         self, life, small
     ):
         lease = Lease("i3")
-        assert lease.lost(6)
-        life.publisher = on_paper(
-            life.paper,
+        assert lease.declare_lost(6)
+        life.publisher = a_publisher_on(
+            life.fake,
             "i3",
             spool=life.spool,
-            credential=PaperCredential(GRANT),
+            credential=FakeCredential(GRANT),
             lease=lease,
         )
         for _ in range(9):
             life.append("s0")
         await life.flush()
 
-        assert {one.epoch for one in life.paper.arrived} == {7}
+        assert {one.epoch for one in life.fake.arrived} == {7}
 
 
 class TestDoubtful:
@@ -362,7 +362,7 @@ class TestDoubtful:
         with structlog.testing.capture_logs() as logs:
             await life.flush()
 
-        assert life.paper.said["s0"] == [1]
+        assert life.fake.applied["s0"] == [1]
         [told] = [one for one in logs if one["event"] == "commands.doubtful"]
         assert (told["log_level"], told["count"]) == ("error", 1)
         assert str(life.path) in told["look"]
@@ -378,7 +378,7 @@ class TestDoubtful:
         aged(attempted_s=int(time.time()) - HORIZON_S + 60)
         await life.flush()
 
-        assert life.paper.said["s0"] == [0]
+        assert life.fake.applied["s0"] == [0]
 
     async def test_what_cannot_have_arrived_is_sent_however_old(self, life, aged):
         """
@@ -391,7 +391,7 @@ class TestDoubtful:
         aged(at_s=1)
         await life.flush()
 
-        assert life.paper.said["s0"] == [0]
+        assert life.fake.applied["s0"] == [0]
 
     @pytest.mark.parametrize("fault", ["killed before", "killed behind"])
     async def test_a_death_in_the_middle_of_a_write_is_remembered(
@@ -400,7 +400,7 @@ class TestDoubtful:
         """
         Before it is written it is on disk that it may have been.
         """
-        life.publisher._breaker.note(Overloaded("for a test"))
+        life.publisher._breaker.record(Overloaded("for a test"))
         life.append("s0")
         await life.write(fault)
         assert life.lives == 2
@@ -416,7 +416,7 @@ class TestDoubtful:
         life.append("s0")
         await life.flush()
 
-        assert life.paper.said["s0"] == [1]
+        assert life.fake.applied["s0"] == [1]
         assert life.publisher.waiting == life.spool.count == 0
         [told] = [one for one in logs if one["event"] == "commands.doubtful"]
         assert told["cause"] == "damaged on disk"

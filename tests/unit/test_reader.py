@@ -9,15 +9,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bus.errors import Unavailable
-from bus.messages import TimelineEntry
-from gateway.store.cold import sealing
-from gateway.store.cold.vault import Vault
-from gateway.store.pricing import Prices
-from gateway.store.reader import NoTiers
-from handlers.commands import ListSessions
-from handlers.wanted import FoundSessions, FullContext, Statistics, WarmPage
+from everbus.bus.errors import Unavailable
+from everbus.bus.messages import TimelineEntry
+from everbus.gateway.store.cold import format
+from everbus.gateway.store.cold.archives import Archives
+from everbus.gateway.store.pricing import Prices
+from everbus.gateway.store.read_bound import PAGE_BYTES
+from everbus.gateway.store.reader import NoTiers
+from everbus.handlers.commands import ListSessions
+from everbus.handlers.fetch_requests import (
+    FoundSessions,
+    FullContext,
+    Statistics,
+    WarmPage,
+)
 from tests.builders import a_session
+from tests.lineages import loaded
 from tests.unit.below import World, an_entry, at, with_history
 
 
@@ -27,7 +34,7 @@ def small_chunks():
     So that short timelines have several.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sealing, "CHUNK_ENTRIES", 4)
+        patch.setattr(format, "CHUNK_ENTRIES", 4)
         yield
 
 
@@ -42,7 +49,7 @@ def seqs(page):
     return [msgspec.msgpack.decode(e, type=TimelineEntry).seq for e in page.entries]
 
 
-def by_the_model(page: WarmPage):
+def by_the_model(page: WarmPage, page_bytes: int = PAGE_BYTES):
     """
     The page over a plain list of all entries.
     """
@@ -55,6 +62,8 @@ def by_the_model(page: WarmPage):
     if page.newest_first:
         fitting.reverse()
     shown = fitting[: page.limit]
+    while len(shown) > 1 and sum(len(an_entry(seq)) for seq in shown) > page_bytes:
+        shown.pop()
 
     return shown, shown[-1] if len(fitting) > len(shown) else None
 
@@ -70,7 +79,7 @@ async def in_three_places(archived, purged, restored, drained, pending, tail):
     if archived:
         await world.append(archived)
         await world.archive(purged=min(purged, archived))
-        await world.reader().load([world.id])
+        await loaded(world.reader(), [world.id])
         back = [an_entry(seq) for seq in range(1, min(restored, purged, archived) + 1)]
         await world.warm.put_entries(world.id, world.session.created_at, back)
     if drained:
@@ -93,11 +102,13 @@ times = st.none() | st.integers(-3, 40).map(at)
     st.integers(1, 15),
     times,
     times,
-    st.booleans(),
+    st.tuples(st.booleans(), st.sampled_from((1, 200, PAGE_BYTES))),
 )
 def test_a_page_is_that_of_a_plain_list_wherever_its_entries_lie(
-    places, first, last, limit, since, until, newest_first
+    places, first, last, limit, since, until, options
 ):
+    newest_first, page_bytes = options
+
     async def check():
         world, tail_size = await in_three_places(*places)
         page = wanted(
@@ -111,9 +122,10 @@ def test_a_page_is_that_of_a_plain_list_wherever_its_entries_lie(
             newest_first=newest_first,
         )
 
-        found = await world.reader().answer(world.session, page)
+        reader = world.reader(page_bytes=page_bytes)
+        found = await reader.answer(world.session, page)
 
-        assert (seqs(found), found.next) == by_the_model(page)
+        assert (seqs(found), found.next) == by_the_model(page, page_bytes)
 
     asyncio.run(check())
 
@@ -136,7 +148,7 @@ async def test_what_mongodb_has_is_not_asked_of_s3(bounds):
     world.cold.failing = Unavailable("S3 is away")
     page = wanted(world, **bounds)
 
-    found = await world.reader(vault=Vault(world.cold)).answer(world.session, page)
+    found = await world.reader(vault=Archives(world.cold)).answer(world.session, page)
 
     assert (seqs(found), found.next) == by_the_model(page)
 
@@ -146,7 +158,7 @@ async def test_what_is_on_its_way_is_not_looked_for_in_s3():
     It is asked for again and again, and S3 would be asked as often.
     """
     world, _ = await in_three_places(9, 9, 0, 0, 3, 0)
-    world.vault = Vault(world.cold)
+    world.vault = Archives(world.cold)
     before = len(world.cold.gets)
 
     with pytest.raises(Unavailable, match="archiver is behind"):
@@ -266,7 +278,7 @@ async def test_statistics_count_all_tiers_and_what_they_cost():
         await other.change()
         await other.append(3)
         stubs.append(await other.archive())
-    await world.reader().load(["s3"])
+    await loaded(world.reader(), ["s3"])
     stored = sum(stub.bytes for stub in stubs)
     reader = world.reader(
         prices=Prices(hot=60.0, warm=2**20, cold=2**30), hot_counts=hot_counts
@@ -286,8 +298,7 @@ async def test_statistics_count_all_tiers_and_what_they_cost():
 async def test_without_tiers_nothing_is_there_and_questions_name_the_setting():
     tiers = NoTiers()
 
-    told = {}
-    await tiers.load_each(["s1", "s2"], told.__setitem__)
+    told = await loaded(tiers, ["s1", "s2"])
 
     assert told == {"s1": None, "s2": None}
     with pytest.raises(Unavailable, match="EVERBUS_MONGO_URL"):

@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.replica import lane_owner
+from everbus.gateway.session_manager import lane_owner
 
 LANES = range(16)
 names = st.sets(st.text("abcdef0123456789-", min_size=1, max_size=12), min_size=2)

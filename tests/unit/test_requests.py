@@ -8,10 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from bus.client import Mad
-from bus.codec import pack, unpack
-from bus.errors import Invalid
-from bus.messages import (
+from everbus.bus.client import Mad
+from everbus.bus.errors import Invalid, ReplyTimeout, Unavailable
+from everbus.bus.messages import (
     Checkpoint,
     CheckpointPage,
     CommandOutcome,
@@ -21,8 +20,10 @@ from bus.messages import (
     SessionPage,
     Stats,
     TimelinePage,
+    pack,
+    unpack,
 )
-from bus.requests import Requests
+from everbus.bus.requests import Requests
 from tests.builders import NOW, a_session
 
 PARTITIONS = 8
@@ -60,6 +61,9 @@ class FakeBus:
 
     def __init__(self):
         self.published = []
+
+    def session_of(self, command_id):
+        return ""
 
     def publish(self, envelope, partition, *, expires_at=None, sign=None):
         self.published.append((envelope, partition))
@@ -206,3 +210,31 @@ async def test_the_past_is_asked_for_by_version(mad, bus):
         "session.durable": {"wait": True},
         "session.get": {"full": True},
     }
+
+
+@pytest.mark.parametrize(
+    ("again", "error"), [(True, ReplyTimeout), (False, Unavailable)]
+)
+async def test_the_outcome_of_a_request_that_was_sent_again_and_refused_is_unknown(
+    mad, bus, monkeypatch, again, error
+):
+    """
+    The first time may have had its effect; `unavailable` would have it repeated.
+    """
+    refused = Reply(id="i.0.1", code="unavailable", message="MongoDB is away")
+    published = bus.publish
+
+    def publish(*arguments, **options):
+        outgoing = published(*arguments, **options)
+        outgoing.again = again
+        return outgoing
+
+    async def refuse(*_):
+        return refused
+
+    monkeypatch.setattr(bus, "publish", publish)
+    monkeypatch.setattr(bus, "expect", lambda *_: asyncio.ensure_future(refuse()))
+    with pytest.raises(Unavailable) as raised:
+        await mad.get_session("s1")
+
+    assert type(raised.value) is error

@@ -11,8 +11,14 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from bus.errors import Forbidden, Invalid, NotFound, Unavailable, VersionConflict
-from bus.messages import (
+from everbus.bus.errors import (
+    Forbidden,
+    Invalid,
+    NotFound,
+    Unavailable,
+    VersionConflict,
+)
+from everbus.bus.messages import (
     Checkpoint,
     CheckpointPage,
     Difference,
@@ -24,9 +30,9 @@ from bus.messages import (
     TimelineEntry,
     TimelinePage,
 )
-from compose import answers, cli
-from compose.session_command import session_app
-from compose.timeline_command import timeline
+from everbus.compose import cli, command_output
+from everbus.compose.session_command import session_app
+from everbus.compose.timeline_command import timeline
 from tests.builders import NOW, a_session
 
 ESCAPE = "\x1b[31m"
@@ -105,7 +111,7 @@ def mad(monkeypatch):
         mad.connected = (url, options)
         yield mad
 
-    monkeypatch.setattr(answers, "connect", connect)
+    monkeypatch.setattr(command_output, "connect", connect)
     monkeypatch.setenv("EVERBUS_TOKEN", "t0ken")
     monkeypatch.setenv("EVERBUS_MAD_URL", "redis://{mad}@127.0.0.1:1/0")
     monkeypatch.setenv("COLUMNS", "200")
@@ -226,8 +232,8 @@ def test_what_somebody_wrote_steers_no_terminal(everbus, mad, line):
 
 @pytest.mark.parametrize("value", [ESCAPE, "a\nb", "a\x9bb", "a\u2028b"])
 def test_control_characters_are_shown_and_not_sent(value):
-    assert answers._CONTROL.search(answers.shown(value)) is None
-    assert answers._CONTROL.search(answers.shown((value,))) is None
+    assert command_output._CONTROL.search(command_output.cell_text(value)) is None
+    assert command_output._CONTROL.search(command_output.cell_text((value,))) is None
 
 
 def test_nothing_is_cut_off_where_it_is_narrow(everbus, mad, monkeypatch):
@@ -249,7 +255,7 @@ def test_nothing_is_cut_off_where_it_is_narrow(everbus, mad, monkeypatch):
         ("session checkpoints s1", "more: --before i.0.9"),
         ("timeline s1", "more: --after 7"),
         ("timeline s1 --newest-first", "more: --before 7"),
-        ("session delete s1", "s1 is deleted"),
+        ("session delete s1 --yes", "s1 is deleted"),
     ],
 )
 def test_what_to_do_next_is_told_on_stderr(everbus, mad, line, talk):

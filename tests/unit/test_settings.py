@@ -4,7 +4,7 @@ Settings: what is accepted, what is refused, and in which words.
 
 import pytest
 
-from compose.settings import SettingsError, load_settings, shown_url
+from everbus.compose.settings import SettingsError, load_settings, masked_url
 
 SECRET = "correct-horse-battery-staple-0123456789"
 
@@ -73,7 +73,7 @@ def test_an_unknown_name_is_refused_with_the_nearest(name, nearest):
         ("LOG_FORMAT", "xml", "'auto', 'console' or 'json'"),
         ("JWT_ALGORITHM", "none", "'HS256'"),
         ("DEVELOPMENT", "perhaps", "EVERBUS_DEVELOPMENT=perhaps: wanted boolean"),
-        ("REDIS_URL", "127.0.0.1:6379", "a URL of the scheme redis or rediss"),
+        ("REDIS_URL", "127.0.0.1:6379", "one of redis://"),
         ("MONGO_URL", "http://x", "a URL of the scheme mongodb"),
         ("S3_BUCKET", "A", "match pattern"),
         ("REPLICA", "a b", "match pattern"),
@@ -166,4 +166,4 @@ def test_secrets_are_never_shown():
     ],
 )
 def test_a_shown_url_hides_passwords(url, shown):
-    assert shown_url(url) == shown
+    assert masked_url(url) == shown

@@ -12,14 +12,14 @@ import time
 
 import pytest
 
-from bus.codec import pack
-from bus.errors import Invalid, Overloaded, Unavailable
-from bus.spool import ROW_BYTES, Spool
+from everbus.bus.errors import Invalid, Overloaded, Unavailable
+from everbus.bus.messages import pack
+from everbus.bus.spool import ROW_BYTES, Spool
 from tests.builders import an_envelope
 
 HELD = """
 import sys
-from bus.spool import Spool
+from everbus.bus.spool import Spool
 
 spool = Spool.open(sys.argv[1], "m")
 spool.add(0, b"of the other", attempted=False)
@@ -29,8 +29,8 @@ sys.stdin.read()
 # Its files cannot grow beyond what the second argument says, as on a full disk.
 FULL = """
 import resource, sys
-from bus.errors import Overloaded
-from bus.spool import Spool
+from everbus.bus.errors import Overloaded
+from everbus.bus.spool import Spool
 
 spool = Spool.open(sys.argv[1], "m")
 spool.add(0, b"x" * 500, attempted=False)

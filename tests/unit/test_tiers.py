@@ -5,14 +5,20 @@ Settings → tiers: which stores a process uses, and what it says if it cannot.
 import msgspec
 import pytest
 
-from compose.exits import Failed
-from compose.settings import Settings, SettingsError, load_settings
-from compose.tiers import cold_tier, fields_type, tiers_below, vault_of, warm_tier
-from gateway.store.breaker import GuardedCold, GuardedWarm
-from gateway.store.cold.objects import FolderCold, MemoryCold
-from gateway.store.cold.s3 import S3Cold
-from gateway.store.memory.warm import MemoryWarm
-from gateway.store.reader import NoTiers, Reader
+from everbus.compose.exit_codes import Failed
+from everbus.compose.settings import Settings, SettingsError, load_settings
+from everbus.compose.testing.memory.warm import MemoryWarm
+from everbus.compose.tier_settings import (
+    archives_of,
+    cold_tier,
+    fields_type,
+    lower_tiers,
+    warm_tier,
+)
+from everbus.gateway.store.breaker import GuardedTier
+from everbus.gateway.store.cold.local import FolderCold, MemoryCold
+from everbus.gateway.store.cold.s3 import S3Cold
+from everbus.gateway.store.reader import NoTiers, Reader
 
 
 class Model(msgspec.Struct):
@@ -35,8 +41,8 @@ async def test_without_a_url_there_is_no_tier():
 
     assert warm_tier(chosen) is None
     assert cold_tier(chosen) is None
-    assert vault_of(chosen) is None
-    async with tiers_below(chosen, None) as tiers:
+    assert archives_of(chosen) is None
+    async with lower_tiers(chosen, None) as tiers:
         assert isinstance(tiers, NoTiers)
 
 
@@ -50,21 +56,21 @@ def test_s3_and_a_folder_are_chosen_by_name(tmp_path):
 
 async def test_a_class_of_the_users_own_is_behind_a_breaker_as_well():
     chosen = settings(
-        warm_store="gateway.store.memory.warm:MemoryWarm",
-        cold_store="gateway.store.cold.objects:MemoryCold",
+        warm_store="everbus.compose.testing.memory.warm:MemoryWarm",
+        cold_store="everbus.gateway.store.cold.local:MemoryCold",
     )
     warm, cold = warm_tier(chosen), cold_tier(chosen)
 
-    assert isinstance(warm, GuardedWarm)
+    assert isinstance(warm, GuardedTier)
     assert isinstance(warm.tier, MemoryWarm)
-    assert isinstance(cold, GuardedCold)
+    assert isinstance(cold, GuardedTier)
     assert isinstance(cold.tier, MemoryCold)
-    async with tiers_below(chosen, None) as tiers:
+    async with lower_tiers(chosen, None) as tiers:
         assert isinstance(tiers, Reader)
 
 
 @pytest.mark.parametrize(
-    "path", ["no.such.module:Store", "gateway.store.memory.warm:NoSuchStore"]
+    "path", ["no.such.module:Store", "everbus.compose.testing.memory.warm:NoSuchStore"]
 )
 def test_a_class_that_cannot_be_had_is_told_with_its_setting(path):
     with pytest.raises(Failed, match=f"EVERBUS_WARM_STORE={path}"):

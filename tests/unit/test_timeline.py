@@ -10,14 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bus.codec import pack
-from bus.errors import Invalid
-from bus.messages import Session, TimelineEntry, TimelinePage
-from handlers.outcomes import Event
-from handlers.pages import cut, page_of
-from handlers.session import RECENT_ENTRIES, TAIL_BYTES, merge, trimmed
-from handlers.timeline import MAX_PAGE
-from handlers.wanted import WarmPage
+from everbus.bus.errors import Invalid
+from everbus.bus.messages import Session, TimelineEntry, TimelinePage, pack
+from everbus.handlers.fetch_requests import WarmPage
+from everbus.handlers.outcomes import Event
+from everbus.handlers.patches import RECENT_ENTRIES, TAIL_BYTES, merge, trimmed
+from everbus.handlers.timeline import MAX_PAGE
+from everbus.handlers.timeline_pages import page_of, page_range
 from tests.builders import NOW, a_session
 from tests.unit.commands import (
     LATER,
@@ -217,7 +216,7 @@ def test_a_page_that_reaches_below_the_tail_is_told_to_the_warm_tier(
 
     outcome = handle(there, read(**wanted))
 
-    assert outcome.wants == WarmPage(
+    assert outcome.fetch == WarmPage(
         first=first,
         last=last,
         limit=limit,
@@ -231,7 +230,7 @@ def test_a_page_that_reaches_below_the_tail_is_told_to_the_warm_tier(
 def test_the_page_that_was_read_below_is_the_reply():
     page = page_of((b"\xc0",), None)
 
-    assert handle(a_talk(25), read(given=page)).reply is page
+    assert handle(a_talk(25), read(fetched=page)).reply is page
 
 
 def test_an_empty_timeline_is_one_empty_page():
@@ -252,7 +251,7 @@ def test_reading_pages_one_after_the_other_shows_each_entry_once():
 def test_a_timeline_whose_tail_is_empty_is_read_from_the_warm_tier():
     there = a_session(last_seq=3)
 
-    assert handle(there, read()).wants == WarmPage(first=1, last=3, limit=100, end=3)
+    assert handle(there, read()).fetch == WarmPage(first=1, last=3, limit=100, end=3)
     assert a_page(there, after=3) == ([], None)
 
 
@@ -319,7 +318,7 @@ def read_below(wanted: WarmPage, entries: list[TimelineEntry]) -> TimelinePage:
     ]
     if not fit:
         return page_of((), None)
-    part = cut(fit[0], fit[-1], wanted.limit, wanted.newest_first)
+    part = page_range(fit[0], fit[-1], wanted.limit, wanted.newest_first)
     found = entries[part.first - 1 : part.last]
 
     return page_of(
@@ -370,9 +369,9 @@ def test_pages_show_each_entry_within_all_bounds_once(
         times = {"since": since, "until": until, "newest_first": newest_first}
         outcome = handle(there, read(**bounds, **times, limit=limit))
         page = outcome.reply
-        if outcome.wants is not None:
-            assert isinstance(outcome.wants, WarmPage)
-            page = read_below(outcome.wants, entries)
+        if outcome.fetch is not None:
+            assert isinstance(outcome.fetch, WarmPage)
+            page = read_below(outcome.fetch, entries)
         some = [entry["seq"] for entry in msgspec.msgpack.decode(pack(page))["entries"]]
         assert len(some) == limit or page.next is None
         found += some
@@ -400,7 +399,7 @@ def test_a_page_by_time_comes_from_the_tail_where_it_tells_for_sure():
         {"until": oldest, "newest_first": True},
         {"since": oldest, "newest_first": True, "limit": 20},
     ):
-        assert isinstance(handle(there, read(**bounds)).wants, WarmPage)
+        assert isinstance(handle(there, read(**bounds)).fetch, WarmPage)
 
 
 @pytest.mark.parametrize(
@@ -414,12 +413,12 @@ def test_a_page_by_time_comes_from_the_tail_where_it_tells_for_sure():
     ],
 )
 def test_a_page_is_cut_from_the_end_where_it_begins(range_, limit, newest_first, page):
-    assert cut(*range_, limit, newest_first) == page
+    assert page_range(*range_, limit, newest_first) == page
 
 
 @pytest.mark.parametrize("newest_first", [False, True])
 def test_of_nothing_an_empty_page_is_cut(newest_first):
-    part = cut(10, 9, 5, newest_first)
+    part = page_range(10, 9, 5, newest_first)
 
     assert part.first > part.last
     assert part.next is None

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from bus.errors import NotFound
-from bus.events import SessionEvent
-from compose import answers, cli
+from everbus.bus.errors import NotFound
+from everbus.bus.events import SessionEvent
+from everbus.compose import cli, command_output
 from tests.builders import NOW
 
 KNOWN = {"session": "s1", "at": NOW, "mad": "bo", "principal": "bo", "command_id": "i"}
@@ -61,7 +61,7 @@ def mad(monkeypatch):
     def connect(url, **options):
         yield mad
 
-    monkeypatch.setattr(answers, "connect", connect)
+    monkeypatch.setattr(command_output, "connect", connect)
     monkeypatch.setenv("EVERBUS_TOKEN", "t0ken")
     monkeypatch.setenv("EVERBUS_MAD_URL", "redis://{mad}@127.0.0.1:1/0")
     return mad
@@ -127,4 +127,4 @@ def test_what_is_no_json_is_told_with_the_remedy(everbus, mad):
     exit_code, _, talk = everbus("session broadcast s1 hello")
 
     assert (exit_code, mad.asked) == (2, [])
-    assert "quoted twice" in " ".join(talk.split())
+    assert "Quote text twice" in " ".join(talk.split())

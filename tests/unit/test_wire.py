@@ -9,8 +9,9 @@ import pytest
 import pytest_asyncio
 from redis.exceptions import ResponseError
 
-from bus.errors import Forbidden, Overloaded, Unauthenticated, Unavailable
-from bus.wire import Wire, WireFailed, error_word, refusal
+from everbus.bus.errors import Forbidden, Overloaded, Unauthenticated, Unavailable
+from everbus.bus.server_errors import CommandRefused, error_word, refusal
+from everbus.bus.wire import Wire, WireFailed
 
 
 class Scripted:
@@ -24,6 +25,7 @@ class Scripted:
         self.port = 0
         self.accepted = 0
         self.handlers: set[asyncio.Task[None]] = set()
+        self.writers: list[asyncio.StreamWriter] = []
 
     async def serve(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -32,6 +34,7 @@ class Scripted:
         handler = asyncio.current_task()
         assert handler is not None
         self.handlers.add(handler)
+        self.writers.append(writer)
         while data := await reader.read(65536):
             if b"CLIENT" in data:
                 writer.write(b"+OK\r\n" * data.count(b"CLIENT"))
@@ -95,6 +98,28 @@ async def test_silence_fails_the_exchange_and_closes_the_connection(
     assert scripted.accepted == 2
 
 
+async def test_a_connection_that_the_server_closed_while_idle_counts_as_lost(
+    scripted: Scripted, wire: Wire
+):
+    """
+    A publisher has to send something again, and a lane to take a new epoch, before
+    anything goes to what may be another server.
+    """
+    scripted.answers.append(b"+PONG\r\n")
+    await wire.call("PING")
+    connected = wire.connected
+
+    for writer in scripted.writers:
+        writer.close()
+    async with asyncio.timeout(5):
+        while wire.connected:  # noqa: ASYNC110 - a socket has no event for that
+            await asyncio.sleep(0)
+
+    assert connected
+    scripted.answers.append(b"+PONG\r\n")
+    assert await wire.call("PING") == b"PONG"
+
+
 async def test_a_cancelled_exchange_closes_the_connection(
     scripted: Scripted, wire: Wire
 ):
@@ -141,8 +166,12 @@ async def test_refused_credentials_are_unauthenticated(scripted: Scripted):
         await wire.call("PING")
 
 
-def test_an_unknown_error_reply_stays_what_it_is():
+def test_an_unknown_error_reply_is_one_of_ours_and_the_clients():
+    """
+    So no loop that survives our errors dies of one that nobody has listed.
+    """
     error = ResponseError("ODD something")
 
-    assert refusal(error) is error
+    assert isinstance(refusal(error), CommandRefused)
+    assert isinstance(refusal(error), ResponseError)
     assert error_word(error) == "ODD"

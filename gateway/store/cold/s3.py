@@ -21,8 +21,8 @@ import boto3.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, ConnectionClosedError
 
-from bus.errors import Unavailable
-from gateway.store.cold.objects import check_key, check_size
+from everbus.bus.errors import Unavailable
+from everbus.gateway.store.cold.local import check_key, check_size
 
 # Calls at a time; each has a thread and a connection.
 CALLS = 8
@@ -43,6 +43,7 @@ class S3Cold:
     Args:
         access_key: empty: boto3's own way to credentials (roles, profiles).
         timeout_s: how long the server may say nothing, and an object may take.
+        ca: file of the authority of its certificate; empty: boto3's own authorities.
 
     A call that fails is not repeated, but for one whose connection turns out to be
     useless. All methods raise Unavailable if S3 cannot be reached or refuses.
@@ -55,11 +56,13 @@ class S3Cold:
         access_key: str,
         secret_key: str,
         timeout_s: float = 10.0,
+        ca: str = "",
     ) -> None:
         self._endpoint = endpoint
         self._bucket = bucket
         self._keys = (access_key or None, secret_key or None)
         self._timeout_s = timeout_s
+        self._ca = ca or None
         self._threads = ThreadPoolExecutor(CALLS, thread_name_prefix="s3")
         self._lock = threading.Lock()
         self._client: Any = None  # boto3 has no types
@@ -224,7 +227,9 @@ class S3Cold:
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
         )
-        return session.client("s3", endpoint_url=self._endpoint, config=config)
+        return session.client(
+            "s3", endpoint_url=self._endpoint, config=config, verify=self._ca
+        )
 
     def _make_bucket(self, client: Any) -> None:
         try:

@@ -1,5 +1,5 @@
 """
-Objects of the cold tier, each of them checked; the one place that sounds the alarm.
+Verified objects of the cold tier; the one place that reports corruption.
 """
 
 import asyncio
@@ -9,11 +9,11 @@ from typing import TypeVar
 
 import structlog
 
-from bus.errors import TooLarge
-from gateway import metrics
-from gateway.store.cold.archive import Chunk, Part, corrupted
-from gateway.store.cold.sealing import open_chunk
-from gateway.store.tiers import ColdTier, Corrupted
+from everbus.bus.errors import TooLarge
+from everbus.gateway.store.cold.format import open_chunk
+from everbus.gateway.store.cold.manifest import ArchivePart, Chunk, corrupted
+from everbus.gateway.store.tiers import ColdTier, Corrupted
+from everbus.gateway.telemetry import metrics
 
 log = structlog.get_logger()
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 @contextmanager
 def alarm(key: str) -> Iterator[None]:
     """
-    Log and count an object that turns out, in here, not to be what was put there.
+    Log and count a Corrupted error raised in the block.
     """
     try:
         yield
@@ -36,7 +36,7 @@ def alarm(key: str) -> Iterator[None]:
 
 class Verified:
     """
-    A cold tier whose objects are what was put there, or an error.
+    A cold tier that returns verified objects, or raises.
     """
 
     def __init__(self, cold: ColdTier) -> None:
@@ -84,7 +84,7 @@ class Verified:
 
         await self.opened(key, len(data), check)
 
-    async def check_length(self, key: str, part: Part) -> None:
+    async def check_length(self, key: str, part: ArchivePart) -> None:
         """
         Accept an object that has the length that its manifest says.
         """

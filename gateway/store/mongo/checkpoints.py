@@ -1,5 +1,5 @@
 """
-Checkpoints in MongoDB: each in its place in the session's row of them.
+Checkpoints in MongoDB, numbered in sequence for each session.
 """
 
 from datetime import datetime
@@ -7,19 +7,19 @@ from typing import Any
 
 import msgspec
 
-from bus.messages import Checkpoint, CheckpointPage
-from gateway.store.finding import checkpoint_place
-from gateway.store.mongo.documents import (
+from everbus.bus.messages import Checkpoint, CheckpointPage
+from everbus.gateway.store.catalogue_query import checkpoint_place
+from everbus.gateway.store.mongo.documents import (
     CHECKPOINT_KEY,
     CHECKPOINT_PLACE,
     CHECKPOINTS,
     checkpoint_of,
 )
-from gateway.store.mongo.driver import Mongo
-from gateway.store.mongo.operations import Document, Insert, LostRace
-from gateway.store.recorded import linked
-from handlers.outcomes import NewCheckpoint
-from handlers.session import merge
+from everbus.gateway.store.mongo.driver import Mongo
+from everbus.gateway.store.mongo.operations import Document, Insert, LostRace
+from everbus.gateway.store.record_effects import linked
+from everbus.handlers.outcomes import NewCheckpoint
+from everbus.handlers.patches import merge
 
 State = dict[str, Any]  # JSON values
 
@@ -32,18 +32,23 @@ class Checkpoints:
     def __init__(self, mongo: Mongo) -> None:
         self._mongo = mongo
 
-    async def keep(self, session: str, life: datetime, new: NewCheckpoint) -> str:
+    async def keep(
+        self, session: str, generation: datetime, new: NewCheckpoint, tenant: str = ""
+    ) -> str:
         """
-        Keep *new* behind those that are there; why MongoDB refuses it, else empty.
+        Append *new* to the session's checkpoints; returns MongoDB's reason of a
+        refusal, else empty. *tenant*: whose key seals it, see `Record.tenant`.
 
         Raises:
-            LostRace: another one took its place in the row.
+            LostRace: another checkpoint took its number.
         """
-        where = {"session": session, "life": life}
+        where = {"session": session, "life": generation}
         if await self._mongo.look(CHECKPOINTS, {**where, "id": new.id}, limit=1):
             return ""
         newest = await self._mongo.look(CHECKPOINTS, where, sort=[("n", -1)], limit=1)
         document = {**where, **await self._linked(new, newest[0] if newest else None)}
+        if tenant:
+            document["tenant"] = tenant
         keys = (CHECKPOINT_KEY, CHECKPOINT_PLACE)
         done = await self._mongo.bulk(CHECKPOINTS, [Insert(document)], own=keys)
         if done.taken:
@@ -52,7 +57,7 @@ class Checkpoints:
         return done.refused.get(0, "")
 
     async def page(
-        self, session: str, life: datetime, before: str | None, limit: int
+        self, session: str, generation: datetime, before: str | None, limit: int
     ) -> CheckpointPage:
         """
         Checkpoints, newest first.
@@ -60,7 +65,7 @@ class Checkpoints:
         Raises:
             Invalid: *before* is not the `next` of a page.
         """
-        where: Document = {"session": session, "life": life}
+        where: Document = {"session": session, "life": generation}
         if before is not None:
             where["n"] = {"$lt": checkpoint_place(before)}
         newest = [("n", -1)]
@@ -73,12 +78,12 @@ class Checkpoints:
         return CheckpointPage(tuple(map(checkpoint_of, page)), more)
 
     async def get(
-        self, session: str, life: datetime, checkpoint_id: str
+        self, session: str, generation: datetime, checkpoint_id: str
     ) -> tuple[Checkpoint, State] | None:
         """
         A checkpoint, and its state (full) or its patch to the parent's state.
         """
-        where = {"session": session, "life": life, "id": checkpoint_id}
+        where = {"session": session, "life": generation, "id": checkpoint_id}
         found = await self._mongo.find(CHECKPOINTS, where, limit=1)
 
         return (checkpoint_of(found[0]), found[0]["kept"]) if found else None

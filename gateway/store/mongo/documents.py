@@ -18,14 +18,14 @@ from typing import Any
 
 import msgspec
 
-from bus.codec import pack
-from bus.messages import Checkpoint, Session, TimelineEntry
-from gateway.store.mongo.operations import Document
-from gateway.store.outbox import Record
-from gateway.store.recorded import APPENDED, COLD_FIELDS, own_events
-from gateway.store.tiers import Held
-from gateway.store.words import words_of
-from handlers.outcomes import Archived
+from everbus.bus.messages import Checkpoint, Session, TimelineEntry, pack
+from everbus.gateway.store.claims import Branch, Length, PastClaim
+from everbus.gateway.store.hot_copy import Record
+from everbus.gateway.store.mongo.operations import Document
+from everbus.gateway.store.record_effects import APPENDED, COLD_FIELDS, own_events
+from everbus.gateway.store.search_words import WORDS_VERSION, words_of
+from everbus.gateway.store.tiers import WarmSession
+from everbus.handlers.outcomes import Archived
 
 SESSIONS = "sessions"
 TIMELINE = "timeline"
@@ -35,20 +35,21 @@ SNAPSHOTS = "snapshots"
 CHECKPOINTS = "checkpoints"
 REMOVALS = "removals"
 
-# So long a deleted session's id is kept, with nothing else of it: what a paused
-# archiver writes late must not bring it back.
+# How long the id of a deleted session stays, alone: a late write of a paused archiver
+# must not bring it back.
 TOMBSTONE_DAYS = 30
 
 ENTRY_KEY = ("session", "life", "seq")
 EVENT_KEY = ("session", "life", "version", "kind", "command")
-# Apart from the events: any number of notices may come at one version, and nobody
-# who reads versions is to read them all.
+# Apart from the events: one version may have any number of notices, and readers of
+# versions should not read them all.
 NOTICE_KEY = ("session", "life", "notices")
 SNAPSHOT_KEY = ("session", "life", "version")
 CHECKPOINT_KEY = ("session", "life", "id")
 CHECKPOINT_PLACE = ("session", "life", "n")
 
 _LISTS = frozenset({"acl", "tags"})
+_COUNTS = ("version", "last_seq", "notices")
 # A session's own fields in its document, beside its id.
 _FIELDS = tuple(
     name
@@ -70,6 +71,7 @@ def state_document(session: Session) -> Document:
     document["participant_names"] = list(session.participants)
     document["readers"] = list(dict.fromkeys((session.owner_id, *session.acl)))
     document["words"] = words_of(session)
+    document["words_version"] = WORDS_VERSION
     # Absent unless there is one, as in documents that are older than tenants.
     if not session.tenant:
         del document["tenant"]
@@ -79,7 +81,7 @@ def state_document(session: Session) -> Document:
     return document
 
 
-def new_document(session: Session, context: dict[str, Any]) -> Document:
+def new_document(session: Session, context: dict[str, Any], branch: Branch) -> Document:
     """
     The document of a session that was never archived.
     """
@@ -87,27 +89,53 @@ def new_document(session: Session, context: dict[str, Any]) -> Document:
         "_id": session.id,
         **state_document(session),
         "full_context": context,
-        **archive_fields(Held(session=session)),
+        **archive_fields(WarmSession(session=session)),
+        **branch_fields(branch),
     }
 
 
-def archive_fields(held: Held) -> Document:
+def branch_fields(branch: Branch) -> Document:
+    """
+    The fields that tell which lineages claimed a session; none before the first.
+    """
+    if not branch.lineage:
+        return {}
+    claims = [
+        {"lineage": one.lineage, "life": one.length.generation}
+        | dict(zip(_COUNTS, one.length[1:], strict=True))
+        for one in branch.claims
+    ]
+    return {"lineage": branch.lineage, "ancestor": branch.ancestor, "claims": claims}
+
+
+def branch_of(document: Document) -> Branch:
+    """
+    The branch that a session's document tells of.
+    """
+    claims = tuple(
+        PastClaim(one["lineage"], Length(one["life"], *(one[c] for c in _COUNTS)))
+        for one in document.get("claims", ())
+    )
+    return Branch(document.get("lineage", 0), document.get("ancestor", 0), claims)
+
+
+def archive_fields(warm_session: WarmSession) -> Document:
     """
     The fields that tell of a session's archive, but for its marks.
     """
     # Absent until there is one, so that its index holds nothing else.
-    pointer = {"s3_pointer": held.pointer} if held.pointer else {}
+    pointer = {"s3_pointer": warm_session.pointer} if warm_session.pointer else {}
 
     return {
-        "archival_status": held.archival_status,
+        "archival_status": warm_session.archival_status,
         **pointer,
-        "through": held.through,
-        "cold_bytes": held.bytes,
-        "moves": held.moves,
+        "through": warm_session.through,
+        "cold_bytes": warm_session.bytes,
+        "moves": warm_session.moves,
     }
 
 
-def swapped(before: Held, after: Held) -> Document:
+def swapped(before: WarmSession, after: WarmSession) -> Document:
     """
     The change (MongoDB's operators) from *before* to *after*: of what is the same in
     both nothing is written, since *before* may have been read without its context.
@@ -141,21 +169,27 @@ def stubbed(archived: Archived) -> Document:
     }
 
 
-def tombstone(session_id: str, life: datetime, now: datetime) -> Document:
+def tombstone(
+    session_id: str, generation: datetime, now: datetime, branch: Branch
+) -> Document:
     """
-    What stays of a deleted session: that its lives up to this one are over.
+    The document of a deleted session: its generations up to this one are over.
+
+    A claim of an unknown session is one of no generation.
     """
-    return {"_id": session_id, "created_at": life, "deleted_at": now}
+    ended = {"_id": session_id, "created_at": generation, "deleted_at": now}
+
+    return ended | branch_fields(branch)
 
 
-def held_of(document: Document) -> Held:
+def warm_session_of(document: Document) -> WarmSession:
     """
-    What a session's document holds.
+    The warm session in a document.
     """
     session = session_of({**document, "id": document["_id"]})
     status = document["archival_status"]
 
-    return Held(
+    return WarmSession(
         session=msgspec.structs.replace(session, archival_status=status),
         full_context=document.get("full_context", {}),
         archival_status=status,
@@ -189,10 +223,20 @@ def entry_documents(record: Record, after: int) -> Iterator[Document]:
             continue
         if event := audit.get(document["seq"]):
             document |= {"command": event.command_id, "principal": event.principal}
-        yield document
+        yield document | of_lineage(record)
 
 
-def entry_document(session_id: str, life: datetime, packed: bytes) -> Document:
+def of_lineage(record: Record) -> Document:
+    """
+    The lineage of what *record* brings, and the tenant whose key seals it; absent in
+    documents older than lineages, and without encryption.
+    """
+    fields = {"lineage": record.lineage, "tenant": record.tenant}
+
+    return {name: value for name, value in fields.items() if value}
+
+
+def entry_document(session_id: str, generation: datetime, packed: bytes) -> Document:
     """
     The document of one packed TimelineEntry.
     """
@@ -200,7 +244,7 @@ def entry_document(session_id: str, life: datetime, packed: bytes) -> Document:
 
     return {
         "session": session_id,
-        "life": life,
+        "life": generation,
         "seq": entry.seq,
         "at": entry.at,
         "author": entry.author,

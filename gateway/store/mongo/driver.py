@@ -1,5 +1,5 @@
 """
-The door to MongoDB: the one file that knows its drivers.
+Access to MongoDB: the one file that knows its drivers.
 
 Two drivers serve, behind one adapter: motor, as the customer asked, and PyMongo's
 own async client, which motor's maintainers recommend since motor's end of life in
@@ -8,7 +8,7 @@ one operation that it can never take.
 """
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import UTC
 from typing import Any, Literal
 
@@ -20,8 +20,8 @@ from pymongo import AsyncMongoClient, DeleteMany, InsertOne, ReplaceOne, UpdateO
 from pymongo.errors import BulkWriteError, OperationFailure, PyMongoError
 from pymongo.write_concern import WriteConcern
 
-from bus.errors import Unavailable
-from gateway.store.mongo.operations import (
+from everbus.bus.errors import Unavailable
+from everbus.gateway.store.mongo.operations import (
     PERMANENT,
     WHOLE,
     Document,
@@ -79,7 +79,7 @@ class Mongo:
             tz_aware=True, tzinfo=UTC, type_registry=TypeRegistry([_PlainInteger()])
         )
         durable = WriteConcern(w="majority", j=True)
-        self._held = self._client.get_database(
+        self._database = self._client.get_database(
             database, codec_options=options, write_concern=durable
         )
         self._reading = asyncio.Semaphore(READS_AT_ONCE)
@@ -90,8 +90,8 @@ class Mongo:
         """
         Make an index, unless it is there.
         """
-        held = self._collection(collection)
-        await _answered(held.create_index(list(keys), **options))
+        target = self._collection(collection)
+        await _answered(target.create_index(list(keys), **options))
 
     async def bulk(
         self,
@@ -117,8 +117,8 @@ class Mongo:
         """
         Delete all documents that are as *where* says; how many there were.
         """
-        held = self._collection(collection)
-        result = await _answered(held.delete_many(where))
+        target = self._collection(collection)
+        result = await _answered(target.delete_many(where))
 
         return int(result.deleted_count)
 
@@ -143,11 +143,18 @@ class Mongo:
         *,
         sort: Sort = (),
         limit: int = 0,
+        goes_on: Callable[[Document], bool] | None = None,
+        batch_size: int = 0,
     ) -> list[Document]:
         """
-        The documents that are as *where* says.
+        The documents that are as *where* says; the last one is the first for which
+        *goes_on* is false. MongoDB sends *batch_size* of them at once, at most.
         """
         cursor = self._cursor(collection, where, fields, sort, limit)
+        if goes_on is not None:
+            cursor = cursor.batch_size(batch_size)
+            taken: list[Document] = await _answered(_taken(cursor, goes_on))
+            return taken
         found: list[Document] = await _answered(cursor.to_list(None))
 
         return found
@@ -159,9 +166,9 @@ class Mongo:
         The plan by which MongoDB finds what `find` asks for.
         """
         cursor = self._cursor(collection, where, None, sort, limit)
-        told: Document = await _answered(cursor.explain())
+        reply: Document = await _answered(cursor.explain())
 
-        return told
+        return reply
 
     async def aggregate(
         self, collection: str, stages: Sequence[Document]
@@ -183,11 +190,11 @@ class Mongo:
         """
         self._check_loop()
         try:
-            told = await _answered(self._held.command("dbStats"))
+            reply = await _answered(self._database.command("dbStats"))
         except Unavailable:
             # Asking may be forbidden, or unknown to the server; counting is not.
             return 0
-        return int(told.get("storageSize", 0)) + int(told.get("indexSize", 0))
+        return int(reply.get("storageSize", 0)) + int(reply.get("indexSize", 0))
 
     def close(self) -> None:
         """
@@ -215,10 +222,10 @@ class Mongo:
         operations: Sequence[Operation],
         own: Sequence[tuple[str, ...]],
     ) -> Done:
-        held = self._collection(collection)
+        target = self._collection(collection)
         requests = [_request(operation) for operation in operations]
         try:
-            result = await held.bulk_write(requests, ordered=False)
+            result = await target.bulk_write(requests, ordered=False)
         except BulkWriteError as error:
             return _partly(error, own)
         except _UNSENDABLE as error:
@@ -254,7 +261,7 @@ class Mongo:
 
     def _collection(self, name: str) -> Any:
         self._check_loop()
-        return self._held[name]
+        return self._database[name]
 
     def _check_loop(self) -> None:
         """
@@ -269,6 +276,19 @@ class Mongo:
                 "this MongoDB client belongs to another event loop, in which it was "
                 "first used; make a client per event loop"
             )
+
+
+async def _taken(cursor: Any, goes_on: Callable[[Document], bool]) -> list[Document]:
+    # MongoDB sends at most 16 MiB at once, so that is all of what is read in vain.
+    found: list[Document] = []
+    try:
+        async for document in cursor:
+            found.append(document)
+            if not goes_on(document):
+                break
+    finally:
+        await cursor.close()
+    return found
 
 
 async def _answered(question: Coroutine[Any, Any, Any]) -> Any:
@@ -300,6 +320,6 @@ def _partly(error: BulkWriteError, own: Sequence[tuple[str, ...]]) -> Done:
 
 def _away(error: PyMongoError, code: int | None = None) -> Unavailable:
     code = code or getattr(error, "code", None)
-    told = f"MongoDB: {type(error).__name__}" + (f", code {code}" if code else "")
+    reply = f"MongoDB: {type(error).__name__}" + (f", code {code}" if code else "")
 
-    return Unavailable(f"{told}; it is tried again")
+    return Unavailable(f"{reply}; it is tried again")

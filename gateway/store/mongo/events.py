@@ -5,15 +5,17 @@ Each question is an equality and one range of its collection's unique index: wit
 other condition beside them SecantusDB 0.7 reads the whole collection.
 """
 
+from collections.abc import Callable
 from datetime import datetime
 
-from bus.messages import SessionChange
-from gateway.store.mongo.documents import EVENTS, NOTICES
-from gateway.store.mongo.driver import Mongo
-from gateway.store.mongo.operations import Document, up_to
-from gateway.store.outbox import Record
-from gateway.store.recorded import in_order
-from handlers.outcomes import Event
+from everbus.bus.messages import SessionChange, pack
+from everbus.gateway.store.hot_copy import Record
+from everbus.gateway.store.mongo.documents import EVENTS, NOTICES, of_lineage
+from everbus.gateway.store.mongo.driver import Mongo
+from everbus.gateway.store.mongo.operations import Document, up_to
+from everbus.gateway.store.read_bound import Meter, ReadBound
+from everbus.gateway.store.record_effects import in_order
+from everbus.handlers.outcomes import Event
 
 
 class Events:
@@ -25,47 +27,109 @@ class Events:
         self._mongo = mongo
 
     async def changes(
-        self, session: str, life: datetime, after: int, through: int
+        self,
+        session: str,
+        generation: datetime,
+        span: tuple[int, int],
+        bound: ReadBound | None,
     ) -> list[SessionChange]:
         """
-        The steps to versions *after* + 1 to *through*, ascending.
+        The steps behind the first version of *span* up to its last, ascending.
         """
-        steps = await self._steps(session, life, after, through)
+        steps = await self._steps(session, generation, span, bound)
 
         return [change_of(document) for document in steps]
 
     async def behind(
-        self, session: str, life: datetime, after: tuple[int, int], limit: int
+        self,
+        session: str,
+        generation: datetime,
+        after: tuple[int, int],
+        limit: int,
+        bound: ReadBound | None,
     ) -> list[Event]:
         """
         The first *limit* changes and notices behind a version and so many notices.
         """
         version, notices = after
         # Each event moves one of the two: the next ones are within these bounds.
-        steps = await self._steps(session, life, version, version + limit)
-        where = {"session": session, "life": life}
+        span = (version, version + limit)
+        steps = await self._steps(session, generation, span, bound)
+        where = {"session": session, "life": generation}
         bounds = {"$gt": notices, **up_to(notices + limit)}
         found = await self._mongo.find(
-            NOTICES, {**where, "notices": bounds}, sort=[("notices", 1)]
+            NOTICES,
+            {**where, "notices": bounds},
+            sort=[("notices", 1)],
+            goes_on=_goes_on(bound, "message"),
         )
+        if bound is not None:
+            steps, found = _both_there(steps, found, bound)
         return in_order(map(event_of, steps), map(event_of, found), notices)[:limit]
 
     async def _steps(
-        self, session: str, life: datetime, after: int, through: int
+        self,
+        session: str,
+        generation: datetime,
+        span: tuple[int, int],
+        bound: ReadBound | None,
     ) -> list[Document]:
-        where = {"session": session, "life": life}
+        after, through = span
+        where = {"session": session, "life": generation}
         bounds = {"$gt": after, **up_to(through)}
+        step = -1 if bound is not None and bound.newest_first else 1
         found = await self._mongo.find(
-            EVENTS, {**where, "version": bounds}, sort=[("version", 1)]
+            EVENTS,
+            {**where, "version": bounds},
+            sort=[("version", step)],
+            goes_on=_goes_on(bound, "patch"),
         )
-        return [document for document in found if document["patch"] is not None]
+        return [document for document in found if document["patch"] is not None][::step]
+
+
+def _both_there(
+    steps: list[Document], found: list[Document], bound: ReadBound
+) -> tuple[list[Document], list[Document]]:
+    """
+    Changes and notices up to where both are read; a bound may have ended either.
+    """
+    if steps and _is_cut(steps, "patch", bound):
+        last = steps[-1]["version"]
+        found = [notice for notice in found if notice["version"] <= last]
+    if found and _is_cut(found, "message", bound):
+        last = found[-1]["notices"]
+        steps = [step for step in steps if step.get("notices", 0) <= last]
+    return steps, found
+
+
+def _is_cut(documents: list[Document], field: str, bound: ReadBound) -> bool:
+    meter = Meter(bound.most_bytes)
+
+    return not all(meter.add(len(pack(one.get(field)))) for one in documents)
+
+
+def _goes_on(bound: ReadBound | None, field: str) -> Callable[[Document], bool] | None:
+    """
+    Whether there is room behind a document; its *field* alone can be large.
+    """
+    if bound is None:
+        return None
+    meter = Meter(bound.most_bytes)
+
+    return lambda document: meter.add(len(pack(document.get(field))))
 
 
 def event_document(record: Record, event: Event) -> Document:
     """
     The document of one change of state: who, what, when, from where to where.
+
+    One version has one change; by its _id, since older documents have others.
     """
+    life_ms = round(record.created_at.timestamp() * 1000)
+    place = f"{record.session}/{life_ms}/{event.version}"
+    own = {"_id": place} if event.patch is not None else {}
     return {
+        **own,
         "session": record.session,
         "life": record.created_at,
         "version": event.version,
@@ -78,6 +142,7 @@ def event_document(record: Record, event: Event) -> Document:
         "command": event.command_id,
         "at": event.at or record.last_active,
         "patch": event.patch,
+        **of_lineage(record),
     }
 
 
@@ -97,6 +162,7 @@ def notice_document(record: Record, event: Event) -> Document:
         "command": event.command_id,
         "at": event.at or record.last_active,
         "message": event.message,
+        **of_lineage(record),
     }
 
 

@@ -2,7 +2,7 @@
 The indexes of the warm tier in MongoDB.
 """
 
-from gateway.store.mongo.documents import (
+from everbus.gateway.store.mongo.documents import (
     CHECKPOINT_KEY,
     CHECKPOINT_PLACE,
     CHECKPOINTS,
@@ -17,15 +17,15 @@ from gateway.store.mongo.documents import (
     TIMELINE,
     TOMBSTONE_DAYS,
 )
-from gateway.store.mongo.driver import Mongo
-from gateway.store.mongo.operations import Sort
+from everbus.gateway.store.mongo.driver import Mongo
+from everbus.gateway.store.mongo.operations import Sort
 
 _DAY_S = 86_400
 _NEWEST: Sort = (("last_active", -1), ("_id", -1))
 
 # Each way of finding sessions of a tenant, latest activity first. Words, of which a
 # session may have many, are indexed without it: with the last activity beside them,
-# each append would renew every key. Whoever looks for words has the matches sorted.
+# each append would renew every key. A search for words sorts its matches instead.
 _TENANT = ("tenant", 1)
 FINDING: tuple[Sort, ...] = (
     (_TENANT, *_NEWEST),
@@ -41,7 +41,7 @@ _OF_ALL: tuple[Sort, ...] = (_NEWEST, (("state", 1),))
 
 async def make_indexes(mongo: Mongo) -> None:
     """
-    Make those that are missing.
+    Create missing indexes.
     """
     index = mongo.index
     for collection, key in (

@@ -1,5 +1,5 @@
 """
-What is done in MongoDB, in plain values: operations, and what became of them.
+Operations on MongoDB as plain values, and their results.
 """
 
 from collections.abc import Sequence
@@ -56,7 +56,7 @@ class Insert(msgspec.Struct, frozen=True):
 
 class Update(msgspec.Struct, frozen=True):
     """
-    Change the document that is as *where* says, by MongoDB's operators.
+    Change the document that matches *where*, by MongoDB's operators.
     """
 
     where: Document
@@ -65,8 +65,8 @@ class Update(msgspec.Struct, frozen=True):
 
 class Replace(msgspec.Struct, frozen=True):
     """
-    Put *document* in the place of the one that is as *where* says; if its id is
-    not there at all, put it.
+    Replace the document that matches *where* by *document*; insert it if its id is
+    unknown.
     """
 
     where: Document
@@ -75,7 +75,7 @@ class Replace(msgspec.Struct, frozen=True):
 
 class Remove(msgspec.Struct, frozen=True):
     """
-    Delete all documents that are as *where* says.
+    Delete all documents that match *where*.
     """
 
     where: Document
@@ -83,7 +83,7 @@ class Remove(msgspec.Struct, frozen=True):
 
 class LostRace(Exception):
     """
-    Somebody else changed what a change relied on; it is made anew.
+    Another writer changed the data that this change relied on; the caller retries.
     """
 
 
@@ -92,7 +92,7 @@ Operation = Insert | Update | Replace | Remove
 
 class Done(msgspec.Struct, frozen=True):
     """
-    What became of operations, whose places in their sequence are the keys.
+    The results of operations, keyed by their place in the sequence.
 
     Attributes:
         matched: how many updates and replacements found or made their document.
@@ -116,8 +116,8 @@ def up_to(last: int) -> Document:
 
 def counted(count: int) -> int | None:
     """
-    A count, for a field that documents lack as long as it is 0: those that are older
-    than the field do as well, and null finds what is not there.
+    A count, for a field that documents lack while it is 0; older documents lack it,
+    too, and null matches a missing field.
     """
     return count or None
 

@@ -1,5 +1,5 @@
 """
-What a write has to do in MongoDB, worked out from what MongoDB holds already.
+The plan of a write, from the records and MongoDB's present heads.
 
 Pure: records and heads in, operations out. Each operation that changes a session's
 document says what it expects to find, so that a plan made from heads that are no
@@ -12,28 +12,30 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from bus.messages import Session
-from gateway.store.mongo.documents import (
+from everbus.bus.messages import Session
+from everbus.gateway.store.claims import Branch, dead_reason, other_generation
+from everbus.gateway.store.hot_copy import Record
+from everbus.gateway.store.mongo.deletions import Deletion, Head, is_past
+from everbus.gateway.store.mongo.documents import (
     entry_documents,
     new_document,
     snapshot_document,
     state_document,
     stubbed,
 )
-from gateway.store.mongo.ends import End, Head, is_past
-from gateway.store.mongo.events import event_document, notice_document
-from gateway.store.mongo.operations import Operation, Replace, Update, counted
-from gateway.store.outbox import Record
-from gateway.store.recorded import (
+from everbus.gateway.store.mongo.events import event_document, notice_document
+from everbus.gateway.store.mongo.operations import Operation, Replace, Update, counted
+from everbus.gateway.store.record_effects import (
+    after_archive,
     context_patches,
-    entombed,
+    ends_another,
     is_due,
     is_kept,
     is_notice,
     own_events,
-    unborn,
+    without_session,
 )
-from handlers.outcomes import Archived, NewCheckpoint
+from everbus.handlers.outcomes import Archived, NewCheckpoint
 
 
 class Piece(NamedTuple):
@@ -47,17 +49,19 @@ class Piece(NamedTuple):
 
 class Live(NamedTuple):
     """
-    What the records of one write say of one session's present life.
+    The records of one write for one session's present generation.
 
     Attributes:
         records: with their places, in order.
-        head: what MongoDB holds of that life; None: nothing.
+        head: what MongoDB holds of that generation; None: nothing.
+        branch: the lineages that claimed the session.
     """
 
     session: str
-    life: datetime
+    generation: datetime
     records: list[tuple[int, Record]]
     head: Head | None
+    branch: Branch
 
     @property
     def version(self) -> int:
@@ -74,17 +78,18 @@ class Live(NamedTuple):
         return context_patches((record for _, record in self.records), self.version)
 
 
-class Plan(msgspec.Struct, frozen=True):
+class WritePlan(msgspec.Struct, frozen=True):
     """
-    What to do, in this order.
+    The steps of a write, in this order.
 
     Attributes:
-        lives: whose documents are to be brought forward, see `state_piece`.
-        touched: sessions and lives of which something may have been written, now or
-            by an attempt before.
+        generations: whose documents are to be brought forward, see `state_piece`.
+        touched: sessions and generations that this write or an earlier attempt may
+            have written to.
+        diverged: the places of refused records that diverge, see `store.claims`.
     """
 
-    ends: list[End] = msgspec.field(default_factory=list)
+    deletions: list[Deletion] = msgspec.field(default_factory=list)
     entries: list[Piece] = msgspec.field(default_factory=list)
     events: list[Piece] = msgspec.field(default_factory=list)
     notices: list[Piece] = msgspec.field(default_factory=list)
@@ -92,10 +97,18 @@ class Plan(msgspec.Struct, frozen=True):
     checkpoints: list[tuple[int, Record, NewCheckpoint]] = msgspec.field(
         default_factory=list
     )
-    lives: list[Live] = msgspec.field(default_factory=list)
+    generations: list[Live] = msgspec.field(default_factory=list)
     stubs: list[Piece] = msgspec.field(default_factory=list)
     touched: list[tuple[str, datetime]] = msgspec.field(default_factory=list)
     refused: dict[int, str] = msgspec.field(default_factory=dict)
+    diverged: set[int] = msgspec.field(default_factory=set)
+
+    def diverge(self, place: int, reason: str) -> None:
+        """
+        Refuse the record at *place*, which diverges.
+        """
+        self.refused[place] = reason
+        self.diverged.add(place)
 
 
 def passes(records: Sequence[Record]) -> Iterable[list[Record]]:
@@ -116,11 +129,11 @@ def passes(records: Sequence[Record]) -> Iterable[list[Record]]:
         yield part
 
 
-def planned(records: Sequence[Record], heads: Mapping[str, Head]) -> Plan:
+def planned(records: Sequence[Record], heads: Mapping[str, Head]) -> WritePlan:
     """
-    What *records*, one part of `passes`, ask for.
+    The plan for *records*, one part of `passes`.
     """
-    plan = Plan()
+    plan = WritePlan()
     by_session: dict[str, list[tuple[int, Record]]] = {}
     for place, record in enumerate(records):
         by_session.setdefault(record.session, []).append((place, record))
@@ -142,11 +155,14 @@ def state_piece(live: Live, context: dict[str, Any] | None) -> Piece | None:
         if state is None:
             return None
         session = msgspec.structs.replace(state, **forward)
-        older = {"_id": live.session, "created_at": {"$lt": live.life}}
-        return Piece(place, Replace(older, new_document(session, context or {})))
-    seen = {
+        older = {"_id": live.session, "created_at": {"$lt": live.generation}}
+        older |= _unclaimed_since(live)
+        branch = _branch_of_new(live)
+        document = new_document(session, context or {}, branch)
+        return Piece(place, Replace(older, document))
+    seen = _unclaimed_since(live) | {
         "_id": live.session,
-        "created_at": live.life,
+        "created_at": live.generation,
         "version": live.version,
         "archival_status": "ACTIVE",
     }
@@ -160,6 +176,24 @@ def state_piece(live: Live, context: dict[str, Any] | None) -> Piece | None:
         fields["full_context"] = context
 
     return Piece(place, Update(seen, {"$set": fields, "$max": forward}))
+
+
+def _unclaimed_since(live: Live) -> dict[str, Any]:
+    """
+    The condition that nobody has claimed the session since the plan was made.
+    """
+    return {"lineage": counted(live.branch.lineage)}
+
+
+def _branch_of_new(live: Live) -> Branch:
+    """
+    The branch of a new session: its creation counts as a claim, as it had nothing.
+    """
+    lineage = max(record.lineage for _, record in live.records)
+    branch = live.branch
+    if lineage <= branch.lineage:
+        return branch
+    return Branch(lineage, branch.lineage, branch.claims)
 
 
 def _forward(live: Live) -> dict[str, Any]:
@@ -181,7 +215,7 @@ def _is_ahead(forward: dict[str, Any], head: Head) -> bool:
     return bool(
         forward["last_seq"] > head.last_seq
         or forward.get("notices", 0) > head.notices
-        or forward["last_active"] > (head.last_active or head.life)
+        or forward["last_active"] > (head.last_active or head.generation)
     )
 
 
@@ -195,34 +229,66 @@ def _newest_state(live: Live) -> tuple[int, Session | None]:
 
 
 def _plan_session(
-    plan: Plan, session: str, found: list[tuple[int, Record]], head: Head | None
+    plan: WritePlan, session: str, found: list[tuple[int, Record]], head: Head | None
 ) -> None:
+    plan.touched.extend({(session, record.created_at) for _, record in found})
+    found = _of_this_branch(plan, session, found, head)
+    if not found:
+        return
     records = [record for _, record in found]
-    life = max(record.created_at for record in records)
-    over = [r.created_at for r in records if r.deleted or r.created_at < life]
-    if head is not None and head.life < life and not head.ended:
-        over.append(head.life)
+    generation = max(record.created_at for record in records)
+    over = [r.created_at for r in records if r.deleted or r.created_at < generation]
+    if head is not None and head.generation < generation and not head.ended:
+        over.append(head.generation)
     if over:
-        plan.ends.append(
-            End(
+        plan.deletions.append(
+            Deletion(
                 session=session,
-                life=max(over),
+                generation=max(over),
                 last_seq=max(record.last_seq for record in records),
                 version=max(record.version for record in records),
                 notices=max(record.notices for record in records),
             )
         )
-    if life in over:
+    if generation in over or (head is not None and is_past(head, generation)):
         return
-    plan.touched.append((session, life))
-    if head is not None and is_past(head, life):
-        return
-    same = head if head is not None and head.life == life else None
-    kept = [(place, record) for place, record in found if record.created_at == life]
-    _plan_life(plan, Live(session, life, kept, same))
+    same = head if head is not None and head.generation == generation else None
+    kept = [
+        (place, record) for place, record in found if record.created_at == generation
+    ]
+    branch = head.branch if head is not None else Branch()
+    _plan_generation(plan, Live(session, generation, kept, same, branch))
 
 
-def _plan_life(plan: Plan, live: Live) -> None:
+def _of_this_branch(
+    plan: WritePlan, session: str, found: list[tuple[int, Record]], head: Head | None
+) -> list[tuple[int, Record]]:
+    """
+    The records without those of a dead branch, and without a creation over a session
+    that none of them deletes.
+    """
+    if head is None:
+        return found
+    kept: list[tuple[int, Record]] = []
+    is_held = not head.ended
+    for place, record in found:
+        if reason := dead_reason(record, head.branch):
+            plan.diverge(place, reason)
+            continue
+        if is_held and record.created_at > head.generation:
+            if not ends_another(record):
+                at = (head.generation, record.created_at)
+                plan.diverge(place, other_generation(session, *at))
+                continue
+            is_held = False
+        elif record.deleted and record.created_at == head.generation:
+            is_held = False
+        kept.append((place, record))
+
+    return kept
+
+
+def _plan_generation(plan: WritePlan, live: Live) -> None:
     live = _without_refused(plan, live)
     if not live.records:
         return
@@ -235,12 +301,14 @@ def _plan_life(plan: Plan, live: Live) -> None:
             plan.snapshots.append(Piece(place, snapshot_document(record.state)))
         plan.checkpoints.extend((place, record, new) for new in record.checkpoints)
         if record.archived is not None:
-            plan.stubs.append(Piece(place, _stub_operation(record, record.archived)))
+            branch = live.branch if live.head else _branch_of_new(live)
+            stub = _stub_operation(record, record.archived, branch.lineage)
+            plan.stubs.append(Piece(place, stub))
     if live.head is None or not live.head.stub:
-        plan.lives.append(live)
+        plan.generations.append(live)
 
 
-def _plan_events(plan: Plan, place: int, record: Record) -> None:
+def _plan_events(plan: WritePlan, place: int, record: Record) -> None:
     for event in own_events(record):
         if is_notice(event):
             plan.notices.append(Piece(place, notice_document(record, event)))
@@ -248,7 +316,7 @@ def _plan_events(plan: Plan, place: int, record: Record) -> None:
             plan.events.append(Piece(place, event_document(record, event)))
 
 
-def _without_refused(plan: Plan, live: Live) -> Live:
+def _without_refused(plan: WritePlan, live: Live) -> Live:
     kept: list[tuple[int, Record]] = []
     for place, record in live.records:
         if reason := _refusal(record, live.head, begun=bool(kept)):
@@ -265,16 +333,17 @@ def _refusal(record: Record, head: Head | None, *, begun: bool) -> str:
     *begun*: a record of the same write that comes before it is not refused.
     """
     if head is None:
-        return "" if begun else unborn(record)
+        return "" if begun else without_session(record)
     if head.stub:
-        return entombed(record, head.version, head.last_seq, head.notices)
+        return after_archive(record, head.version, head.last_seq, head.notices)
     return ""
 
 
-def _stub_operation(record: Record, archived: Archived) -> Operation:
+def _stub_operation(record: Record, archived: Archived, lineage: int) -> Operation:
     seen = {
         "_id": record.session,
         "created_at": record.created_at,
+        "lineage": counted(lineage),
         "version": record.version,
         "last_seq": record.last_seq,
         "notices": counted(record.notices),

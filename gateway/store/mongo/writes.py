@@ -1,17 +1,28 @@
 """
-How records get into MongoDB.
+Writes records into MongoDB.
 
-Whoever finds a version or a last seq in a session's document finds all that led
-there, so session documents are written last; and everything may be repeated, late
-and by two at once. A race that is lost is run again from the beginning.
+Session documents are written last, so the data behind their version and last seq is
+always there; every write may be repeated, late and by two archivers at once. A lost
+race runs again from the beginning.
 """
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
-from bus.errors import Unavailable
-from gateway.store.mongo.checkpoints import Checkpoints
-from gateway.store.mongo.documents import (
+from everbus.bus.errors import Unavailable
+from everbus.gateway.store.hot_copy import Record
+from everbus.gateway.store.mongo.checkpoints import Checkpoints
+from everbus.gateway.store.mongo.deletions import (
+    HEAD_FIELDS,
+    Deletion,
+    Head,
+    head_of,
+    in_bounded_steps,
+    is_past,
+    of_deleted,
+    place_tombstone,
+)
+from everbus.gateway.store.mongo.documents import (
     CHECKPOINTS,
     ENTRY_KEY,
     EVENT_KEY,
@@ -24,40 +35,41 @@ from gateway.store.mongo.documents import (
     SNAPSHOTS,
     TIMELINE,
 )
-from gateway.store.mongo.driver import Mongo
-from gateway.store.mongo.ends import (
-    HEAD_FIELDS,
-    End,
-    Head,
-    bounded,
-    head_of,
-    is_past,
-    of_ended,
-    tomb,
-)
-from gateway.store.mongo.operations import (
+from everbus.gateway.store.mongo.driver import Mongo
+from everbus.gateway.store.mongo.incumbents import Incumbents, Place
+from everbus.gateway.store.mongo.operations import (
     Document,
+    Done,
     Insert,
     LostRace,
     Remove,
     Replace,
 )
-from gateway.store.mongo.plan import (
+from everbus.gateway.store.mongo.plan import (
     Live,
     Piece,
-    Plan,
+    WritePlan,
     passes,
     planned,
     state_piece,
 )
-from gateway.store.outbox import Record
-from gateway.store.recorded import with_context
-from gateway.store.tiers import Refused
+from everbus.gateway.store.record_effects import with_context
+from everbus.gateway.store.tiers import WriteRefused
 
 # How often a lost race is run again; the writers that it is lost to are few.
 TRIES = 4
 # Ids per look-up: SecantusDB compares each document with each id.
 IDS_AT_ONCE = 100
+
+
+class _Diverged(Exception):
+    """
+    Records whose places other commands have; place → reason. None of them is there.
+    """
+
+    def __init__(self, reasons: dict[int, str]) -> None:
+        super().__init__()
+        self.reasons = reasons
 
 
 class Writes:
@@ -68,12 +80,13 @@ class Writes:
     def __init__(self, mongo: Mongo, checkpoints: Checkpoints) -> None:
         self._mongo = mongo
         self._checkpoints = checkpoints
+        self._incumbents = Incumbents(mongo)
 
-    async def write(self, records: Sequence[Record]) -> list[Refused]:
+    async def write(self, records: Sequence[Record]) -> list[WriteRefused]:
         """
-        Hold what *records* say; those that MongoDB can never take are returned.
+        Write *records*; returns the records that MongoDB refuses for good.
         """
-        refused: list[Refused] = []
+        refused: list[WriteRefused] = []
         for part in passes(records):
             refused += await self._written(part)
 
@@ -81,7 +94,7 @@ class Writes:
 
     async def heads(self, session_ids: Iterable[str]) -> dict[str, Head]:
         """
-        What the documents of these sessions say; those without one are left out.
+        The heads of these sessions' documents; unknown ids are left out.
         """
         ids = list(dict.fromkeys(session_ids))
         heads: dict[str, Head] = {}
@@ -92,93 +105,138 @@ class Writes:
 
         return heads
 
-    async def end(self, end: End) -> None:
-        """
-        Remove all of a session's lives up to one.
-        """
-        for _ in range(TRIES):
-            try:
-                await self._end([end], await self.heads([end.session]))
-            except LostRace:
-                continue
-            return
-        raise _contended()
-
     async def tidy(self, written: Iterable[tuple[str, datetime]]) -> None:
         """
-        Remove again what was written of lives that meanwhile ended, and entries that
-        meanwhile left for the cold tier.
+        Remove again what this write added to generations that were deleted meanwhile,
+        and entries that moved to the cold tier meanwhile.
 
-        A writer that is paused in the midst of it for long comes too late to be
-        stopped otherwise.
+        A writer that pauses for long in the middle of a write passes every earlier
+        check.
         """
-        lives = list(written)
-        heads = await self.heads(session for session, _ in lives)
-        for session, life in lives:
+        generations = list(written)
+        heads = await self.heads(session for session, _ in generations)
+        for session, generation in generations:
             head = heads.get(session)
             if head is None:
                 continue
-            if is_past(head, life):
-                await self._wipe([End(session=session, life=life)])
-            elif head.life == life and head.stub and not head.unpurged:
-                where = {"session": session, "life": life}
+            if is_past(head, generation):
+                await self._wipe([Deletion(session=session, generation=generation)])
+            elif head.generation == generation and head.stub and not head.unpurged:
+                where = {"session": session, "life": generation}
                 archived = {**where, "seq": {"$lte": head.through}}
                 await self._mongo.delete(TIMELINE, archived)
 
-    async def _written(self, records: list[Record]) -> list[Refused]:
-        for _ in range(TRIES):
+    async def _written(self, records: list[Record]) -> list[WriteRefused]:
+        refused: list[WriteRefused] = []
+        tries = TRIES
+        while tries and records:
             try:
-                return await self._once(records)
+                return refused + await self._once(records)
             except LostRace:
-                continue
-        raise _contended()
+                tries -= 1
+            except _Diverged as found:
+                # The others are written without them.
+                refused += (
+                    WriteRefused(records[at], why, diverged=True)
+                    for at, why in found.reasons.items()
+                )
+                left = enumerate(records)
+                records = [one for at, one in left if at not in found.reasons]
+        if records:
+            raise _contended()
+        return refused
 
-    async def _once(self, records: list[Record]) -> list[Refused]:
+    async def _once(self, records: list[Record]) -> list[WriteRefused]:
         """
         Raises:
-            LostRace: somebody changed a session since its head was read.
+            LostRace: somebody changed or claimed a session since its head was read.
+            _Diverged: other commands have the places of some records.
         """
         heads = await self.heads(record.session for record in records)
         plan = planned(records, heads)
-        await self._end(plan.ends, heads)
+        await self._delete(plan.deletions, heads)
         refused = dict(plan.refused)
-        refused |= await self._insert(TIMELINE, plan.entries, ENTRY_KEY)
-        refused |= await self._insert(EVENTS, plan.events, EVENT_KEY)
-        refused |= await self._insert(NOTICES, plan.notices, NOTICE_KEY)
+        refused |= await self._insert_all(plan, heads)
+        apart = await self._states(plan.generations, refused)
+        # Behind the documents: no dead branch may leave any.
         refused |= await self._insert(SNAPSHOTS, plan.snapshots, SNAPSHOT_KEY)
         refused |= await self._keep(plan)
-        apart = await self._states(plan.lives, refused)
         # Whether they match tells a repeat from the first time; both are fine.
         _, failed = await self._run(SESSIONS, plan.stubs)
         refused |= failed
         await self.tidy(plan.touched)
-        found: list[Refused] = []
+        found: list[WriteRefused] = []
         for live in apart:
             for place, _ in live.records:
                 refused.pop(place, None)
             found += await self._one_by_one(live)
 
-        return found + [Refused(records[at], why) for at, why in refused.items()]
+        return found + [
+            WriteRefused(records[at], why, diverged=at in plan.diverged)
+            for at, why in refused.items()
+        ]
 
-    async def _one_by_one(self, live: Live) -> list[Refused]:
+    async def _insert_all(
+        self, plan: WritePlan, heads: dict[str, Head]
+    ) -> dict[int, str]:
+        """
+        Insert entries, events and notices; what is there already must be of the same
+        commands.
+        """
+        inserted = (
+            (Place(TIMELINE, ENTRY_KEY, "seq"), plan.entries),
+            (Place(EVENTS, EVENT_KEY, "version"), plan.events),
+            (Place(NOTICES, NOTICE_KEY, "notices"), plan.notices),
+        )
+        refused: dict[int, str] = {}
+        diverged: dict[int, str] = {}
+        for place, pieces in inserted:
+            taken, failed = await self._put(place, pieces)
+            refused |= failed
+            diverged |= await self._incumbents.compared(place, taken, heads)
+        if diverged:
+            for place, pieces in inserted:
+                mine = [piece for piece in pieces if piece.place in diverged]
+                await self._incumbents.withdraw(place, mine, heads)
+            raise _Diverged(diverged)
+
+        return refused
+
+    async def _put(
+        self, place: Place, pieces: list[Piece]
+    ) -> tuple[list[Piece], dict[int, str]]:
+        """
+        Insert missing documents; returns the pieces whose place is taken, and the
+        reasons of refused ones.
+        """
+        inserts = [Insert(piece.what) for piece in pieces]
+        own = (place.key, ("_id",))
+        done = await self._mongo.bulk(place.collection, inserts, own=own)
+        refused = await self._refused(place.collection, pieces, place.key, done)
+
+        return [pieces[index] for index in done.taken], refused
+
+    async def _one_by_one(self, live: Live) -> list[WriteRefused]:
         """
         The records of a session whose newest state is refused, each by itself: the
         others must not suffer.
         """
-        refused: list[Refused] = []
+        refused: list[WriteRefused] = []
         for _, record in live.records:
             refused += await self._written([record])
 
         return refused
 
-    async def _states(self, lives: list[Live], refused: dict[int, str]) -> list[Live]:
+    async def _states(
+        self, generations: list[Live], refused: dict[int, str]
+    ) -> list[Live]:
         """
         Bring session documents forward; returns those whose records have to be
         written one by one. What is refused by itself is added to *refused*.
         """
         owners: dict[int, Live] = {}
         pieces: list[Piece] = []
-        for live in lives:
+        for live in generations:
             piece = state_piece(live, await self._context(live))
             if piece is not None:
                 owners[piece.place] = live
@@ -204,16 +262,19 @@ class Writes:
         where = {"_id": live.session}
         fields = {"full_context": 1, "created_at": 1, "version": 1}
         found = await self._mongo.look(SESSIONS, where, fields)
-        if not found or _seen(found[0]) != (live.life, live.version):
+        if not found or _seen(found[0]) != (live.generation, live.version):
             raise LostRace
 
         return with_context(found[0].get("full_context", {}), patches)
 
-    async def _keep(self, plan: Plan) -> dict[int, str]:
+    async def _keep(self, plan: WritePlan) -> dict[int, str]:
         refused = {}
         for place, record, new in plan.checkpoints:
-            life = record.created_at
-            if reason := await self._checkpoints.keep(record.session, life, new):
+            generation = record.created_at
+            reason = await self._checkpoints.keep(
+                record.session, generation, new, record.tenant
+            )
+            if reason:
                 refused[place] = reason
         return refused
 
@@ -221,10 +282,16 @@ class Writes:
         self, collection: str, pieces: list[Piece], key: tuple[str, ...]
     ) -> dict[int, str]:
         """
-        Insert documents that are not there; the places of those that are refused.
+        Insert missing documents; returns place → reason of refused ones.
         """
         inserts = [Insert(piece.what) for piece in pieces]
         done = await self._mongo.bulk(collection, inserts, own=(key,))
+
+        return await self._refused(collection, pieces, key, done)
+
+    async def _refused(
+        self, collection: str, pieces: list[Piece], key: tuple[str, ...], done: Done
+    ) -> dict[int, str]:
         refused = {}
         for index, reason in done.refused.items():
             # A repeat may violate an index that is not ours, before ours.
@@ -242,42 +309,47 @@ class Writes:
 
         return done.matched, refused
 
-    async def _end(self, ends: list[End], heads: dict[str, Head]) -> None:
+    async def _delete(self, deletions: list[Deletion], heads: dict[str, Head]) -> None:
         """
         Note the archives of ended sessions, put tombstones, then remove the rest.
         """
-        if not ends:
+        if not deletions:
             return
         # Noted first: what no document points to any more nobody would ever delete.
         pointers = {
             head.pointer
-            for end in ends
-            if (head := heads.get(end.session)) and head.life <= end.life
+            for deletion in deletions
+            if (head := heads.get(deletion.session))
+            and head.generation <= deletion.generation
             if head.pointer
         }
         noted = [Replace({"_id": p}, {"_id": p}) for p in sorted(pointers)]
         await self._mongo.bulk(REMOVALS, noted)
         now = datetime.now(UTC)
-        tombs = [t for end in ends if (t := tomb(end, heads.get(end.session), now))]
-        done = await self._mongo.bulk(SESSIONS, tombs)
-        if done.matched != len(tombs):
+        tombstones = [
+            t
+            for deletion in deletions
+            if (t := place_tombstone(deletion, heads.get(deletion.session), now))
+        ]
+        done = await self._mongo.bulk(SESSIONS, tombstones)
+        if done.matched != len(tombstones):
             raise LostRace
-        await self._wipe(ends)
+        await self._wipe(deletions)
 
-    async def _wipe(self, ends: Iterable[End]) -> None:
+    async def _wipe(self, deletions: Iterable[Deletion]) -> None:
         """
-        Remove everything of ended lives but the tombstones, in bounded steps.
+        Remove everything of ended generations but the tombstones, in bounded steps.
         """
-        over = list(ends)
+        over = list(deletions)
         for collection, field in (
             (TIMELINE, "seq"),
             (EVENTS, "version"),
             (NOTICES, "notices"),
         ):
-            for part in bounded(over, field):
+            for part in in_bounded_steps(over, field):
                 await self._mongo.bulk(collection, part)
         for collection in (SNAPSHOTS, CHECKPOINTS):
-            wheres = [of_ended(end) for end in over]
+            wheres = [of_deleted(deletion) for deletion in over]
             await self._mongo.bulk(collection, [Remove(where) for where in wheres])
 
 

@@ -11,7 +11,7 @@ the last commit). Afterwards the versions of all sessions must tell of every com
 import asyncio
 import time
 
-from bus import Mad
+from everbus.bus import Mad
 from tests.bench import rig
 from tests.bench.arms import PATCH, SESSIONS, Arms
 from tests.bench.peers.queue_arms import Figures, round_trips

@@ -18,24 +18,26 @@ import pytest_asyncio
 import redis.asyncio
 from fastapi import FastAPI
 
-from bus import Mad, keys
-from bus.connection import joined
-from compose.keyring import grants_of, identity_of
-from compose.roles import run_archiver, run_manager
-from compose.settings import Settings, load_settings
-from gateway.edge.app import edge_app
-from gateway.edge.desk import Desk
-from gateway.edge.parts import EdgeParts, Limits
-from gateway.identity.principal import Claimed
-from gateway.identity.tokens import mint
-from gateway.store import names
+from everbus.bus import Mad, keys
+from everbus.bus.connection import connected_as
+from everbus.compose.keyring import grants_of, identity_of
+from everbus.compose.role_processes import run_archiver, run_manager
+from everbus.compose.settings import Settings, load_settings
+from everbus.gateway.edge.app import edge_app
+from everbus.gateway.edge.context import EdgeContext, EdgeLimits
+from everbus.gateway.edge.fallback import ReadFallback
+from everbus.gateway.identity.principal import Claimed
+from everbus.gateway.identity.tokens import mint
+from everbus.gateway.store import key_names
 from tests.replicas import SECRET, settings_of, until
 from tests.servers import secantus, valkey
 
 PARTITIONS = 2
 WITHIN_S = 15.0
 # Tests of something else than limits must not meet them.
-AMPLE = Limits(rate=1e6, tenant_rate=1e6, concurrency=10_000, tenant_concurrency=10_000)
+AMPLE = EdgeLimits(
+    rate=1e6, tenant_rate=1e6, concurrency=10_000, tenant_concurrency=10_000
+)
 Role = Callable[[Settings, asyncio.Event], Awaitable[None]]
 
 
@@ -54,17 +56,19 @@ class House(NamedTuple):
         return self.settings.redis_url
 
     @asynccontextmanager
-    async def parts(self, limits: Limits = AMPLE) -> AsyncIterator[EdgeParts]:
+    async def parts(self, limits: EdgeLimits = AMPLE) -> AsyncIterator[EdgeContext]:
         """
         What an edge is built from, with an instance on the bus of its own.
         """
-        async with joined(self.url, keys.EDGE, None, WITHIN_S, lease=False) as base:
+        async with connected_as(
+            self.url, keys.EDGE, None, WITHIN_S, lease=False
+        ) as base:
             yield self.parts_on(base, limits)
 
-    def parts_on(self, base: Mad, limits: Limits = AMPLE) -> EdgeParts:
-        return EdgeParts(
+    def parts_on(self, base: Mad, limits: EdgeLimits = AMPLE) -> EdgeContext:
+        return EdgeContext(
             bus=base,
-            desk=Desk(),
+            fallback=ReadFallback(),
             identity=identity_of(self.settings),
             grants=grants_of(self.settings),
             limits=limits,
@@ -72,7 +76,7 @@ class House(NamedTuple):
         )
 
     @asynccontextmanager
-    async def edge(self, limits: Limits = AMPLE) -> AsyncIterator["Edge"]:
+    async def edge(self, limits: EdgeLimits = AMPLE) -> AsyncIterator["Edge"]:
         """
         An edge of its own, and its clients.
         """
@@ -86,7 +90,7 @@ class Edge(NamedTuple):
     """
 
     app: FastAPI
-    parts: EdgeParts
+    parts: EdgeContext
 
     def client(
         self, name: str = "", role: Claimed = "user", tenant: str = "", **headers: str
@@ -142,7 +146,7 @@ async def until_served(url: str) -> None:
     """
     Return when every lane has an owner.
     """
-    owners = [names.owner(p) for p in range(PARTITIONS)]
+    owners = [key_names.owner(p) for p in range(PARTITIONS)]
     async with redis.asyncio.from_url(url) as client:
 
         async def owned() -> bool:

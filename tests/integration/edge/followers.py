@@ -13,7 +13,7 @@ import httpx
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
-from bus.events import position_in
+from everbus.bus.events import position_in
 
 WITHIN_S = 20.0
 PAUSE_S = 0.02

@@ -15,7 +15,7 @@ from tests.proxy import Proxy
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 PRINCIPALS = 20
-AT_ONCE = 40
+MAX_CONCURRENT = 40
 # Of so many requests one is waited for, and must be answered with its own canary.
 WAITED_FOR = 10
 LONGEST_S = 0.5
@@ -98,7 +98,10 @@ async def _round(askers: list[Asker], chance: random.Random) -> int:
     """
     Ask, and give most of it up at any moment; how many were answered.
     """
-    tasks = [asyncio.create_task(askers[n % len(askers)].ask()) for n in range(AT_ONCE)]
+    tasks = [
+        asyncio.create_task(askers[n % len(askers)].ask())
+        for n in range(MAX_CONCURRENT)
+    ]
     loop = asyncio.get_running_loop()
     for n, task in enumerate(tasks):
         if n % WAITED_FOR:

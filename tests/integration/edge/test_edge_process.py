@@ -14,13 +14,13 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-from bus import Mad
-from bus.keys import partition_of
-from compose.cli import app
-from compose.edge_role import run_edge
-from compose.exits import CONFLICT, USAGE, Failed
-from compose.folder import free_port
-from compose.settings import load_settings
+from everbus.bus import Mad
+from everbus.bus.keys import partition_of
+from everbus.compose.cli import app
+from everbus.compose.edge_role import run_edge
+from everbus.compose.exit_codes import CONFLICT, USAGE, Failed
+from everbus.compose.settings import load_settings
+from everbus.compose.stack_folder import free_port
 from tests.integration.edge.followers import Follower, a_source, numbers
 from tests.replicas import (
     Part,
@@ -191,7 +191,7 @@ async def test_an_edge_is_there_before_its_bus_and_stays_when_that_goes(tmp_path
             assert (away.status_code, away.json()["code"]) == (503, "unavailable")
             await bus.restart()
             async with manager(tmp_path, bus.url, "m1"):
-                await edge.part.logged("bus.met")
+                await edge.part.logged("bus.connected")
 
                 async def found() -> bool:
                     return await status("/sessions/s-1") == 404
@@ -205,6 +205,40 @@ async def test_an_edge_is_there_before_its_bus_and_stays_when_that_goes(tmp_path
             await until(not_ready, what="not ready")
             assert await edge.end() == 0
             assert edge.part.records("role.broken") == []
+
+
+async def test_probes_answer_while_half_sent_heads_fill_the_edge(tmp_path):
+    """
+    And the edge answers again at the deadline of the heads.
+    """
+    health = free_port()
+    bounds = {"edge_connections": 20, "edge_head_timeout_s": 3}
+    async with (
+        valkey(tmp_path) as bus,
+        an_edge(tmp_path, bus.url, health_port=health, **bounds) as edge,
+        httpx.AsyncClient() as client,
+    ):
+        opened = [
+            await asyncio.open_connection("127.0.0.1", edge.port) for _ in range(20)
+        ]
+        for _, writer in opened:
+            writer.write(b"GET /sessions HTTP/1.1\r\nHost: e")
+        refused = await client.get(edge.url + "/livez")
+        probed = [
+            (await client.get(f"http://127.0.0.1:{health}{path}")).status_code
+            for path in ("/livez", "/startupz", "/metrics")
+        ]
+
+        async def served() -> bool:
+            return (await client.get(edge.url + "/livez")).status_code == 200
+
+        await until(served, START_S, "an edge with room")
+        metrics = await client.get(edge.url + "/metrics")
+        for _, writer in opened:
+            writer.close()
+
+    assert (refused.status_code, metrics.status_code) == (503, 404)
+    assert probed == [200, 200, 200]
 
 
 async def test_a_second_signal_ends_it_at_once(tmp_path):
@@ -249,7 +283,7 @@ async def test_a_port_in_use_names_the_setting():
 
 
 async def test_an_address_of_another_machine_names_the_setting():
-    failed = await ended(edge_host="192.0.2.1", edge_port=0)
+    failed = await ended(edge_host="192.0.2.1", edge_port=0, plaintext="edge")
 
     assert failed.exit_code == CONFLICT
     assert "EVERBUS_EDGE_HOST=192.0.2.1" in str(failed)

@@ -11,14 +11,16 @@ from contextlib import asynccontextmanager, suppress
 import httpx
 import pytest
 import pytest_asyncio
+from websockets.exceptions import ConnectionClosed
 
-from bus import Mad
-from compose.edge_role import listening
-from compose.settings import load_settings
-from gateway.edge.app import edge_app
-from gateway.edge.parts import Limits
-from gateway.edge.serving import Serving, url_of
-from gateway.edge.streams import PATIENCE, Patience, Streams
+from everbus.bus import Mad
+from everbus.compose.edge_role import bound_socket
+from everbus.compose.settings import load_settings
+from everbus.gateway.edge.app import edge_app
+from everbus.gateway.edge.context import EdgeLimits
+from everbus.gateway.edge.server import EdgeServer, url_of
+from everbus.gateway.edge.streams import STREAM_TIMEOUTS, Streams, StreamTimeouts
+from everbus.gateway.health.connections import ConnectionLimits, Connections
 from tests.integration.edge.conftest import AMPLE, House, a_token, fresh
 from tests.integration.edge.followers import (
     a_small_socket,
@@ -53,17 +55,21 @@ class Live:
 @asynccontextmanager
 async def a_live_edge(
     house: House,
-    limits: Limits = AMPLE,
-    patience: Patience = PATIENCE,
+    limits: EdgeLimits = AMPLE,
+    timeouts: StreamTimeouts = STREAM_TIMEOUTS,
     drain_s: float = 5,
 ) -> AsyncIterator[Live]:
     async with house.parts(limits) as parts:
         app = edge_app(parts)
-        app.state.streams = Streams(limits.streams, patience)
+        app.state.streams = Streams(limits.streams, timeouts)
         stop = asyncio.Event()
-        listener = listening(load_settings(settings_of(house.url, edge_port=0)))
+        listener = bound_socket(load_settings(settings_of(house.url, edge_port=0)))
         ready = asyncio.Event()
-        serving = Serving(app, app.state.streams, drain_s, lambda _: ready.set())
+        connections = Connections(ConnectionLimits(1000, 1000))
+        serving = EdgeServer(
+            *(app, app.state.streams, connections, drain_s),
+            lambda _: ready.set(),
+        )
         live = Live(url_of(listener), app.state.streams, stop)
         running = asyncio.create_task(serving.run(listener, stop))
         await ready.wait()
@@ -154,6 +160,61 @@ async def test_a_browser_shows_its_token_as_a_subprotocol(live, mad):
 
         assert client.subprotocol == "everbus.live"
         assert (await received(client))["kind"] == "session.created"
+
+
+async def test_a_client_of_refused_messages_is_disconnected_and_slows_nobody(
+    house, mad
+):
+    """
+    Its messages are refused before they are parsed, and then with the connection.
+    """
+    name, other = fresh(), fresh()
+    session = (await mad.create_session(user_id=name)).id
+    bad = "[" + "1.5," * 60_000 + "x"
+    slowest_s = 0.0
+    async with (
+        a_live_edge(house, AMPLE._replace(bad_messages=3)) as live,
+        a_socket(live.url, session, a_token(name)) as socket,
+        httpx.AsyncClient() as client,
+    ):
+        await received(socket)
+
+        async def flood() -> None:
+            with suppress(ConnectionClosed):
+                for _ in range(260):
+                    await socket.send(bad)
+
+        flooding = asyncio.create_task(flood())
+        shown = {"Authorization": f"Bearer {a_token(other, tenant='another')}"}
+        while not flooding.done():
+            began = time.perf_counter()
+            answer = await client.get(f"{live.url}/sessions", headers=shown)
+            slowest_s = max(slowest_s, time.perf_counter() - began)
+            assert answer.status_code == 200
+        told = await remaining(socket)
+
+    assert [one["error"]["code"] for one in told] == ["invalid"] * 4
+    assert (socket.close_code, socket.close_reason.split()[0]) == (1008, "invalid")
+    # It was more than a second for as many messages that were parsed.
+    assert slowest_s < 1
+
+
+@pytest.mark.parametrize("message", ["{", '{"broadcast": 1}'], ids=["bad", "good"])
+async def test_every_message_of_a_socket_counts_against_its_callers_rate(
+    house, mad, message
+):
+    name = fresh()
+    session = (await mad.create_session(user_id=name)).id
+    # One request in a burst, which is the handshake; nothing fills up meanwhile.
+    async with (
+        a_live_edge(house, AMPLE._replace(rate=0.0001)) as live,
+        a_socket(live.url, session, a_token(name)) as socket,
+    ):
+        await received(socket)
+        await socket.send(message)
+        refused = await received(socket)
+
+    assert refused["error"]["code"] == "overloaded"
 
 
 async def test_a_client_broadcasts_over_its_socket(live, mad):
@@ -345,9 +406,9 @@ async def test_a_slow_consumer_is_cut_and_resumes_where_it_is_told(house, mad):
     was sent, the close among it; behind the id in that, nothing is missing.
     """
     session, count = await a_session(mad), 60
-    patience = Patience(stall_s=0.3, last_words_s=10)
+    timeouts = StreamTimeouts(write_s=0.3, close_s=10)
     token = a_token("ada")
-    async with a_live_edge(house, patience=patience) as live:
+    async with a_live_edge(house, timeouts=timeouts) as live:
         options = {"sock": a_small_socket(live.url), "max_queue": 1}
         slow = await a_socket(live.url, session, token, "0", **options)
         await live.until_streams(1)
@@ -370,9 +431,9 @@ async def test_a_slow_consumer_is_cut_and_resumes_where_it_is_told(house, mad):
 
 async def test_a_slow_reader_of_server_sent_events_is_cut(house, mad):
     session, count = await a_session(mad), 60
-    patience = Patience(stall_s=0.3, last_words_s=10)
+    timeouts = StreamTimeouts(write_s=0.3, close_s=10)
     token = a_token("ada")
-    async with a_live_edge(house, patience=patience) as live:
+    async with a_live_edge(house, timeouts=timeouts) as live:
         reader = a_small_socket(live.url)
         loop = asyncio.get_running_loop()
         asked = f"GET /sessions/{session}/events?after=0 HTTP/1.1\r\nHost: edge\r\n"

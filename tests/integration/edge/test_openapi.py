@@ -20,8 +20,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from requests.adapters import BaseAdapter
 from schemathesis import GenerationMode
 
-from gateway.edge.app import edge_app
-from gateway.edge.parts import EdgeParts, Limits
+from everbus.gateway.edge.app import edge_app
+from everbus.gateway.edge.context import EdgeContext, EdgeLimits
 from tests.integration.edge.conftest import WITHIN_S, Edge, a_token, fresh
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -55,7 +55,7 @@ def described() -> dict[str, Any]:
     The description, for which nothing has to be served.
     """
     nobody = cast(Any, None)
-    parts = EdgeParts(nobody, nobody, nobody, nobody, Limits(), lambda: 0.0)
+    parts = EdgeContext(nobody, nobody, nobody, nobody, EdgeLimits(), lambda: 0.0)
 
     return edge_app(parts).openapi()
 
@@ -227,6 +227,29 @@ async def test_every_refusal_is_described_as_a_problem(path: str, method: str):
     assert operation["security"] == [{"bearer": []}]
     assert operation["summary"]
     assert operation["description"]
+
+
+@pytest.mark.parametrize(
+    ("shown", "query", "status"),
+    [
+        (False, {}, 401),
+        (True, {}, 404),
+        (True, {"after": "x" * 200}, 422),
+        (True, {"after": "no-event"}, 422),
+        (True, {"more": "x" * 9000}, 414),
+    ],
+)
+async def test_a_stream_refuses_only_as_described(
+    edge: Edge, shown: bool, query: dict[str, str], status: int
+):
+    operation = DESCRIBED["paths"]["/sessions/{session_id}/events"]["get"]
+    async with edge.client(fresh() if shown else "") as client:
+        answer = await client.get("/sessions/nobodys/events", params=query)
+
+    assert answer.status_code == status
+    described = operation["responses"][str(status)]["content"]
+    assert answer.headers["Content-Type"] in described
+    assert operation["security"] == [{"bearer": []}]
 
 
 async def test_the_whole_surface_is_described():

@@ -30,7 +30,7 @@ log = structlog.get_logger()
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 EDGE = """
-from compose.cli import main
+from everbus.compose.cli import main
 
 main()
 """

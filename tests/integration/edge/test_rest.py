@@ -472,7 +472,7 @@ class TestStrictness:
         async with edge.client(fresh()) as client:
             answer = await client.put("/sessions/x")
 
-        assert answer.headers["Allow"] == "DELETE, GET, PATCH"
+        assert answer.headers["Allow"] == "DELETE, GET, HEAD, OPTIONS, PATCH"
 
 
 class TestCallers:

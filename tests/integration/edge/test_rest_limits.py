@@ -6,17 +6,19 @@ import asyncio
 
 import pytest
 
-from gateway.edge.limits import BAD_TOKENS_BURST, Limiter
-from gateway.edge.parts import Limits
-from tests.integration.edge.conftest import AMPLE, House, fresh
+from everbus.gateway.edge.addresses import TrustedProxies
+from everbus.gateway.edge.app import edge_app
+from everbus.gateway.edge.context import EdgeLimits
+from everbus.gateway.edge.limits import SAME_TOKEN_BURST, Limiter
+from tests.integration.edge.conftest import AMPLE, Edge, House, a_token, fresh
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-SLOW = 0.001  # a second: nothing fills up while a test runs
+SLOW_CONSUMER = 0.001  # a second: nothing fills up while a test runs
 
 
 async def test_who_asks_too_often_is_told_when_to_come_again(house: House):
-    limits = AMPLE._replace(rate=SLOW)
+    limits = AMPLE._replace(rate=SLOW_CONSUMER)
     one, other = fresh(), fresh()
     async with (
         house.edge(limits) as edge,
@@ -34,7 +36,7 @@ async def test_who_asks_too_often_is_told_when_to_come_again(house: House):
 
 
 async def test_tenants_have_a_rate_of_their_own(house: House):
-    limits = AMPLE._replace(tenant_rate=SLOW)
+    limits = AMPLE._replace(tenant_rate=SLOW_CONSUMER)
     async with (
         house.edge(limits) as edge,
         edge.client(fresh(), tenant="one") as first,
@@ -56,7 +58,7 @@ async def test_tenants_have_a_rate_of_their_own(house: House):
     ids=["principal", "tenant"],
 )
 async def test_only_so_many_are_worked_on_at_once(
-    house: House, limits: Limits, limit: str
+    house: House, limits: EdgeLimits, limit: str
 ):
     """
     What is beyond the cap is refused at once; whoever leaves makes room, also by
@@ -92,29 +94,94 @@ async def test_only_so_many_are_worked_on_at_once(
     assert (let_in.status_code, made.status_code, busy) == (200, 201, 0)
 
 
-async def test_bad_tokens_of_one_address_are_looked_at_only_so_often(house: House):
+def forged(number: int) -> str:
     """
-    Each costs a signature, so guessing them must not keep an edge busy.
+    A token of its own, with the signature of another.
     """
+    head, payload, _ = a_token(f"eve-{number}").split(".")
+
+    return ".".join((head, payload, a_token("ada").split(".")[2]))
+
+
+async def test_bad_tokens_of_an_address_refuse_no_good_one_from_there(house: House):
+    """
+    Behind one address there may be an ingress, and everybody behind that.
+    """
+    known, unseen = a_token(fresh()), a_token(fresh())
+
+    def shown(token: str) -> dict[str, str]:
+        return {"Authorization": f"Bearer {token}"}
+
+    limits = AMPLE._replace(bad_tokens=20)
+    async with house.edge(limits) as edge, edge.client() as client:
+        # A clock that stands: buckets fill up while a slow machine asks.
+        edge.app.state.limiter = Limiter(limits, lambda: 0.0)
+        await client.get("/sessions", headers=shown(known))
+        bad = [
+            await client.get("/sessions", headers=shown(forged(number)))
+            for number in range(30)
+        ]
+        good = [
+            (await client.get("/sessions", headers=shown(token))).status_code
+            for token in (known, unseen)
+        ]
+
+    assert [one.status_code for one in bad] == [401] * 20 + [429] * 10
+    assert bad[-1].json()["limit"] == "bad_tokens_of_address"
+    assert good == [200, 200]
+
+
+async def test_the_same_bad_token_is_verified_only_so_often(house: House):
     looked_at = 0
     async with house.edge() as edge, edge.client(Authorization="Bearer a.b.c") as eve:
-        # A clock that stands: buckets fill up while a slow machine asks.
         edge.app.state.limiter = Limiter(AMPLE, lambda: 0.0)
-        admit = edge.parts.identity.admit
+        admit = edge.parts.identity.authenticate
 
         async def counted(token: str):
             nonlocal looked_at
             looked_at += 1
             return await admit(token)
 
-        edge.parts.identity.admit = counted  # type: ignore[method-assign]
-        answers = [
-            (await eve.get("/sessions")).status_code
-            for _ in range(int(BAD_TOKENS_BURST) + 50)
-        ]
+        edge.parts.identity.authenticate = counted  # type: ignore[method-assign]
+        answers = [await eve.get("/sessions") for _ in range(70)]
 
-    assert (answers.count(401), answers.count(429)) == (BAD_TOKENS_BURST, 50)
-    assert looked_at == BAD_TOKENS_BURST
+    codes = [one.status_code for one in answers]
+    burst = int(SAME_TOKEN_BURST)
+    assert codes == [401] * burst + [429] * (70 - burst)
+    assert answers[-1].json()["limit"] == "bad_token"
+    assert looked_at == burst
+
+
+async def test_a_trusted_proxy_names_whose_bad_tokens_they_are(house: House):
+    """
+    Nobody else does: a header that anybody can send would be a way around the limit.
+    """
+    limits = AMPLE._replace(bad_tokens=1)
+    asked = iter(range(1000))
+
+    async def twice(edge: Edge, stated: str) -> list[int]:
+        headers = {"X-Forwarded-For": stated}
+        async with edge.client(**headers) as client:
+            return [
+                (
+                    await client.get(
+                        "/sessions",
+                        headers={"Authorization": f"Bearer {forged(next(asked))}"},
+                    )
+                ).status_code
+                for _ in "12"
+            ]
+
+    async with house.parts(limits) as parts:
+        trusting = parts._replace(proxies=TrustedProxies(("127.0.0.0/8",)))
+        behind, open_one = (Edge(edge_app(p), p) for p in (trusting, parts))
+        for edge in (behind, open_one):
+            edge.app.state.limiter = Limiter(limits, lambda: 0.0)
+        named = [await twice(behind, one) for one in ("192.0.2.1", "192.0.2.2")]
+        claimed = [await twice(open_one, one) for one in ("192.0.2.1", "192.0.2.2")]
+
+    assert named == [[401, 429], [401, 429]]
+    assert claimed == [[401, 429], [429, 429]]
 
 
 async def test_limits_come_before_the_body(house: House):
@@ -125,7 +192,7 @@ async def test_limits_come_before_the_body(house: House):
         read = True
         yield b"{}"
 
-    async with house.edge(AMPLE._replace(rate=SLOW)) as edge:
+    async with house.edge(AMPLE._replace(rate=SLOW_CONSUMER)) as edge:
         async with edge.client(fresh()) as client:
             await client.get("/sessions")
             refused = await client.post("/sessions", content=body())

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.identity.principal import Claimed
+from everbus.gateway.identity.principal import Claimed
 from tests.integration.edge.conftest import Edge, fresh
 from tests.integration.edge.test_openapi import DESCRIBED, METHODS
 

@@ -10,9 +10,9 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from bus import connect
-from gateway import tracing as behind
-from gateway.edge import tracing as at_the_door
+from everbus.bus import connect
+from everbus.gateway.edge import tracing as at_the_door
+from everbus.gateway.telemetry import tracing as behind
 from tests.integration.edge.conftest import Edge, House, a_token, fresh
 from tests.replicas import until
 
@@ -65,11 +65,11 @@ async def test_a_request_is_one_trace_down_to_the_write_behind(
         lambda: "everbus.write_behind" in recorder.of(TRACE), 15, "written behind"
     )
     spans = recorder.of(TRACE)
-    served, commit = spans["POST /sessions"], spans["everbus.commit"]
+    request_span, commit = spans["POST /sessions"], spans["everbus.commit"]
     written = spans["everbus.write_behind"]
-    assert format(served.parent.span_id, "016x") == SPAN
-    assert commit.parent.span_id == served.context.span_id
-    assert written.parent.span_id == served.context.span_id
+    assert format(request_span.parent.span_id, "016x") == SPAN
+    assert commit.parent.span_id == request_span.context.span_id
+    assert written.parent.span_id == request_span.context.span_id
     assert commit.attributes["everbus.kind"] == "session.create"
     assert commit.attributes["everbus.session"] == made.json()["id"]
     assert commit.attributes["everbus.code"] == "ok"
@@ -104,7 +104,7 @@ async def test_without_a_trace_the_request_id_is_its_name_in_every_log(
     async with edge.client(name) as client:
         made = await client.post("/sessions", json={"user_id": name})
         with structlog.testing.capture_logs() as logs:
-            monkeypatch.setattr("handlers.sessions.existing", broken)
+            monkeypatch.setattr("everbus.handlers.sessions.require_session", broken)
             answer = await client.get(f"/sessions/{made.json()['id']}")
             monkeypatch.undo()
 

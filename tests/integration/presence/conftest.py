@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 
 from tests.integration.conftest import Bus
-from tests.integration.presence.leases import Leases, a_book, hurry
+from tests.integration.presence.leases import LeaseBook, a_book, hurry
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def book(bus: Bus) -> AsyncIterator[Leases]:
+async def book(bus: Bus) -> AsyncIterator[LeaseBook]:
     """
     An empty bus that tells of expired keys, and that somebody has just swept.
     """

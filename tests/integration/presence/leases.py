@@ -13,24 +13,19 @@ from contextlib import asynccontextmanager
 import msgspec
 import pytest
 
-from bus import keys
-from bus.codec import pack, unpack_envelope
-from bus.messages import SCHEMA, Envelope
-from bus.wire import Wire
-from compose.roles import lane_parts
-from compose.settings import load_settings
-from gateway.fencing import InstanceLost
-from gateway.presence import watch as presence
-from gateway.presence.watch import Presence
-from gateway.store import leases, names
-from gateway.store.reader import NoTiers
-from gateway.store.scripts import load_scripts, script
+from everbus.bus import keys
+from everbus.bus.messages import SCHEMA, Envelope, pack, unpack_envelope
+from everbus.bus.wire import Wire
+from everbus.gateway.lane.fencing import InstanceLost
+from everbus.gateway.presence import lane as presence
+from everbus.gateway.presence.lane import PresenceLane, PresenceParts
+from everbus.gateway.store import key_names, lease_records
+from everbus.gateway.store.scripts import load_scripts, script
 from tests.integration.conftest import (
     PARTITIONS,
     Bus,
     until,
 )
-from tests.replicas import settings_of
 
 TTL_MS = 500
 # Beyond the TTL: how late a loss may be noticed.
@@ -42,7 +37,7 @@ def said(kind: str, instance: str, epoch: int = 1) -> Envelope:
     return Envelope(v=SCHEMA, id="x", kind=f"instance.{kind}", body=body)
 
 
-class Leases:
+class LeaseBook:
     """
     What is known of the instances, and heartbeats by hand.
     """
@@ -55,8 +50,8 @@ class Leases:
         beats = [said(kind, instance, epoch) for instance in instances]
         return await self.bus.publish(mad, keys.PRESENCE, *beats)
 
-    async def of(self, instance: str, mad="ann") -> leases.InstanceRecord | None:
-        found = await leases.instances(self.wire, mad)
+    async def of(self, instance: str, mad="ann") -> lease_records.InstanceRecord | None:
+        found = await lease_records.instances(self.wire, mad)
         return next((one for one in found if one.instance == instance), None)
 
     async def until(self, instance: str, state: str, mad="ann", within_s=5.0):
@@ -77,14 +72,14 @@ class Leases:
         """
         Return after so many sweeps; the second one began later than now.
         """
-        seen = await self.bus.client.hget(leases.WATCH, "swept_ms")
+        seen = await self.bus.client.hget(lease_records.WATCH, "swept_ms")
 
         async def claim() -> bool:
-            return await self.bus.client.hget(leases.WATCH, "swept_ms") != seen
+            return await self.bus.client.hget(lease_records.WATCH, "swept_ms") != seen
 
         for _ in range(times):
             await until(claim, "a sweep", 3)
-            seen = await self.bus.client.hget(leases.WATCH, "swept_ms")
+            seen = await self.bus.client.hget(lease_records.WATCH, "swept_ms")
 
     async def unswept(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """
@@ -100,7 +95,7 @@ class Leases:
         """
 
         async def claim() -> bool:
-            watch = await leases.watch(self.wire)
+            watch = await lease_records.watch(self.wire)
             return watch.idle_ms is not None and not watch.grace_ms
 
         await until(claim, "no grace", 3)
@@ -122,12 +117,14 @@ class Leases:
         Make it so that nobody has swept for that long, and all leases are over.
         """
         client, ms = self.bus.client, seconds * 1000
-        swept = int(await client.hget(leases.WATCH, "swept_ms"))
-        await client.hset(leases.WATCH, "swept_ms", swept - ms)
-        await client.hset(leases.WATCH, "grace_ms", 0)
-        for member, _ in await client.zrange(leases.DEADLINES, 0, -1, withscores=True):
-            await client.zincrby(leases.DEADLINES, -ms, member)
-            await client.delete(leases.lease(member.decode()))
+        swept = int(await client.hget(lease_records.WATCH, "swept_ms"))
+        await client.hset(lease_records.WATCH, "swept_ms", swept - ms)
+        await client.hset(lease_records.WATCH, "grace_ms", 0)
+        for member, _ in await client.zrange(
+            lease_records.DEADLINES, 0, -1, withscores=True
+        ):
+            await client.zincrby(lease_records.DEADLINES, -ms, member)
+            await client.delete(lease_records.lease(member.decode()))
 
 
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,38 +136,37 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def a_book(bus: Bus) -> AsyncIterator[Leases]:
+async def a_book(bus: Bus) -> AsyncIterator[LeaseBook]:
     """
     An empty bus that tells of expired keys, and that somebody has just swept.
     """
     await bus.client.flushall()
-    await bus.client.hset(leases.WATCH, "swept_ms", time.time_ns() // 10**6)
+    await bus.client.hset(lease_records.WATCH, "swept_ms", time.time_ns() // 10**6)
     await bus.client.config_set("notify-keyspace-events", "Kx")
     wire = Wire(bus.url)
-    yield Leases(bus, wire)
+    yield LeaseBook(bus, wire)
     await wire.close()
 
 
 async def acquired(wire: Wire, name="one") -> str:
     await load_scripts(wire)
-    own = [names.owner(keys.PRESENCE), names.epoch(keys.PRESENCE)]
+    own = [key_names.owner(keys.PRESENCE), key_names.epoch(keys.PRESENCE)]
     taken, owner = await wire.call(*script("acquire", own, name, name, 60_000))
     assert taken == 1
     return owner.decode()
 
 
 def parts(url: str, ttl_ms: int = TTL_MS):
-    settings = load_settings(settings_of(url, partitions=PARTITIONS))
-    return lane_parts(settings, PARTITIONS, NoTiers())._replace(lease_ttl_ms=ttl_ms)
+    return PresenceParts(url, PARTITIONS, ttl_ms)
 
 
 @asynccontextmanager
-async def watched(book: Leases, name="one", *, url="", ttl_ms=TTL_MS, settle=True):
+async def watched(book: LeaseBook, name="one", *, url="", ttl_ms=TTL_MS, settle=True):
     """
     The lane of the leases, from its acquisition to its clean end.
     """
     owner = await acquired(book.wire, name)
-    lane = Presence(owner, parts(url or book.bus.url, ttl_ms))
+    lane = PresenceLane(owner, parts(url or book.bus.url, ttl_ms))
     lane.admit(frozenset({"ann", "bob", keys.GATEWAY}))
     running = asyncio.create_task(lane.run())
     try:
@@ -180,15 +176,17 @@ async def watched(book: Leases, name="one", *, url="", ttl_ms=TTL_MS, settle=Tru
     finally:
         lane.stop()
         await asyncio.wait_for(running, 5)
-        await book.wire.call(*script("release", [leases.OWNER], owner, keys.NEWS))
+        await book.wire.call(
+            *script("release", [lease_records.OWNER], owner, keys.NEWS)
+        )
 
 
-def late_ms(lost: leases.InstanceRecord) -> int:
+def late_ms(lost: lease_records.InstanceRecord) -> int:
     """
     How long after its deadline an instance was declared lost; negative if it lives.
     """
     return lost.ended_ms - lost.heard_ms - TTL_MS
 
 
-async def told_all(book: Leases) -> bool:
-    return not await book.bus.client.exists(leases.LOSSES)
+async def told_all(book: LeaseBook) -> bool:
+    return not await book.bus.client.exists(lease_records.LOSSES)

@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from bus import keys
-from gateway.fencing import InstanceLost
-from gateway.presence import roll
-from gateway.store import leases, names
+from everbus.bus import keys
+from everbus.gateway.lane.fencing import InstanceLost
+from everbus.gateway.presence import leases as presence_leases
+from everbus.gateway.store import key_names, lease_records
 from tests.integration.conftest import (
     ON_EACH_SERVER,
     PARTITIONS,
@@ -20,7 +20,7 @@ from tests.integration.conftest import (
 from tests.integration.presence.leases import (
     MARGIN_S,
     TTL_MS,
-    Leases,
+    LeaseBook,
     late_ms,
     told_all,
     watched,
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 @ON_EACH_SERVER
 @pytest.mark.usefixtures("hasty")
-async def test_an_instance_joins_beats_and_leaves(book: Leases):
+async def test_an_instance_joins_beats_and_leaves(book: LeaseBook):
     """
     Told to every partition as one that said goodbye; what was read is trimmed.
     """
@@ -44,14 +44,14 @@ async def test_an_instance_joins_beats_and_leaves(book: Leases):
             return (await book.of("i1")).heard_ms > joined.heard_ms
 
         await until(heard, "the second heartbeat")
-        beaten = await book.of("i1")
-        lease = await book.bus.client.get(leases.lease("ann:i1"))
+        heartbeat_published = await book.of("i1")
+        lease = await book.bus.client.get(lease_records.lease("ann:i1"))
         await book.say("leave", "i1")
         left = await book.until("i1", "left")
         await until(lambda: told_all(book), "told")
 
-    assert (joined.epoch, beaten.since_ms) == (1, joined.since_ms)
-    assert 0 < beaten.left_ms <= TTL_MS
+    assert (joined.epoch, heartbeat_published.since_ms) == (1, joined.since_ms)
+    assert 0 < heartbeat_published.left_ms <= TTL_MS
     assert lease == b"1"
     assert (left.left_ms, left.noticed) == (0, "")
     for partition in range(PARTITIONS):
@@ -59,19 +59,26 @@ async def test_an_instance_joins_beats_and_leaves(book: Leases):
         assert told == [InstanceLost(mad="ann", instance="i1", epoch=1, left=True)]
     left_over = [key async for key in book.bus.client.scan_iter("eb:{mads}:*")]
     assert set(map(bytes.decode, left_over)) == {
-        *(leases.RECORDS, leases.ENDED, leases.WATCH, names.epoch(keys.PRESENCE))
+        *(
+            lease_records.RECORDS,
+            lease_records.ENDED,
+            lease_records.WATCH,
+            key_names.epoch(keys.PRESENCE),
+        )
     }
 
 
 @ON_EACH_SERVER
-async def test_silence_is_noticed_by_the_sweep_without_any_notification(book: Leases):
+async def test_silence_is_noticed_by_the_sweep_without_any_notification(
+    book: LeaseBook,
+):
     await book.bus.client.config_set("notify-keyspace-events", "")
     async with watched(book):
         await book.say("join", "i1")
         await book.until("i1", "living")
         lost = await book.until("i1", "lost")
         await until(lambda: told_all(book), "told")
-        notified = (await leases.watch(book.wire)).notified
+        notified = (await lease_records.watch(book.wire)).notified
 
     assert (notified, lost.noticed, lost.epoch) == ("off", "sweep", 1)
     assert 0 <= late_ms(lost) <= MARGIN_S * 1000
@@ -84,7 +91,7 @@ async def test_silence_is_noticed_by_the_sweep_without_any_notification(book: Le
 @pytest.mark.parametrize("flags", ["Kx", "Ex"])
 @pytest.mark.usefixtures("hasty")
 async def test_an_expiry_that_is_told_wakes_the_owner_at_once(
-    book: Leases, flags, monkeypatch
+    book: LeaseBook, flags, monkeypatch
 ):
     """
     No sweep is due for a minute, so nothing else can have noticed.
@@ -99,7 +106,7 @@ async def test_an_expiry_that_is_told_wakes_the_owner_at_once(
     assert 0 <= late_ms(lost) < 450
 
 
-async def test_of_fifty_instances_exactly_the_silent_half_is_lost(book: Leases):
+async def test_of_fifty_instances_exactly_the_silent_half_is_lost(book: LeaseBook):
     alive = [f"a{n}" for n in range(25)]
     silent = [f"s{n}" for n in range(25)]
     async with watched(book):
@@ -108,7 +115,7 @@ async def test_of_fifty_instances_exactly_the_silent_half_is_lost(book: Leases):
         while (await book.of("s24")).state == "living":
             await book.say("beat", *alive)
             await asyncio.sleep(TTL_MS / 3000)
-        found = {one.instance: one for one in await leases.instances(book.wire)}
+        found = {one.instance: one for one in await lease_records.instances(book.wire)}
         await until(lambda: told_all(book), "told")
 
     assert {"living"} == {found[name].state for name in alive}
@@ -119,7 +126,7 @@ async def test_of_fifty_instances_exactly_the_silent_half_is_lost(book: Leases):
 
 @ON_EACH_SERVER
 @pytest.mark.usefixtures("hasty")
-async def test_an_outage_kills_nobody_whose_heartbeats_wait(book: Leases):
+async def test_an_outage_kills_nobody_whose_heartbeats_wait(book: LeaseBook):
     """
     A minute without any replica: the owner reads first, and nobody is lost.
     """
@@ -131,7 +138,7 @@ async def test_an_outage_kills_nobody_whose_heartbeats_wait(book: Leases):
 
     async with watched(book, "two", settle=False):
         await book.swept()
-        found = await leases.instances(book.wire)
+        found = await lease_records.instances(book.wire)
 
     assert [one.state for one in found] == ["living", "living"]
     assert await book.told() == []
@@ -139,7 +146,7 @@ async def test_an_outage_kills_nobody_whose_heartbeats_wait(book: Leases):
 
 @ON_EACH_SERVER
 @pytest.mark.usefixtures("hasty")
-async def test_after_an_outage_everybody_has_a_fresh_ttl(book: Leases):
+async def test_after_an_outage_everybody_has_a_fresh_ttl(book: LeaseBook):
     """
     Also whose heartbeats could not reach the bus; then silence counts again.
     """
@@ -161,13 +168,13 @@ async def test_after_an_outage_everybody_has_a_fresh_ttl(book: Leases):
 
 @pytest.mark.usefixtures("hasty")
 async def test_a_server_that_stood_still_costs_nobody_the_lease(
-    book: Leases, monkeypatch
+    book: LeaseBook, monkeypatch
 ):
     """
     Paused for longer than TTL and gap: neither side could be heard meanwhile.
     """
-    monkeypatch.setattr(roll, "MIN_GAP_MS", 400)
-    monkeypatch.setattr(roll, "MAX_GAP_MS", 400)
+    monkeypatch.setattr(presence_leases, "MIN_GAP_MS", 400)
+    monkeypatch.setattr(presence_leases, "MAX_GAP_MS", 400)
     async with watched(book):
         await book.say("join", "i1")
         await book.until("i1", "living")
@@ -183,21 +190,21 @@ async def test_a_server_that_stood_still_costs_nobody_the_lease(
 
 
 @pytest.mark.usefixtures("hasty")
-async def test_a_planned_hand_over_grants_nothing(book: Leases):
+async def test_a_planned_hand_over_grants_nothing(book: LeaseBook):
     async with watched(book):
         await book.say("join", "i1")
         await book.until("i1", "living")
-    before = await book.bus.client.hget(leases.WATCH, "grace_ms")
+    before = await book.bus.client.hget(lease_records.WATCH, "grace_ms")
 
     async with watched(book, "two"):
         lost = await book.until("i1", "lost")
 
-    assert before == await book.bus.client.hget(leases.WATCH, "grace_ms")
+    assert before == await book.bus.client.hget(lease_records.WATCH, "grace_ms")
     assert late_ms(lost) <= MARGIN_S * 1000
 
 
 @pytest.mark.usefixtures("hasty")
-async def test_the_sweep_finds_what_no_listener_heard(book: Leases):
+async def test_the_sweep_finds_what_no_listener_heard(book: LeaseBook):
     """
     The listener's connection is killed again and again across the expiry.
     """
@@ -216,7 +223,7 @@ async def test_the_sweep_finds_what_no_listener_heard(book: Leases):
 
 @pytest.mark.usefixtures("hasty")
 async def test_a_listener_that_was_cut_off_looks_at_once_for_what_it_missed(
-    book: Leases, monkeypatch
+    book: LeaseBook, monkeypatch
 ):
     """
     The server tells nothing any more, and no sweep is due for a minute.
@@ -234,7 +241,7 @@ async def test_a_listener_that_was_cut_off_looks_at_once_for_what_it_missed(
 
 
 @ON_EACH_SERVER
-async def test_a_replica_watches_over_the_leases_like_over_any_lane(book: Leases):
+async def test_a_replica_watches_over_the_leases_like_over_any_lane(book: LeaseBook):
     """
     It takes the lane, hands it over in order, and its heir grants nothing anew.
     """
@@ -244,12 +251,12 @@ async def test_a_replica_watches_over_the_leases_like_over_any_lane(book: Leases
     async with a_replica(url, "one", **settings):
         await book.say("join", "i1")
         await book.until("i1", "living")
-        first = await book.bus.client.get(leases.OWNER)
-    between = await book.bus.client.get(leases.OWNER)
-    grace = await book.bus.client.hget(leases.WATCH, "grace_ms")
+        first = await book.bus.client.get(lease_records.OWNER)
+    between = await book.bus.client.get(lease_records.OWNER)
+    grace = await book.bus.client.hget(lease_records.WATCH, "grace_ms")
     async with a_replica(url, "two", **settings):
         lost = await book.until("i1", "lost")
-        second = await book.bus.client.get(leases.OWNER)
+        second = await book.bus.client.get(lease_records.OWNER)
 
     assert b":one/" in first
     assert between is None
@@ -258,7 +265,7 @@ async def test_a_replica_watches_over_the_leases_like_over_any_lane(book: Leases
 
 
 @pytest.mark.usefixtures("hasty")
-async def test_where_config_is_forbidden_it_listens_all_the_same(book: Leases):
+async def test_where_config_is_forbidden_it_listens_all_the_same(book: LeaseBook):
     """
     As on managed servers, which may notify though they do not say so.
     """
@@ -275,7 +282,7 @@ async def test_where_config_is_forbidden_it_listens_all_the_same(book: Leases):
     async with watched(book, url=url):
         await book.say("join", "i1")
         lost = await book.until("i1", "lost")
-        watch = await leases.watch(book.wire)
+        watch = await lease_records.watch(book.wire)
 
     assert watch.notified == "forbidden"
     assert late_ms(lost) <= MARGIN_S * 1000
@@ -283,7 +290,7 @@ async def test_where_config_is_forbidden_it_listens_all_the_same(book: Leases):
 
 @pytest.mark.parametrize("flags", ["", "Kx"])
 async def test_a_hundred_thousand_other_volatile_keys_delay_nothing_beyond_the_bound(
-    book: Leases, flags
+    book: LeaseBook, flags
 ):
     """
     Events come late or never then; the sweep is what the bound rests on.
@@ -294,7 +301,7 @@ async def test_a_hundred_thousand_other_volatile_keys_delay_nothing_beyond_the_b
     async with watched(book):
         await book.say("join", *(f"i{n}" for n in range(20)))
         await book.until("i19", "lost")
-        found = await leases.instances(book.wire)
+        found = await lease_records.instances(book.wire)
     await book.bus.client.flushall()
 
     assert {"lost"} == {one.state for one in found}

@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compose.bench.histogram import Histogram, bucket_of, lower_us, upper_us
+from everbus.compose.bench.histogram import Histogram, bucket_of, lower_us, upper_us
 
 HOUR_US = 3600 * 10**6
 durations = st.lists(st.integers(0, HOUR_US), min_size=1, max_size=200)

@@ -6,12 +6,12 @@ import asyncio
 
 import pytest
 
-from bus.errors import Forbidden, Overloaded
-from compose.bench import load as load_module
-from compose.bench.books import SessionBook
-from compose.bench.figures import MOST_BINS, Figures
-from compose.bench.load import Load, Schedule
-from compose.bench.plan import Plan
+from everbus.bus.errors import Forbidden, Overloaded
+from everbus.compose.bench import load as load_module
+from everbus.compose.bench.figures import MOST_BINS, Figures
+from everbus.compose.bench.load import Load, Schedule
+from everbus.compose.bench.plan import BenchPlan
+from everbus.compose.verify.expectation import SessionExpectation
 
 
 class Clock:
@@ -124,7 +124,7 @@ class FakeCaller:
         self.under_way = 0
         self.most = 0
 
-    async def call(self, name, book):
+    async def call(self, name, expectation):
         self.under_way += 1
         self.most = max(self.most, self.under_way)
         await asyncio.sleep(0)
@@ -132,15 +132,15 @@ class FakeCaller:
         if self.error is not None:
             raise self.error
 
-    async def catch_up(self, book):
+    async def catch_up(self, expectation):
         pass
 
 
 def a_load(caller, **plan):
-    plan = Plan(mix={"get_session": 1}, warm_up_s=0, **plan)
+    plan = BenchPlan(mix={"get_session": 1}, warm_up_s=0, **plan)
     figures = Figures(plan.warm_up_s, plan.seconds)
-    books = [SessionBook("s1", 1, 1)]
-    return Load(plan, [caller], books, figures, 2), figures
+    expectations = [SessionExpectation("s1", 1, 1)]
+    return Load(plan, [caller], expectations, figures, 2), figures
 
 
 async def test_no_more_are_under_way_than_are_allowed():

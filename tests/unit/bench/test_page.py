@@ -9,14 +9,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from compose.bench.books import SessionBook
-from compose.bench.figures import Figures
-from compose.bench.kills import Kill
-from compose.bench.page import page_of
-from compose.bench.plan import Plan
-from compose.bench.report import json_of, notes, report_of
-from compose.bench.verdict import Findings
-from compose.bench.witnesses import Seen
+from everbus.compose.bench.checking import CheckMethod
+from everbus.compose.bench.figures import Figures
+from everbus.compose.bench.kills import Kill
+from everbus.compose.bench.page import page_of
+from everbus.compose.bench.plan import BenchPlan
+from everbus.compose.bench.report import json_of, notes, report_of
+from everbus.compose.verify.expectation import SessionExpectation
+from everbus.compose.verify.violations import Violation, Violations
 
 EVIL = "<script>alert(1)</script>\"'&"
 
@@ -48,25 +48,25 @@ class Reader(HTMLParser):
 
 
 def a_bench(*, well=True, kills=True, sent=500):
-    plan = Plan(mix={"append": 1, "get_session": 2}, seconds=5, rate=100.0)
-    figures, findings = Figures(1.0, 5.0), Findings()
+    plan = BenchPlan(mix={"append": 1, "get_session": 2}, seconds=5, rate=100.0)
+    figures, violations = Figures(1.0, 5.0), Violations()
     for n in range(sent):
         due = n / 100
         if not 2.0 < due < 3.0:
             figures.note("append", due, due, due + 0.001 + n % 7 / 1000, "ok")
     figures.note("get_session", 4.0, 4.0, 4.5, "timeout")
-    book = SessionBook("s1", 1)
-    marks = book.appends_of(0)
-    marks.keep(marks.give())
+    expectation = SessionExpectation("s1", 1)
+    marks = expectation.appends_of(0)
+    marks.acknowledge(marks.give())
     marks.give()
     if not well:
-        findings.note("lost", EVIL, EVIL)
+        violations.note(Violation("lost", EVIL, EVIL))
     one = Kill(at_s=2.0, replica=EVIL, pid=7, lanes=8, in_flight=31, ready_s=0.5)
     return SimpleNamespace(
         plan=plan,
         figures=figures,
-        findings=findings,
-        books=[book],
+        violations=violations,
+        expectations=[expectation],
         kills=[one] if kills else [],
         mads=[None],
         ended="",
@@ -78,7 +78,7 @@ def a_bench(*, well=True, kills=True, sent=500):
 
 def a_report(place="here", **bench):
     made = a_bench(**bench)
-    seen = Seen("sdk", 1, 2, f"no MongoDB {EVIL}")
+    seen = CheckMethod("sdk", 1, 2, f"no MongoDB {EVIL}")
     return report_of(made, seen, place), made.figures
 
 
@@ -149,7 +149,7 @@ def test_the_json_has_figures_verdict_and_kills():
 
     assert told["clean"] is False
     assert told["verdict"] == "verdict: NOT clean: 1 lost"
-    assert told["findings"]["lost"] == 1
+    assert told["violations"]["lost"] == 1
     assert told["first"][0]["session"] == EVIL
     assert told["kills"][0]["bit"] is True
     assert told["refusals"] == {"get_session: timeout": 1}
@@ -157,7 +157,7 @@ def test_the_json_has_figures_verdict_and_kills():
     assert row["call"] == "append"
     assert row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"] <= row["p999_ms"]
     assert row["max_ms"] == 7.0
-    assert told["judged"]["acknowledged"] == told["judged"]["unknown"] == 1
+    assert told["checked"]["acknowledged"] == told["checked"]["unknown"] == 1
 
 
 def test_people_are_told_what_weakens_the_figures():
@@ -167,7 +167,7 @@ def test_people_are_told_what_weakens_the_figures():
     assert "RATE NOT REACHED: 3 were due" in told
     assert "1 replicas killed (SIGKILL), 1 of them at work: 8 lanes" in told
     assert "31 commands in flight" in told
-    assert "judged by their length" in told
+    assert "checked by their length" in told
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from compose import cli
-from compose.bench.plan import CALLS, MIXES, Plan, Work, mix_in
-from compose.exits import Failed
+from everbus.compose import cli
+from everbus.compose.bench.plan import CALLS, MIXES, BenchPlan, Workload, mix_in
+from everbus.compose.exit_codes import Failed
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_a_mix_names_calls_of_the_sdk():
 
 
 def test_each_work_with_a_name_is_made_of_known_calls():
-    assert set(MIXES) == set(Work)
+    assert set(MIXES) == set(Workload)
     assert {call for mix in MIXES.values() for call in mix} == set(CALLS)
 
 
@@ -74,7 +74,7 @@ def test_a_mix_that_cannot_be_is_refused(text):
         (("--in-flight", "0"), "--in-flight"),
         (("--mads", "200", "--sessions", "100000"), "take fewer"),
         (("--expect", "--work", "reads"), "--expect"),
-        (("--html", "/nowhere/at/all.html"), "a folder that exists"),
+        (("--html", "/nowhere/at/all.html"), "an existing folder"),
         ((), "EVERBUS_TOKEN"),
     ],
 )
@@ -105,6 +105,6 @@ def test_help_has_an_example(everbus):
 
 
 def test_by_default_it_is_over_in_seconds():
-    plan = Plan(mix={"append": 1})
+    plan = BenchPlan(mix={"append": 1})
 
     assert plan.seconds + plan.warm_up_s < 15

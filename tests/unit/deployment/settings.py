@@ -5,10 +5,8 @@ Environments that deployments give our processes, put to the settings themselves
 from collections.abc import Mapping
 from pathlib import Path
 
-from typer.main import get_command
-
-from compose.cli import app
-from compose.settings import FROM_FILE, PREFIX, Settings, load_settings
+from everbus.compose.cli import Everbus
+from everbus.compose.settings import FROM_FILE, PREFIX, Settings, load_settings
 
 # What the file of a secret could say; each is of the form that the setting wants.
 CONTENTS = {
@@ -50,4 +48,4 @@ def commands() -> set[str]:
     """
     The commands of `everbus`.
     """
-    return set(get_command(app).commands)
+    return set(Everbus.table)

@@ -16,13 +16,13 @@ from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError, NoPermissionError
 from typer.testing import CliRunner
 
-from bus.wire import Wire
-from compose.cli import app
-from compose.folder import free_port
-from compose.processes import Running, Server, start
-from compose.servers import valkey_program
-from compose.settings import load_settings
-from gateway.health.server import COMMANDS, server_of, troubles
+from everbus.bus.wire import Wire
+from everbus.compose.cli import app
+from everbus.compose.processes import ProcessSpec, RunningProcess, start
+from everbus.compose.servers import valkey_program
+from everbus.compose.settings import load_settings
+from everbus.compose.stack_folder import free_port
+from everbus.gateway.health.server_report import COMMANDS, server_of, weaknesses
 from tests.servers import inherited
 from tests.unit.deployment.manifests import COMPOSE, loaded
 
@@ -85,7 +85,7 @@ async def address(secrets, tmp_path) -> AsyncIterator[Address]:
     said = said.replace("/data", str(data)).replace("port 6379", f"port {port}")
     config = tmp_path / "valkey.conf"
     config.write_text(f"{said}\nbind 127.0.0.1\n")
-    server = Server(
+    server = ProcessSpec(
         name="bus",
         data=tmp_path,
         argv=(valkey_program(), str(config)),
@@ -106,7 +106,7 @@ async def address(secrets, tmp_path) -> AsyncIterator[Address]:
         await running.stop()
 
 
-async def _accepts(running: Running) -> bool:
+async def _accepts(running: RunningProcess) -> bool:
     return "Ready to accept connections" in running.output()
 
 
@@ -176,10 +176,10 @@ async def test_the_bus_keeps_what_it_is_given_and_tells_of_expiry(address):
     finally:
         await wire.close()
 
-    assert server.keeps
+    assert server.persists
     assert not server.evicts
     assert server.notifies
-    assert not [trouble for trouble in troubles(server) if trouble.unsafe]
+    assert not [one for one in weaknesses(server) if one.unsafe]
 
 
 async def test_nobody_comes_in_without_a_password(address):

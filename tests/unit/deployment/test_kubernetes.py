@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.edge.health import health_routes
+from everbus.gateway.health.probe_routes import probe_routes
 from tests.unit.deployment.image import environment
 from tests.unit.deployment.manifests import (
     FOLDERS,
@@ -208,13 +208,11 @@ def test_each_role_has_a_secret_of_its_own_and_the_archiver_judges_nobody(object
 
 
 def test_probes_ask_what_the_process_serves_where_it_serves_it(objects, tmp_path):
-    served = {route.path for route in health_routes(None)}
+    served = {route.path for route in probe_routes(None)}
     for deployment in deployments(objects):
         container = container_of(deployment)
         settings = settings_of(environ_of(deployment, objects), tmp_path)
-        edge = deployment["metadata"]["name"] == "everbus-edge"
-        port = settings.edge_port if edge else settings.health_port
-        host = settings.edge_host if edge else settings.health_host
+        port = settings.health_port
         ports = {one["name"]: one["containerPort"] for one in container["ports"]}
         for probe, path in PROBES.items():
             asked = container[probe]["httpGet"]
@@ -224,7 +222,8 @@ def test_probes_ask_what_the_process_serves_where_it_serves_it(objects, tmp_path
         annotations = deployment["spec"]["template"]["metadata"]["annotations"]
         assert annotations["prometheus.io/path"] in served
         assert annotations["prometheus.io/port"] == str(port)
-        assert host == "0.0.0.0"  # noqa: S104 - a pod's own addresses
+        for host in (settings.health_host, settings.edge_host):
+            assert host == "0.0.0.0"  # noqa: S104 - a pod's own addresses
 
 
 def test_pods_meet_the_restricted_profile(objects):

@@ -14,7 +14,9 @@ BUS, MONGODB, S3, HEALTH, HTTP = 6379, 27017, 8333, 8081, 8080
 PODS = {
     "manager": Pod("everbus", {OURS: "everbus", PART: "manager"}, {"health": HEALTH}),
     "archiver": Pod("everbus", {OURS: "everbus", PART: "archiver"}, {"health": HEALTH}),
-    "edge": Pod("everbus", {OURS: "everbus", PART: "edge"}, {"http": HTTP}),
+    "edge": Pod(
+        "everbus", {OURS: "everbus", PART: "edge"}, {"http": HTTP, "health": HEALTH}
+    ),
     "bus": Pod("everbus", {"everbus-tier": "hot"}),
     "mongodb": Pod("everbus", {"everbus-tier": "warm"}),
     "s3": Pod("everbus", {"everbus-tier": "cold"}),
@@ -33,6 +35,7 @@ PORTS = {
     "archiver": HEALTH,
     "edge": HTTP,
 }
+PROBES = {"manager": HEALTH, "archiver": HEALTH, "edge": HEALTH}
 ALLOWED = {
     "manager": {"bus", "mongodb", "s3"},
     "archiver": {"bus", "mongodb", "s3"},
@@ -43,7 +46,7 @@ ALLOWED = {
     "mad": {"bus"},
     "liar": {"bus"},
     "ingress": {"edge"},
-    "prometheus": {"edge", "manager", "archiver"},
+    "prometheus": {"manager", "archiver"},
     "stranger": set(),
 }
 
@@ -75,6 +78,16 @@ def test_a_pod_reaches_what_it_needs_and_nothing_else(network, source):
     }
 
     assert reached == ALLOWED[source]
+
+
+def test_only_prometheus_reaches_the_health_ports(network):
+    for target, port in PROBES.items():
+        reaching = {
+            name
+            for name, pod in PODS.items()
+            if network.reaches(pod, PODS[target], port)
+        }
+        assert reaching == {"prometheus"}
 
 
 def test_a_port_that_nobody_names_is_closed_to_all(network):

@@ -8,21 +8,19 @@ from datetime import UTC, datetime
 
 import pytest
 
-from bus.errors import Forbidden, Overloaded, Unavailable
-from bus.events import SessionEvent
-from gateway.edge.streams import (
+from everbus.bus.errors import Forbidden, Overloaded, Unavailable
+from everbus.bus.events import SessionEvent
+from everbus.gateway.edge.stream_ends import (
     DELETED,
     EXPIRED,
     RESTART,
-    SLOW,
-    Patience,
-    Stream,
-    Streams,
+    SLOW_CONSUMER,
     end_of,
 )
-from gateway.identity.principal import Principal
+from everbus.gateway.edge.streams import Stream, Streams, StreamTimeouts
+from everbus.gateway.identity.principal import Principal
 
-AT_ONCE = Patience(stall_s=0.01, last_words_s=0.01)
+SHORT = StreamTimeouts(write_s=0.01, close_s=0.01)
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -59,7 +57,7 @@ class Feed:
             self.closed = True
 
 
-class Client:
+class StreamClient:
     """
     A client that takes everything, until it is told to hang.
     """
@@ -75,23 +73,23 @@ class Client:
         self.reads = asyncio.Event()
         self.reads.set()
 
-    async def tell(self, event):
+    async def send(self, event):
         await self.reads.wait()
         self.told.append(event.id)
         self.taken.set()
 
-    async def part(self, end, last_id):
+    async def close(self, end, last_id):
         self.parting.set()
         await self.reads.wait()
         self.parted.append((end, last_id))
 
-    async def gone(self):
+    async def wait_closed(self):
         await self.hung_up.wait()
 
 
 @pytest.fixture
 def client():
-    return Client()
+    return StreamClient()
 
 
 @pytest.fixture
@@ -130,7 +128,7 @@ async def test_a_client_that_does_not_read_is_cut_and_told_where(client, feed):
     """
     It gets its last words as soon as it reads again: nothing is skipped by them.
     """
-    stream = Stream(client, "e-0", Patience(stall_s=0.01, last_words_s=5))
+    stream = Stream(client, "e-0", StreamTimeouts(write_s=0.01, close_s=5))
     feed.queue.put_nowait(an_event(1))
     task = running(stream, feed)
     await client.taken.wait()
@@ -142,17 +140,17 @@ async def test_a_client_that_does_not_read_is_cut_and_told_where(client, feed):
     await ended(task)
 
     assert client.told == ["e-1"]
-    assert client.parted == [(SLOW, "e-1")]
+    assert client.parted == [(SLOW_CONSUMER, "e-1")]
 
 
 async def test_a_client_that_never_reads_again_is_not_waited_for(client, feed):
-    stream = Stream(client, "e-0", AT_ONCE)
+    stream = Stream(client, "e-0", SHORT)
     client.reads.clear()
     feed.queue.put_nowait(an_event(1))
 
     await ended(running(stream, feed))
 
-    assert stream.outcome == SLOW.code
+    assert stream.outcome == SLOW_CONSUMER.code
     assert client.parted == []
 
 
@@ -160,7 +158,7 @@ async def test_no_event_is_asked_for_before_the_last_one_was_taken(client, feed)
     """
     So all that waits for a client is in its connection's own buffer.
     """
-    stream = Stream(client, "e-0", Patience(stall_s=5))
+    stream = Stream(client, "e-0", StreamTimeouts(write_s=5))
     client.reads.clear()
     for n in (1, 2, 3):
         feed.queue.put_nowait(an_event(n))
@@ -191,7 +189,7 @@ async def test_what_ends_the_events_is_told(
     await ended(running(Stream(client, "e-0"), feed))
 
     [(end, last_id)] = client.parted
-    assert (end.code, end.close, end.resumable) == (code, close, resumable)
+    assert (end.code, end.close_code, end.resumable) == (code, close, resumable)
     assert last_id == "e-1"
     assert "Zero" not in end.message
 
@@ -233,12 +231,12 @@ async def test_the_feed_is_closed_and_no_task_is_left(client, feed):
 async def test_drain_ends_those_that_are_open_and_those_to_come(client, feed):
     streams = Streams(10)
     early, late = Stream(client, "e-0"), Stream(client, "e-7")
-    with streams.known(early, "ws"):
+    with streams.track(early, "ws"):
         task = running(early, feed)
         await asyncio.sleep(0)
         streams.drain()
         await ended(task)
-    with streams.known(late, "ws"):
+    with streams.track(late, "ws"):
         await ended(running(late, Feed()))
 
     assert client.parted == [(RESTART, "e-0"), (RESTART, "e-7")]
@@ -250,12 +248,12 @@ async def test_a_principal_has_so_many_places_and_gets_them_back():
     ada, other = (Principal("ada", "user", math.inf, tenant=t) for t in ("", "other"))
 
     with (
-        streams.place(ada),
-        streams.place(other),
+        streams.reserve(ada),
+        streams.reserve(other),
         pytest.raises(Overloaded, match="1 live streams"),
     ):
-        streams.place(ada).__enter__()
-    with streams.place(ada):
+        streams.reserve(ada).__enter__()
+    with streams.reserve(ada):
         pass
 
 
@@ -263,8 +261,8 @@ def test_every_refusal_has_a_close_code_that_an_application_may_use():
     """
     RFC 6455 leaves 4000 to 4999 to applications; 1011 to 1013 are its own.
     """
-    from bus.errors import ERRORS
+    from everbus.bus.errors import ERRORS
 
-    closes = {end_of(kind("")).close for kind in ERRORS.values()}
+    closes = {end_of(kind("")).close_code for kind in ERRORS.values()}
 
     assert all(1011 <= close <= 1013 or 4000 <= close <= 4999 for close in closes)

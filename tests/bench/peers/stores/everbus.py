@@ -8,8 +8,8 @@ by `tests.bench.tiers`, not here.
 import asyncio
 import os
 
-from bus import Mad, connect
-from bus.errors import Overloaded
+from everbus.bus import Mad, connect
+from everbus.bus.errors import Overloaded
 from tests.bench.peers import store_script
 from tests.bench.peers.store_script import SESSIONS, TAIL, Stopwatch
 

@@ -1,0 +1,3 @@
+"""
+The reference pages of docs/reference, generated from the code.
+"""

@@ -1,0 +1,169 @@
+"""
+The folder of an embedded stack: its lock, ports, secrets and files.
+
+All of it survives `kill -9` at any instant: files appear whole or not at all, and
+locks belong to the kernel, so they end with their holder.
+"""
+
+import fcntl
+import json
+import os
+import random
+import secrets
+import socket
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+
+LOCK = "lock"
+PORTS = "ports.json"
+SECRETS = "secrets.json"
+# Below every system's ephemeral range (32768 on Linux, 49152 elsewhere): a client
+# may get an ephemeral port while its server restarts, and a client that reconnects
+# to such a port may even connect to itself.
+_PORTS_FROM, _PORTS_TO = 15_000, 32_000
+
+
+class StackError(Exception):
+    """
+    The embedded stack cannot run; the message says what, where and the remedy.
+    """
+
+
+class FolderLock:
+    """
+    The right to run a stack on one folder, held until close() or death.
+    """
+
+    def __init__(self, data: Path) -> None:
+        """
+        Take the lock of *data*.
+
+        Raises:
+            StackError: another living process holds it.
+        """
+        path = data / LOCK
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        if not try_lock(self._file):
+            holder = os.read(self._file, 32).decode().strip() or "unknown"
+            os.close(self._file)
+            raise StackError(
+                f"{data} is in use by the everbus process {holder}. Stop that one "
+                f"(Ctrl-C, or: kill {holder}), or give another folder by --data"
+            )
+        os.ftruncate(self._file, 0)
+        os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
+
+    def close(self) -> None:
+        """
+        Release the folder.
+        """
+        os.close(self._file)
+
+
+def try_lock(file: int) -> bool:
+    """
+    Take the lock of an open file until its close; False if another holds it.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def write_whole(path: Path, text: str) -> None:
+    """
+    Put *text* into *path*, readable by this user only, in one atomic step.
+    """
+    draft = path.with_name(f".{path.name}.draft")
+    file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(file, "w") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
+    draft.replace(path)
+
+
+def remembered_ports(data: Path, names: Sequence[str]) -> dict[str, int]:
+    """
+    The port of each of *names*: from `ports.json`, else a free one, then stored there.
+
+    Raises:
+        StackError: another program uses a stored port.
+    """
+    path = data / PORTS
+    ports = _read(path, int)
+    for name in names:
+        if name not in ports:
+            ports[name] = free_port(ports.values())
+        elif not _is_free(ports[name]):
+            raise StackError(
+                f"port {ports[name]} of {name}, remembered in {path}, is in use by "
+                f"another program. Stop it (ss -ltnp 'sport = :{ports[name]}' "
+                f'shows it), or delete "{name}" from {path} to get a new port'
+            )
+    write_whole(path, json.dumps(ports, indent=2) + "\n")
+    return {name: ports[name] for name in names}
+
+
+def generated_secrets(data: Path) -> Mapping[str, str]:
+    """
+    The stack's JWT secret and S3 keys; generated once, then read from the folder.
+    """
+    path = data / SECRETS
+    known = _read(path, str)
+    if not known:
+        known = {
+            "jwt_secret": secrets.token_hex(32),
+            "s3_access_key": secrets.token_hex(10),
+            "s3_secret_key": secrets.token_hex(20),
+        }
+        write_whole(path, json.dumps(known, indent=2) + "\n")
+    return known
+
+
+def free_port(taken: Collection[int] = ()) -> int:
+    """
+    A loopback port, not one of *taken*, on which nothing listens.
+
+    Raises:
+        StackError: no port is free.
+    """
+    for _ in range(_PORTS_TO - _PORTS_FROM):
+        port = random.randrange(_PORTS_FROM, _PORTS_TO)  # noqa: S311 - no secret
+        if port not in taken and _is_free(port):
+            return port
+    raise StackError(
+        f"no free port on 127.0.0.1 from {_PORTS_FROM} to {_PORTS_TO}; "
+        "stop a program that listens there (ss -ltn)"
+    )
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        # As servers do: a lingering closed connection is no listener.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _read(path: Path, kind: type[T]) -> dict[str, T]:
+    """
+    The flat JSON object in *path*; empty without the file.
+    """
+    if not path.exists():
+        return {}
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, kind])  # type: ignore[valid-type]
+    except msgspec.MsgspecError as error:
+        raise StackError(
+            f"{path} is damaged ({error}); delete it, and everbus makes a new one"
+        ) from error

@@ -1,0 +1,3 @@
+"""
+The one check for lost, doubled, out of order, forked and unequal.
+"""

@@ -1,0 +1,3 @@
+"""
+The campaign: random faults on whole stacks under load, judged by `compose.verify`.
+"""

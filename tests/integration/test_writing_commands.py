@@ -1,0 +1,83 @@
+"""
+The commands that write, on a running manager: session create, update and delete,
+append, join; and those that look closer: lanes, request show.
+"""
+
+import json
+
+import pytest
+
+from everbus.bus import connect, keys
+from tests.commandline import CommandLine, own_logs
+from tests.integration.conftest import PARTITIONS, a_token
+
+__all__ = ["own_logs"]
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.usefixtures("own_logs", "manager"),
+]
+
+
+@pytest.fixture
+def everbus(bus):
+    command = CommandLine(bus.url)
+    command._env |= {
+        "EVERBUS_TOKEN": a_token("ann", role="admin"),
+        "EVERBUS_MAD": "ann",
+    }
+    return command
+
+
+async def test_a_session_is_created_changed_and_deleted(everbus, tmp_path):
+    made = await everbus("session", "create", "ada", "-o", "json")
+    session = made.json["id"]
+    patch = tmp_path / "patch.json"
+    patch.write_text('{"tags": ["sea"]}')
+
+    changed = await everbus("session", "update", session, f"@{patch}", "-o", "json")
+    stale = await everbus("session", "update", session, "{}", "--expected-version", "1")
+    kept = await everbus("session", "delete", session, typed="n\n")
+    gone = await everbus("session", "delete", session, "--yes")
+
+    assert (changed.json["version"], changed.json["tags"]) == (2, ["sea"])
+    assert stale.code == 5
+    assert kept.code == 1
+    assert gone.code == 0
+    assert (await everbus("session", "show", session)).code == 1
+
+
+async def test_an_entry_is_appended_from_stdin_as_well(everbus):
+    session = (await everbus("session", "create", "ada", "-o", "json")).json["id"]
+
+    first = await everbus("append", session, json.dumps({"text": "hi"}))
+    second = await everbus("append", session, "-", "-o", "json", typed='"two"')
+    joined = await everbus("join", session, "--role", "reader", "-o", "json")
+    refused = await everbus("append", session, "no json")
+
+    assert first.said.strip() == "1"
+    assert second.json == {"session": session, "seq": 2}
+    assert "ann" in joined.json["participants"]
+    assert refused.code == 2
+    assert "needs quotes inside" in " ".join(refused.talk.replace("│", "").split())
+
+
+async def test_lanes_name_their_owner(everbus):
+    lanes = (await everbus("lanes", "-o", "json")).json
+
+    assert {str(p) for p in range(PARTITIONS)} <= {lane["name"] for lane in lanes}
+    assert all(lane["owner"] for lane in lanes)
+
+
+async def test_the_life_of_a_command_is_shown(everbus, bus):
+    async with connect(bus.url, mad="ann", token=a_token("ann")) as ann:
+        session = await ann.create_session("ada")
+        command_id = ann.append(session.id, {"n": 1})
+        await ann.flush()
+        await ann.timeline(session.id)
+
+    shown = (await everbus("request", "show", command_id, "-o", "json")).json
+
+    assert {"settled", "committed"} <= {step["step"] for step in shown}
+    nobodys = f"nobody.{keys.partition_of(session.id, PARTITIONS)}.1"
+    assert (await everbus("request", "show", nobodys)).code == 1
+    assert (await everbus("request", "show", "rubbish")).code == 2
