@@ -223,12 +223,12 @@ class Publisher:
         """
         return "" if self._unsettled is None else self._unsettled.session_of(command_id)
 
-    async def settled(self) -> bool:
+    async def settled(self, patience_s: float) -> bool:
         """
         Wait until the managers have settled all commands on the bus so far; False if
-        none of them answers.
+        none of them answers for *patience_s*.
         """
-        return self._unsettled is None or await self._unsettled.settled()
+        return self._unsettled is None or await self._unsettled.settled(patience_s)
 
     def check_refused(self) -> None:
         """

@@ -39,6 +39,7 @@ from everbus.bus.publisher import Publisher, Sign
 from everbus.bus.reply_receiver import ReplyReceiver
 from everbus.bus.settled_numbers import SETTLED_KIND, SettledNumbers
 from everbus.bus.trace_context import current_traceparent, opentelemetry
+from everbus.bus.unsettled import UNANSWERED_S
 from everbus.bus.watches import Watches
 
 CLOSED = "this connection is closed, since its block has ended; connect() anew"
@@ -393,21 +394,21 @@ class Requests:
         Wait until all commands published so far are on the bus, or *settled*.
 
         Raises:
-            Unavailable: *timeout* seconds have passed; sending goes on. Or no manager
-                reports the commands as settled.
+            Unavailable: *timeout* seconds have passed; sending goes on. Or the managers
+                do not report all commands as settled by then; the next flush reports
+                those that they refused.
             EverbusError: the code of the first command that was refused since.
         """
         deadline = time.monotonic() + check_timeout(timeout)
         await self.on_bus(timeout)
         left_s = max(0.0, deadline - time.monotonic())
-        all_settled = not settled or await self.settled(left_s)
-        self._publisher.check_refused()
-        if not all_settled:
+        if settled and not await self.settled(left_s, patience_s=left_s):
             raise Unavailable(
                 f"{self._publisher.unsettled} commands are on the bus, and no manager "
                 f"tells that they are settled within {timeout} s; flush again",
                 unsettled=self._publisher.unsettled,
             )
+        self._publisher.check_refused()
 
     async def on_bus(self, timeout: float) -> None:
         """
@@ -427,13 +428,16 @@ class Requests:
                 waiting=self.waiting,
             ) from None
 
-    async def settled(self, timeout: float) -> bool:
+    async def settled(
+        self, timeout: float, *, patience_s: float = UNANSWERED_S
+    ) -> bool:
         """
         Wait until all commands that are on the bus now are settled; whether they are.
+        Ends early when no manager answers for *patience_s*.
         """
         try:
             async with asyncio.timeout(timeout):
-                return await self._publisher.settled()
+                return await self._publisher.settled(patience_s)
         except TimeoutError:
             return False
 

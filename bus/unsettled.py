@@ -181,15 +181,16 @@ class Unsettled:
                 backoff.reset()
             await asyncio.sleep(backoff.next_s())
 
-    async def settled(self) -> bool:
+    async def settled(self, patience_s: float) -> bool:
         """
-        Wait until all commands kept now are settled; False if nobody answers.
+        Wait until all commands kept now are settled; False if nobody answers for
+        *patience_s*.
         """
         targets = {count: kept[-1].n for count, kept in self._kept.items() if kept}
         while any(self._open(count, n) for count, n in targets.items()):
             self._answered.clear()
             self._wanted.set()
-            if not await set_within(self._answered, UNANSWERED_S):
+            if not await set_within(self._answered, patience_s):
                 return False
         return True
 

@@ -236,13 +236,11 @@ class _Doorway(asyncio.Protocol):
         if tls is None:
             self._hand_over(transport)
             return
-        # Else the first bytes of the handshake would come to data_received().
-        transport.pause_reading()
         self._handshake = asyncio.ensure_future(self._secure(transport, tls))
 
     def data_received(self, data: bytes) -> None:
         """
-        Keep what came right behind the handshake.
+        Keep what came right before or behind the handshake.
         """
         self._early += data
 
@@ -257,16 +255,38 @@ class _Doorway(asyncio.Protocol):
         timeout_s = self._connections.limits.head_timeout_s
         loop = asyncio.get_running_loop()
         secure: asyncio.Transport | None = None
-        with suppress(OSError):  # ssl.SSLError is one, too
-            secure = await loop.start_tls(
+        upgrading = asyncio.ensure_future(
+            loop.start_tls(
                 plain, self, tls, server_side=True, ssl_handshake_timeout=timeout_s
             )
+        )
+        # A busy loop reads the client's first bytes before it has begun, and uvloop
+        # does so even from a transport that is paused when its connection is made.
+        await asyncio.sleep(0)
+        early, self._early = self._early, bytearray()
+        loop.call_soon(_feed, plain, early)
+        with suppress(OSError):  # ssl.SSLError is one, too
+            secure = await upgrading
         if secure is None or secure.is_closing():
             self._connections.remove(plain)
             plain.abort()
             return
         self._connections.replace(plain, secure)
         self._hand_over(secure)
+
+
+def _feed(transport: asyncio.Transport, data: bytearray) -> None:
+    """
+    Give *data* to the transport's TLS protocol, as if it had just been read.
+    """
+    # Of asyncio.BufferedProtocol in form; uvloop's is none by name.
+    protocol: Any = transport.get_protocol()
+    while data and not transport.is_closing():
+        buffer = protocol.get_buffer(len(data))
+        size = min(len(data), len(buffer))
+        buffer[:size] = data[:size]
+        protocol.buffer_updated(size)
+        del data[:size]
 
 
 def _accepted_protocol(connections: Connections, **uvicorns: Any) -> asyncio.Protocol:

@@ -226,10 +226,11 @@ async def test_an_append_that_waits_for_the_archiver_is_blamed_for_no_restart(
             session = (await mad.create_session("ada")).id
             for n in (1, 2, 3):
                 mad.append(session, {"n": n})
-            await until(lambda: waiting_in(replica) == 3)
+            # A MAD as young as its bus sends its first commands twice.
+            await until(lambda: waiting_in(replica) >= 3)
         for _ in range(3):
             async with replica_here(server.url, **settings) as replica:
-                await until(lambda replica=replica: waiting_in(replica) == 3)
+                await until(lambda replica=replica: waiting_in(replica) >= 3)
 
         blamed = await client.hgetall(key_names.attempts(0))
         log = CommitLog()

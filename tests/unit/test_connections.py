@@ -5,11 +5,17 @@ The bounds on an HTTP server's connections, on real sockets and a trivial applic
 import asyncio
 import json
 import socket
+import ssl
+import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import NamedTuple
 
+import httpx
+import pytest
 import uvicorn
+import uvloop
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
@@ -26,6 +32,7 @@ from everbus.gateway.health.connections import (
 )
 from everbus.gateway.health.embedded_server import EmbeddedServer
 from everbus.gateway.telemetry import metrics
+from tests.certificates import Authority
 from tests.replicas import until
 
 WITHIN_S = 20.0
@@ -235,3 +242,35 @@ async def test_addresses_that_speak_for_many_have_only_the_servers_bound():
     assert served == [200, 200]
     assert (status_of(refused), b"\r\nRetry-After: 1\r\n" in refused) == (503, True)
     assert met(TOTAL) == before + 1
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_a_client_that_speaks_before_its_handshake_begins_is_served(run, tmp_path):
+    """
+    Its first bytes come along with the connection: the server's loop was busy.
+    """
+    authority = Authority(tmp_path)
+    mine = authority.issued("server")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(mine.cert, mine.key)
+    client = ssl.create_default_context(cafile=authority.ca)
+    clients = 20
+
+    async def serve_while_busy() -> list[httpx.Response]:
+        async with a_server(AMPLE._replace(tls=context)) as served:
+            url, responses = f"https://127.0.0.1:{served.port}/", []
+
+            def ask() -> None:
+                responses.append(httpx.get(url, verify=client, timeout=WITHIN_S))
+
+            threads = [threading.Thread(target=ask) for _ in range(clients)]
+            for one in threads:
+                one.start()
+            while any(one.is_alive() for one in threads):
+                time.sleep(0.02)  # noqa: ASYNC251 - the busy loop
+                await asyncio.sleep(0)
+        return responses
+
+    responses = run(serve_while_busy())
+
+    assert [one.text for one in responses] == ["hello"] * clients

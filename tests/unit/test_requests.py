@@ -125,6 +125,36 @@ async def test_an_unknown_durability_is_refused_before_anything_is_sent(mad, bus
     assert bus.published == []
 
 
+async def test_a_flush_that_is_over_before_all_is_settled_says_so_first(bus):
+    """
+    The refusal of one command must not pass for the settlement of all.
+    """
+    told = []
+
+    class Publisher(FakeBus):
+        unsettled = 3
+        answered = False
+
+        async def flush(self):
+            pass
+
+        async def settled(self, patience_s):
+            return self.answered
+
+        def check_refused(self):
+            told.append("refused")
+
+    publisher = Publisher()
+    flushing = Mad("fiedler", Requests(publisher, bus, PARTITIONS))
+    with pytest.raises(Unavailable, match="3 commands are on the bus"):
+        await flushing.flush(settled=True)
+    assert told == []
+
+    publisher.answered = True
+    await flushing.flush(settled=True)
+    assert told == ["refused"]
+
+
 async def test_an_append_takes_a_durability_too(mad, bus):
     mad.append("s", 1, durability="warm")
     with pytest.raises(Invalid):

@@ -10,6 +10,8 @@ import pytest
 import structlog
 
 import everbus as sdk
+from everbus.compose.testing.bus import bus_time
+from everbus.gateway.presence.lane import PresenceLane
 from everbus.testing import TestBus
 
 SHORT_S = 0.3
@@ -141,6 +143,31 @@ class TestTime:
         for _ in range(3):
             bus.advance(bus.lease_s + 1)
 
+        assert list((await mad.get_session(session.id)).participants) == ["ada"]
+        assert mad.losses == 0
+
+    async def test_who_is_connected_outlives_a_sweep_before_its_next_heartbeat_is_read(
+        self, bus, mad, session, monkeypatch
+    ):
+        """
+        The skip comes between the lane's reading of heartbeats and its sweep.
+        """
+        read, forced = PresenceLane._read_heartbeats, []
+
+        async def read_before_the_skip(lane):
+            more, before = await read(lane), bus_time._skipped.seconds
+            while not forced and bus_time._skipped.seconds == before:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+            forced.append(lane)
+            lane._sweep_at = 0.0
+            return more
+
+        await mad.join(session.id)
+        monkeypatch.setattr(PresenceLane, "_read_heartbeats", read_before_the_skip)
+
+        bus.advance(bus.lease_s + 1)
+
+        assert forced
         assert list((await mad.get_session(session.id)).participants) == ["ada"]
         assert mad.losses == 0
 

@@ -90,24 +90,33 @@ async def test_settled_waits_for_the_commands_of_now_only():
     unsettled = kept()
     first, last = SettledNumbers(mark=3), SettledNumbers(mark=5)
     async with asking(unsettled, first, last), asyncio.timeout(5):
-        assert await unsettled.settled()
+        assert await unsettled.settled(5)
 
         unsettled.keep(0, [a_command(6)])
         assert unsettled.count == 1
 
 
-async def test_settled_ends_when_no_manager_answers(monkeypatch):
-    monkeypatch.setattr(module, "UNANSWERED_S", 0.05)
+async def test_settled_ends_when_no_manager_answers_for_its_patience():
     unsettled = kept()
     async with asking(unsettled, Unavailable("away")), asyncio.timeout(5):
-        assert not await unsettled.settled()
+        assert not await unsettled.settled(0.05)
     assert unsettled.count == 5
+
+
+async def test_a_flush_waits_its_whole_timeout_for_managers_that_do_not_answer(
+    monkeypatch,
+):
+    monkeypatch.setattr(module, "UNANSWERED_S", 0.01)
+    unsettled = kept()
+    away = [Unavailable("away")] * 3
+    async with asking(unsettled, *away, SettledNumbers(mark=5)):
+        assert await unsettled.settled(20)
 
 
 async def test_managers_that_do_not_know_the_question_are_asked_once():
     unsettled = kept()
     async with asking(unsettled, Invalid("unknown kind")), asyncio.timeout(5):
-        assert await unsettled.settled()
+        assert await unsettled.settled(5)
     unsettled.keep(0, [a_command(6)])
 
     assert unsettled.count == 0
@@ -241,7 +250,7 @@ async def test_what_is_on_its_way_once_more_is_not_settled():
     unsettled.keep(0, again[:3])
 
     async with asking(unsettled, SettledNumbers(mark=5)):
-        waiting = asyncio.create_task(unsettled.settled())
+        waiting = asyncio.create_task(unsettled.settled(5))
         while unsettled.count:  # noqa: ASYNC110 - nothing else tells
             await asyncio.sleep(0.001)
         assert unsettled._open(("i", 0), 5)
