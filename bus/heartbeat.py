@@ -12,12 +12,12 @@ from typing import Any
 
 import msgspec
 import structlog
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 
 from everbus.bus.backoff import HALF_JITTER, Backoff
 from everbus.bus.blocking_wire import blocking_connection
 from everbus.bus.errors import Forbidden, Unauthenticated
-from everbus.bus.keys import CONFIG, PRESENCE, ingress
+from everbus.bus.keys import CONFIG, MADS, NEWS, PRESENCE, ingress
 from everbus.bus.lease import Lease
 from everbus.bus.messages import COMMAND_FIELD, SCHEMA, Envelope, pack, pack_envelope
 from everbus.bus.server_errors import translated
@@ -81,6 +81,7 @@ class HeartbeatThread:
         self._count = 0
         self._failures = 0
         self._refused = False
+        self._registers = True
         self._closing = threading.Event()
         self._thread = threading.Thread(
             target=self._run, name=f"everbus-heartbeat-{mad}", daemon=True
@@ -150,6 +151,20 @@ class HeartbeatThread:
         limit = ("MAXLEN", "~", MAX_HEARTBEATS)
         packed = pack_envelope(envelope)
         self._call("XADD", stream, *limit, "*", COMMAND_FIELD, packed)
+        if kind != LEAVE and self._registers:
+            self._register()
+
+    def _register(self) -> None:
+        """
+        Enter the MAD in the list of MADs again, if the bus has lost it with its memory:
+        nobody would read its streams. On a bus with ACL `everbus mads add` does that.
+        """
+        try:
+            if self._call("HSETNX", MADS, self._mad, "{}"):
+                log.warning("mad.registered_again", mad=self._mad)
+                self._call("PUBLISH", NEWS, "mads")
+        except NoPermissionError:
+            self._registers = False
 
     def _connect(self) -> None:
         deadline_s = min(DEADLINE_S, self._lease.ttl_s / 6)

@@ -29,6 +29,7 @@ from tests.replicas import (
     letters,
     manager,
     owners,
+    replica_here,
     replica_in,
     settled,
     until,
@@ -278,6 +279,27 @@ async def test_epochs_grow_also_when_the_server_lost_everything(server, client):
 
     assert epochs == sorted(set(epochs))
     await wire.close()
+
+
+async def test_a_bus_that_is_emptied_while_no_manager_lives_knows_its_mads_again(
+    server, client
+):
+    """
+    Nobody is left who knows them but themselves.
+    """
+    await client.hset(
+        keys.CONFIG, mapping={"partitions": 1, "schema": SCHEMA, "lease_ms": 3000}
+    )
+    settings = {"partitions": 1, "lease_ttl_s": 3}
+    async with a_mad(server.url) as mad:
+        async with replica_here(server.url, **settings):
+            await mad.create_session("ada")
+        await client.flushall()
+        async with replica_here(server.url, **settings):
+            session = await mad.create_session("ada", timeout=30)
+
+            assert (await mad.get_session(session.id)).version == 1
+            assert await client.hexists(keys.MADS, "fiedler")
 
 
 async def test_a_clean_stop_hands_over_at_once_and_leaves_nothing_pending(

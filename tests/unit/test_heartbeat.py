@@ -40,6 +40,18 @@ class FakeBus:
         self.closed = 0
         self.blocked = threading.Event()
         self.blocked.set()
+        self.mads = {"ada"}
+        self.news = []
+        self.may_register = True
+
+    def register(self, command):
+        if not self.may_register:
+            raise NoPermissionError("no permissions to run the 'hsetnx' command")
+        if command[0] == "PUBLISH":
+            return self.news.append(command[1:])
+        new = command[2] not in self.mads
+        self.mads.add(command[2])
+        return int(new)
 
     def from_url(self, url, **options):
         assert 0 < options["socket_timeout"] <= 3
@@ -52,6 +64,8 @@ class FakeBus:
         self.blocked.wait(10)
         if command[0] == "HMGET":
             return [self.lease_ms]
+        if command[0] in ("HSETNX", "PUBLISH"):
+            return self.register(command)
         self.streams.append(command[1])
         envelope = unpack_envelope(command[-1])
         self.beats.append((envelope.kind, unpack(envelope.body, dict)["epoch"]))
@@ -106,6 +120,32 @@ def test_the_first_one_joins_and_the_next_is_due_after_a_third(heart, bus):
     assert bus.beats == [("instance.join", 1), *[("instance.beat", 1)] * 2]
     assert set(bus.streams) == {"eb:{mads}:in:ada"}
     assert waits == [TTL_S / 3] * 3
+    assert bus.connections == 1
+
+
+def test_a_mad_that_the_bus_has_forgotten_is_entered_again(heart, bus):
+    """
+    The list went with the bus's memory, and no manager lived that knew it.
+    """
+    heart._beat()
+    bus.mads.clear()
+    assert bus.news == []
+
+    heart._beat()
+
+    assert bus.mads == {"ada"}
+    assert bus.news == [("eb:news", "mads")]
+
+
+def test_where_operators_enter_mads_no_mad_tries_twice(heart, bus):
+    bus.may_register = False
+    heart._beat()
+    bus.may_register = True
+    bus.mads.clear()
+    heart._beat()
+
+    assert bus.mads == set()
+    assert [kind for kind, _ in bus.beats] == ["instance.join", "instance.beat"]
     assert bus.connections == 1
 
 
