@@ -43,7 +43,7 @@ def sealed_grant(
     mad: str,
     instance: str = "",
     tenant: str = "",
-    ttl_s: float = 600,
+    ttl_s: float = 24 * 3600,
 ) -> bytes:
     """
     A grant as managers that share the JWT secret *secret* give it to an instance.

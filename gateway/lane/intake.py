@@ -31,6 +31,7 @@ from everbus.gateway.lane.delivery import (
     Undecodable,
     received_in,
 )
+from everbus.gateway.lane.foreign_readers import ForeignReaders, Span
 from everbus.gateway.store import key_names
 from everbus.gateway.store.scripts import call_of, script
 from everbus.gateway.telemetry import metrics
@@ -44,6 +45,8 @@ READ_ENTRIES = 256
 # A larger entry, or one of more fields, stays in the server; only its size comes.
 SENT_BYTES = 2 * MAX_ENTRY_BYTES
 SENT_FIELDS = 4 * MAX_ENTRY_COMMANDS
+# Publishers whose last number is known, at most.
+MAX_PUBLISHERS = 10_000
 MAX_ID_PART = 2**64 - 1
 # The waiting read asks for one entry; it only shows that there are new ones.
 WAIT_MS = 2_000
@@ -253,6 +256,7 @@ class Intake:
     The ingress streams of one lane.
 
     Attributes:
+        others: those who read with our group, but are no lane.
         pending: MAD → ids of entries read and not yet acknowledged, in order.
         paused: MADs whose ingress is not read for now, as too much of theirs waits.
     """
@@ -272,7 +276,10 @@ class Intake:
         self._cursors: dict[str, str] = {}
         self._untrimmed: set[str] = set()
         self._seen: dict[str, str] = {}
+        self._numbers: dict[str, int] = {}
+        self._unread: list[Span] = []
         self._astray = False
+        self.others = ForeignReaders(wire, partition, CONSUMER)
         self.pending: dict[str, dict[str, None]] = {}
         self.paused: frozenset[str] = frozenset()
 
@@ -303,6 +310,7 @@ class Intake:
         at `$`, which would skip commands that are older than their first reader.
 
         Raises:
+            Disturbed: others had read some of it; the lane must begin anew.
             WireFailed: the connection broke.
         """
         fresh = [mad for mad in mads if mad not in self._cursors]
@@ -318,6 +326,7 @@ class Intake:
                 raise Disturbed(f"ingress of {mad} vanished: {reply}", cause="nogroup")
             self._cursors[mad] = _last_delivered(reply)
             self.pending[mad] = {}
+        await self._take_back(map(Span, fresh))
 
     async def replay(self) -> list[Queued]:
         """
@@ -363,16 +372,50 @@ class Intake:
             # A read of pending entries names its stream also without any entry.
             if entries:
                 mad = key.decode().partition(":in:")[2]
-                received += self._received(mad, entries)
+                news = self._received(mad, entries)
+                if self._skips(news):
+                    first = entries[0][0].decode()
+                    self._unread.append(Span(mad, self._cursors[mad], first))
+                received += news
                 self._cursors[mad] = entries[-1][0].decode()
         self._astray = self._astray and bool(received)
+        if any(_after(seen, self._cursors[mad]) for mad, seen in self._seen.items()):
+            # The wait saw an entry that the read cannot have.
+            self.others.look_at = 0.0
+        else:
+            self._seen.clear()
+        return now_ms, received
+
+    async def look_for_others(self) -> bool:
+        """
+        Take back what others have read of our ingress, if it is time to look; whether
+        everything below the last entries that we know was read by us.
+
+        Raises:
+            Disturbed: there was some; the lane must begin anew, in order.
+            LaneLost: the lane has another owner.
+            WireFailed: the connection broke.
+        """
+        due = self._unread or time.monotonic() >= self.others.look_at
+        if self._astray or not due:
+            return False
+        ends = [Span(mad, last) for mad, last in self._cursors.items()]
+        await self._take_back([*self._unread, *ends])
+        self._unread.clear()
         for mad, seen in self._seen.items():
-            # The wait saw it and the read cannot have it: it must not wake us for ever.
+            # Nobody has that entry any more: it must not wake us for ever.
             if _after(seen, self._cursors[mad]):
                 self._cursors[mad] = seen
         self._seen.clear()
 
-        return now_ms, received
+        return True
+
+    async def _take_back(self, spans: Iterable[Span]) -> None:
+        if count := await self.others.take_back(spans):
+            raise Disturbed(
+                f"somebody else has read {count} entries with the group {keys.GROUP}",
+                cause="taken",
+            )
 
     async def wait(self, wait_ms: int) -> Any:
         """
@@ -438,6 +481,27 @@ class Intake:
         """
         firsts = [next(iter(ids)) for ids in self.pending.values() if ids]
         return min((int(i.partition("-")[0]) for i in firsts), default=None)
+
+    def _skips(self, news: Iterable[Queued]) -> bool:
+        """
+        Whether somebody else may have read entries before *news*: a number is missing,
+        or a command has none.
+
+        That is no proof: its publisher may have given the number up, and the first one
+        that this lane sees of a publisher may follow others that were settled before.
+        """
+        numbers, skips = self._numbers, False
+        for one in news:
+            if one.publisher is None or one.ordinal is None:
+                skips = True
+                continue
+            n, last = one.ordinal.n, numbers.get(one.publisher, 0)
+            if n > last:
+                numbers[one.publisher] = n
+                skips = skips or n > last + 1
+        if len(numbers) > MAX_PUBLISHERS:
+            numbers.clear()
+        return skips
 
     def _settled_below(self, mad: str) -> str:
         for identifier in self.pending[mad]:

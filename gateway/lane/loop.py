@@ -66,7 +66,6 @@ MAX_WAITING_BYTES = 32 * 1024 * 1024
 # Of one MAD; beyond, its ingress alone is not read. The edge is one MAD.
 MAX_WAITING_OF_MAD = 2_048
 MAX_WAITING_OF_MAD_BYTES = 8 * 1024 * 1024
-TRIM_EVERY_S = 1.0
 IDLE_COMMANDS = 1
 
 
@@ -149,7 +148,7 @@ class Lane:
         self._memory_full = False
         self._backlog = 0
         self._counted = 0
-        self._trimmed_at = 0.0
+        self._may_trim = False
         self._decided_ns = 0
         self._interruption: asyncio.Task[None] | None = None
 
@@ -270,6 +269,7 @@ class Lane:
         self._fetches.cancel()
         self._replication.forget()
         self._intake = self._new_intake()
+        self._may_trim = False
         self._now = await self._recovery.begin()
         await self._admit()
         await self._look_at_backlog()
@@ -294,6 +294,7 @@ class Lane:
         """
         if self._admitted is not self._mads:
             await self._admit()
+        self._may_trim |= await self._intake.look_for_others()
         if self._decider.overloaded:
             await self._look_at_backlog()
         if self._fetches.loaded:
@@ -584,10 +585,9 @@ class Lane:
         self._polled()
 
     def _stage_trims(self, batch: Batch) -> None:
-        now = time.monotonic()
-        if now - self._trimmed_at < TRIM_EVERY_S:
+        if not self._may_trim:
             return
-        self._trimmed_at = now
+        self._may_trim = False
         for mad, before in self._intake.trims().items():
             batch.trim(mad, before)
 

@@ -22,6 +22,7 @@ _TEXTS = {
         "admit",
         "ages",
         "beat",
+        "claim",
         "commit",
         "confirm",
         "dismiss",

@@ -46,6 +46,10 @@ TRIMMED = Counter(
     "everbus_trimmed_entries_total",
     "Pending entries that somebody trimmed away: lost commands.",
 )
+TAKEN = Counter(
+    "everbus_taken_entries_total",
+    "Entries that somebody else read with the managers' group; they were taken back.",
+)
 WARM_LOADS = Counter(
     "everbus_warm_loads_total",
     "Sessions looked for below the hot tier, by what came of it.",

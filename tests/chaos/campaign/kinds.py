@@ -26,11 +26,6 @@ SWITCHED_WITHIN_S = 25.0
 PAUSE_S = 2.5
 REPLICATED: tuple[Topology, ...] = ("sentinel", "cluster")
 ONE_SERVER: tuple[Topology, ...] = ("server", "clocked")
-# Kinds that the product does not survive yet, and why.
-ASIDE = {"foreign_reader": "entries that another consumer of the group reads wait"}
-# Pairs of which the same holds: an emptied bus has its list of MADs from a manager
-# that lives; where none does, nobody reads the MADs that run until they connect anew.
-PAIRS_ASIDE = {frozenset({"kill_all_managers", "flushall"})}
 
 
 @dataclass
@@ -108,14 +103,9 @@ def kinds_on(topology: Topology) -> list[FaultKind]:
     """
     The kinds that make sense there, in a fixed order.
     """
-    # ASIDE strike only by `--kinds`.
     if topology == "clocked":
         return [KINDS["clock_step"], KINDS["clock_step_and_dead_manager"]]
-    return [
-        one
-        for one in KINDS.values()
-        if topology in one.topologies and one.name not in ASIDE
-    ]
+    return [one for one in KINDS.values() if topology in one.topologies]
 
 
 def pairs_of(topology: Topology) -> Iterator[tuple[FaultKind, FaultKind]]:
@@ -125,8 +115,7 @@ def pairs_of(topology: Topology) -> Iterator[tuple[FaultKind, FaultKind]]:
     known = kinds_on(topology)
     for n, one in enumerate(known):
         for other in known[n + 1 :]:
-            apart = one.resource != other.resource
-            if apart and {one.name, other.name} not in PAIRS_ASIDE:
+            if one.resource != other.resource:
                 yield one, other
 
 

@@ -2,6 +2,8 @@
 The ingress of a lane: groups, fenced reads, waits and trims, without a server.
 """
 
+import math
+
 import pytest
 from redis.exceptions import ResponseError
 
@@ -170,7 +172,37 @@ async def test_an_entry_that_only_the_wait_sees_wakes_the_lane_once():
     seen = [[ADA, [[b"8-0", []]]]]
     wire, intake = await admitted(XREAD=seen, read=[9000, None])
     intake.accept(await intake.wait(10))
+    assert await intake.look_for_others()
 
     await intake.wait(10)
 
     assert [c[-1] for c in wire.sent if c[0] == "XREAD"] == ["5-0", "8-0"]
+
+
+async def test_an_entry_that_only_the_wait_sees_is_looked_for_at_others_first():
+    seen = [[ADA, [[b"8-0", []]]]]
+    wire, intake = await admitted(XREAD=seen, read=[9000, None])
+    intake.others.look_at = math.inf
+    intake.accept(await intake.wait(10))
+
+    wire.answers["claim"] = [1, b""]
+    with pytest.raises(Disturbed, match="somebody else has read"):
+        await intake.look_for_others()
+
+    claim, *_ = [command for command in wire.sent if command[0] == "claim"]
+    assert claim[-2:] == ("5-0", "")
+
+
+async def test_a_missing_number_makes_the_lane_look_at_once():
+    wire, intake = await admitted(claim=[0, b""])
+    intake.others.look_at = math.inf
+    intake.accept(a_read(entry("6-0", packed("session.get", 1))))
+    intake.accept(a_read(entry("7-0", packed("session.get", 2))))
+    assert not await intake.look_for_others()
+
+    intake.accept(a_read(entry("9-0", packed("session.get", 4))))
+
+    wire.answers["claim"] = [0, b""] * 2
+    assert await intake.look_for_others()
+    *_, claim = [command for command in wire.sent if command[0] == "claim"]
+    assert claim[-4:] == ("7-0", "9-0", "9-0", "")
