@@ -7,7 +7,7 @@ a subscriber that it missed an event.
 """
 
 import re
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import msgspec
@@ -21,6 +21,7 @@ DELETED = "session.deleted"
 # Moves between tiers are audited, but subscribers do not see them.
 TIER_MOVES = frozenset({"session.archived", "session.rehydrated"})
 
+_EPOCH = datetime.fromtimestamp(0, UTC)
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 # Eighteen digits at most, so that a forged count stays a 64-bit number.
 _COUNT = r"(0|[1-9][0-9]{0,17})"
@@ -113,7 +114,8 @@ def generation_of(created_at: datetime) -> str:
     """
     Generation of a session id: creation time in ms, base 36.
     """
-    left, digits = round(created_at.timestamp() * 1000), ""
+    # In whole numbers: a float of seconds cannot tell milliseconds of far years apart.
+    left, digits = (created_at - _EPOCH) // timedelta(milliseconds=1), ""
     while left:
         left, digit = divmod(left, 36)
         digits = _DIGITS[digit] + digits
