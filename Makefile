@@ -24,7 +24,7 @@ docs: $(READY)
 
 # The same tests, twice as long, with what they reach; tests/README.md has the figure.
 cover: $(READY)
-	$(SUITE) --timeout 120 --cov --cov-fail-under=90
+	$(SUITE) --timeout 240 --cov --cov-fail-under=90
 
 lint: $(READY)
 	$(BIN)/ruff format --check $(CODE)

@@ -283,12 +283,12 @@ async def test_a_lane_stops_reading_before_its_waiting_commands_fill_its_memory(
             if n % 5_000 == 0:
                 await mad.flush()
         lane = replica.lanes[0]
-        await until(lambda: lane._held.count >= MAX_WAITING and not lane._queue, 30)
+        await until(lambda: lane._held.count >= MAX_WAITING and not lane._queue, 60)
         waiting = lane._held.count
         [group] = await groups(client, keys.ingress(0, "fiedler"))
 
         log = CommitLog()
-        await until(lambda: drained(client, log), 30)
+        await until(lambda: drained(client, log), 60)
 
     await log.take(client, 1)
 
