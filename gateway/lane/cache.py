@@ -217,10 +217,17 @@ class LaneCache:
         """
         return all(map(self._covers_one, received))
 
+    def counts(self, publisher: str | None) -> bool:
+        """
+        Whether the window of *publisher* is here and can be relied on.
+        """
+        window: ProducerWindow | None = self.windows.get(publisher or "")
+        return window is not None and not window.undecodable
+
     def _covers_one(self, received: Received) -> bool:
         return (
             isinstance(received, Delivery)
-            and received.publisher in self.windows
+            and self.counts(received.publisher)
             and self.knows(received.session)
             and received.envelope.kind not in _ASKING
             and not self.settled_before(received)
