@@ -92,9 +92,9 @@ async def _producers(
     """
     found = await wire.call("HGETALL", key_names.publishers(ordinal.partition))
     for name, packed in zip(found[::2], found[1::2], strict=True):
-        mad, _, instance = name.decode().rpartition(":")
+        mad, _, instance = name.decode(errors="replace").rpartition(":")
         if instance == ordinal.instance:
-            yield mad, ProducerWindow.parse(packed)
+            yield mad, ProducerWindow.read(packed)
 
 
 async def _published(
@@ -117,6 +117,8 @@ async def _published(
 
 
 def _settled(mad: str, window: ProducerWindow, n: int) -> Step:
+    if window.undecodable:
+        return Step("unknown", "", mad, "the producer's record does not decode")
     if window.settled(n):
         return Step("settled", "", mad, f"number {n} counts as settled")
     return Step("waiting", "", mad, f"number {n} is not settled")

@@ -33,7 +33,8 @@ REMEDIES: dict[Kind, str] = {
     "gap": "restore the missing events or entries from a backup of MongoDB",
     "unequal": "MongoDB counts: suspend the session, and it returns as MongoDB has it",
     "stale": "suspend the session, and it returns as MongoDB has it",
-    "damaged": "hot: delete the key, MongoDB's copy returns; cold: put the object back",
+    "damaged": "hot: delete the key, MongoDB's copy returns; cold: put the object back"
+    "; a producer: restart its MAD, let it flush, then HDEL the record, never before",
 }
 
 _Session = Annotated[str | None, typer.Option("--session", help="Only this session.")]

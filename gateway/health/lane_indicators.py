@@ -313,6 +313,15 @@ LANES: tuple[Indicator, ...] = (
         fail=1,
     ),
     Indicator(
+        "undecodable",
+        "",
+        "records of producers that do not decode: these instances cannot write",
+        "everbus verify names them; restart those MADs, as each instance has a record "
+        "of its own; let them flush, then HDEL the records, never before",
+        failures("undecodable_records"),
+        fail=1,
+    ),
+    Indicator(
         "publishers",
         "",
         "publisher instances that the fullest lane remembers, 24 hours each",

@@ -127,7 +127,8 @@ TIERS: tuple[Indicator, ...] = (
         "",
         "uses of sessions that another bus has claimed since, the last 5 minutes",
         "two buses are served with one MongoDB: stop the managers of the older one, or "
-        "restart it, which begins a later lineage",
+        "restart it, which begins a later lineage; its callers' error tells what to do "
+        "if a clock was ahead",
         _recent("stale_side"),
         fail=1,
     ),

@@ -209,7 +209,7 @@ class _Numbers:
         """
         for name, packed in zip(names, records, strict=True):
             if packed is not None:
-                self._windows[name] = ProducerWindow.parse(packed)
+                self._windows[name] = ProducerWindow.read(packed)
 
     def settled(self, read: Admissible, now: Now) -> Settling:
         """
@@ -225,12 +225,15 @@ class _Numbers:
             elif ordinal.partition == self._partition:
                 for name in self._known(mad, ordinal.instance):
                     window = self._windows.setdefault(name, ProducerWindow())
-                    if not window.settled(ordinal.n):
+                    at = f"{name.partition(':')[0]}:{command}"
+                    if window.undecodable:
+                        free.append(at)
+                    elif not window.settled(ordinal.n):
                         window.settle(ordinal.n, now.ms // 1000)
                         changed.add(name)
                     else:
                         # It came again while MongoDB was away, and was refused.
-                        refused.append(f"{name.partition(':')[0]}:{command}")
+                        refused.append(at)
         self._written |= changed
         windows = {name: self._windows[name].pack() for name in sorted(changed)}
 
@@ -268,7 +271,9 @@ def _true_state(
     if doubt.found.undecodable and read.session is None:
         return UndecodableSession(
             f"the hot copy of session {session_id} does not decode, and no tier below "
-            "holds the session; its commands are dead letters"
+            "holds the session; its commands are dead letters. Delete the key, or put "
+            "back what was there",
+            cause=UndecodableSession.cause,
         )
     if read.keeps_hot:
         return doubt.found.session

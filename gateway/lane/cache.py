@@ -5,6 +5,7 @@ All of it is true while the lane's epoch is, since nobody else writes any of it,
 and each commit checks that this still holds.
 """
 
+import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
@@ -34,6 +35,9 @@ MAX_PUBLISHERS = 10_000
 # Python's objects take about so many times what a session takes on the wire.
 PYTHON_FACTOR = 4
 WORST_BYTES = PYTHON_FACTOR * HOT_BYTES
+# So long a session that no tier has is believed not to be anywhere: no longer than its
+# claim's placeholder stays in the warm tier, see `store.mongo.documents.PLACEHOLDER_S`.
+MISSING_S = 60.0
 # How often a session that is served unclaimed is to be claimed.
 CLAIM_RETRY_S = 1.0
 # Of one publisher.
@@ -153,6 +157,7 @@ class LaneCache:
         self.held: Callable[[str], Set[int]] = lambda _: frozenset()
         self.unclaimed: dict[str, int] = {}
         self._claimed_anew_at: dict[str, float] = {}
+        self._missing_until: dict[str, float] = {}
         self.refusals: BoundedCache = BoundedCache(MAX_PUBLISHERS)
 
     def serve_unclaimed(self, session_id: str, session: Session, lineage: int) -> None:
@@ -163,12 +168,20 @@ class LaneCache:
         self.unclaimed[session_id] = lineage
         self._claimed_anew_at[session_id] = time.monotonic() + CLAIM_RETRY_S
 
+    def note_missing(self, session_id: str) -> None:
+        """
+        Believe for MISSING_S that no tier has the session; then it is claimed anew.
+        """
+        self.sessions[session_id] = None
+        self._missing_until[session_id] = time.monotonic() + MISSING_S
+
     def drop(self, session_id: str) -> None:
         """
         Forget the state of one session.
         """
         self.sessions.pop(session_id, None)
         self.unclaimed.pop(session_id, None)
+        self._missing_until.pop(session_id, None)
 
     def forget(self) -> None:
         """
@@ -178,6 +191,7 @@ class LaneCache:
         self._sizes.clear()
         self._measured = 0
         self.unclaimed.clear()
+        self._missing_until.clear()
         self.windows.clear()
         self.first_replies.clear()
         self.refusals.clear()
@@ -217,10 +231,17 @@ class LaneCache:
         """
         return all(map(self._covers_one, received))
 
+    def counts(self, publisher: str | None) -> bool:
+        """
+        Whether the window of *publisher* is here and can be relied on.
+        """
+        window: ProducerWindow | None = self.windows.get(publisher or "")
+        return window is not None and not window.undecodable
+
     def _covers_one(self, received: Received) -> bool:
         return (
             isinstance(received, Delivery)
-            and received.publisher in self.windows
+            and self.counts(received.publisher)
             and self.knows(received.session)
             and received.envelope.kind not in _ASKING
             and not self.settled_before(received)
@@ -236,7 +257,7 @@ class LaneCache:
             return time.monotonic() < self._claimed_anew_at[session_id]
         session: Session | None = self.sessions[session_id]
         if session is None:
-            return True
+            return time.monotonic() < self._missing_until.get(session_id, math.inf)
         # A dormant session leaves the hot tier as soon as MongoDB holds it.
         return session.state == "active" and session.last_active > self.fresh_after
 
@@ -246,6 +267,9 @@ class LaneCache:
         """
         self.sessions.shrink()
         self._shrink_bytes()
+        if len(self._missing_until) > MAX_SESSIONS:
+            for one in self._missing_until.keys() - self.sessions.keys():
+                del self._missing_until[one]
         if windows:
             self.windows.shrink()
             self.refusals.shrink()

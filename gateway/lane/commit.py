@@ -425,7 +425,8 @@ class Batch:
         """
         if window is not None and received.ordinal and received.publisher:
             window.settle(received.ordinal.n, self.now.ms // 1000)
-            self._windows[received.publisher] = window
+            if not window.undecodable:
+                self._windows[received.publisher] = window
         if received.suspect:
             self._forget.append(received.name)
 

@@ -7,11 +7,11 @@ The errors that end a lane or make it begin anew are here too; no caller sees th
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from redis.exceptions import ResponseError
 
-from everbus.bus.errors import EverbusError, Unavailable
+from everbus.bus.errors import Unavailable
 from everbus.bus.server_errors import error_word, refusal
 from everbus.bus.wire import EXCHANGE_TIMEOUT_S, Command, Wire, WireFailed
 from everbus.gateway.store import key_names
@@ -37,12 +37,31 @@ class Disturbed(Unavailable):
         return str(self.details.get("cause", self.code))
 
 
-class UndecodableSession(EverbusError):
+class Unreadable(Unavailable):
+    """
+    The hot tier has something that nobody can read, until an operator mends it.
+
+    Attributes:
+        cause: stable word for dead letters.
+    """
+
+    cause: ClassVar[str]
+
+
+class UndecodableSession(Unreadable):
     """
     Nobody can read the session's hot copy, and no other tier holds the session.
     """
 
-    code = "undecodable_session"
+    cause = "undecodable_session"
+
+
+class UndecodableRecord(Unreadable):
+    """
+    Nobody can read the sender's numbers: whether its command was applied before, too.
+    """
+
+    cause = "undecodable_record"
 
 
 def check_fenced(reply: Any) -> list[Any]:

@@ -8,7 +8,7 @@ step does I/O; a lookup loaded everything before.
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import Enum, auto
 from typing import cast, get_args
@@ -46,6 +46,7 @@ from everbus.gateway.identity.principal import (
 from everbus.gateway.lane.attachments import MOVING
 from everbus.gateway.lane.cache import LaneCache, RequestOutcome, RequestSettled
 from everbus.gateway.lane.commit import Batch, packed_reply
+from everbus.gateway.lane.connection import UndecodableRecord
 from everbus.gateway.lane.delivery import (
     CANCEL_KIND,
     LANES_OWN,
@@ -53,6 +54,7 @@ from everbus.gateway.lane.delivery import (
     WATCH_KIND,
     Delivery,
     Now,
+    Received,
 )
 from everbus.gateway.lane.fencing import LOST_KIND, InstanceLost
 from everbus.gateway.lane.rates import CommandRates
@@ -223,6 +225,23 @@ class Decider:
             self.check_received(delivery)
         if self._rates is not None and delivery.wants is None:
             self._rates.take(delivery, sender)
+
+    def refuse_uncounted(self, received: Sequence[Received]) -> None:
+        """
+        Give writes their refusal whose publisher's record does not decode: whether they
+        were applied before, nobody can tell, and to apply them could be twice.
+        """
+        for one in received:
+            window: ProducerWindow | None = self.cache.windows.get(one.publisher or "")
+            if window is None or not window.undecodable:
+                continue
+            if isinstance(one, Delivery) and self.writes(one):
+                one.given = UndecodableRecord(
+                    f"the record of producer {one.publisher} does not decode, so "
+                    "nobody can tell whether the command was applied before; look at "
+                    "its session, connect anew, and send it again if it is not there",
+                    cause=UndecodableRecord.cause,
+                )
 
     def worth_loading(self, delivery: Delivery, now: Now) -> bool:
         """

@@ -171,6 +171,8 @@ class Fetches:
                 cache.serve_unclaimed(session_id, state.session, state.lineage)
             case Changed():
                 pass  # the next lookup reads it again
+            case None:
+                cache.note_missing(session_id)
             case _:
                 cache.sessions[session_id] = state
         self._waiting.unblock(session_id)

@@ -5,6 +5,7 @@ Fills the lane's cache before a batch is decided, in one round trip.
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import structlog
 from redis.exceptions import ResponseError
 
 from everbus.bus.errors import EverbusError
@@ -20,6 +21,7 @@ from everbus.gateway.lane.delivery import (
 from everbus.gateway.lane.fencing import (
     CHUNK,
     LOST_KIND,
+    Fences,
     lost_in,
     parse_fences,
     publisher_of,
@@ -32,6 +34,9 @@ from everbus.gateway.store.scripts import script
 from everbus.gateway.store.sealed_copies import SealedCopies
 from everbus.gateway.store.tiers import Admissible
 from everbus.gateway.store.uuid_age import is_newborn
+from everbus.gateway.telemetry.failures import NOTED
+
+log = structlog.get_logger()
 
 # Longer than any command may wait anywhere before it is sent again.
 PUBLISHER_HORIZON_S = 24 * 3600
@@ -114,9 +119,7 @@ class Lookup:
         """
         before = now_s - PUBLISHER_HORIZON_S
         publishers = key_names.publishers(self.partition)
-        await self._prune(
-            publishers, owner, lambda p: ProducerWindow.parse(p).seen_s, before
-        )
+        await self._prune(publishers, owner, _settled_s, before)
         fences = key_names.fences(self.partition)
         await self._prune(fences, owner, _fenced_s, before)
 
@@ -126,7 +129,13 @@ class Lookup:
         found = await self._wire.call("HGETALL", key)
         stale: list[bytes] = []
         for name, packed in zip(found[::2], found[1::2], strict=True):
-            if seen_s(packed) < before:
+            try:
+                old = seen_s(packed) < before
+            except ValueError:
+                # Kept: what is not there any more would count as never settled.
+                self._report_undecodable(name.decode(errors="replace"))
+                continue
+            if old:
                 stale += (name, packed)
                 self._cache.windows.pop(name.decode(), None)
         for first in range(0, len(stale), 1000):
@@ -189,12 +198,35 @@ class Lookup:
     def _learn_publisher(
         self, publisher: str, packed: bytes | None, fences: bytes | None
     ) -> None:
-        over = parse_fences(fences) if fences else ()
-        if packed is not None:
-            window = self._cache.windows[publisher] = ProducerWindow.parse(packed)
-            window.fences = over
-        elif over:
-            self._cache.fences[publisher] = over
+        windows = self._cache.windows
+        # Only one that does not decode is looked up though it is here.
+        before: ProducerWindow | None = windows.pop(publisher, None)
+        window = ProducerWindow() if packed is None else ProducerWindow.read(packed)
+        over: Fences = ()
+        try:
+            over = parse_fences(fences) if fences else ()
+        except ValueError:
+            window.undecodable = True
+        if window.undecodable:
+            if before is None:
+                self._report_undecodable(publisher)
+            # It counts what was refused since.
+            window = before or window
+        elif packed is None:
+            if over:
+                self._cache.fences[publisher] = over
+            return
+        window.fences = over
+        windows[publisher] = window
+
+    def _report_undecodable(self, publisher: str) -> None:
+        NOTED.count("undecodable_records")
+        log.error(
+            "producer.undecodable",
+            lane=self.partition,
+            publisher=publisher,
+            key=key_names.publishers(self.partition),
+        )
 
     def _is_whole(self, session_id: str, found: hot_copy.Found, now: Now) -> bool:
         """
@@ -256,6 +288,10 @@ class Lookup:
         )
 
 
+def _settled_s(packed: bytes) -> float:
+    return ProducerWindow.parse(packed).seen_s
+
+
 def _fenced_s(packed: bytes) -> float:
     return parse_fences(packed)[-1].since_ms / 1000
 
@@ -281,7 +317,7 @@ def _unknown_publishers(
             found[publisher_of(lost)] = None
         if (instance := counted_in(delivery)) is not None:
             found[f"{delivery.entry.mad}:{instance}"] = None
-    return [name for name in found if name is not None and name not in cache.windows]
+    return [name for name in found if name is not None and not cache.counts(name)]
 
 
 def _repeated(cache: LaneCache, deliveries: Sequence[Delivery]) -> list[str]:

@@ -365,6 +365,7 @@ class Lane:
         lookup.below.clear()
         if not cache.covers(received):
             await lookup.load(received, now)
+            self._decider.refuse_uncounted(received)
 
     def _waits(self, delivery: Delivery) -> bool:
         """

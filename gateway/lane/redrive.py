@@ -21,6 +21,7 @@ from everbus.bus.messages import (
     pack_envelope,
     unpack,
 )
+from everbus.gateway.lane.connection import UndecodableRecord
 from everbus.gateway.lane.fencing import LOST_KIND, InstanceLost
 from everbus.gateway.store.dead_letters import Buried, DeadLetter
 from everbus.handlers.routes import HANDLERS, Route
@@ -92,6 +93,11 @@ def _envelope_in(letter: DeadLetter) -> Envelope:
         raise NotRedrivable("there is no command in it; drop it")
     if letter.cause == Expired.code:
         raise NotRedrivable("its sender wanted it applied in time or not at all")
+    if letter.cause == UndecodableRecord.cause:
+        raise NotRedrivable(
+            "nobody can tell whether it was applied before; look at its session, and "
+            "let its MAD send it anew if it is not there"
+        )
     if letter.cause == Unauthenticated.code:
         raise NotRedrivable(
             "its grant was refused, so nobody knows who asked; its MAD has to send it "

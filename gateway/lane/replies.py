@@ -33,6 +33,7 @@ from everbus.bus.messages import Envelope, Reply, pack, unpack_reply
 from everbus.bus.settled_numbers import RefusedCommand
 from everbus.gateway.lane.cache import LaneCache
 from everbus.gateway.lane.commit import TO_LEDGER, TO_STREAM, Batch, packed_reply
+from everbus.gateway.lane.connection import UndecodableRecord, Unreadable
 from everbus.gateway.lane.delivery import (
     Delivery,
     Received,
@@ -304,7 +305,8 @@ class ReplyStager:
         """
         self._refuse(delivery, error, batch)
         if not delivery.envelope.reply and not isinstance(error, Cancelled):
-            batch.bury(delivery, error.code, error.message)
+            cause = error.cause if isinstance(error, Unreadable) else error.code
+            batch.bury(delivery, cause, error.message)
         self._settle(delivery, batch, error.code)
 
     def refused_unstored(
@@ -345,6 +347,9 @@ class ReplyStager:
         keep = self.changes(envelope) or envelope.kind not in self._kinds
         if delivery.ordinal is None and isinstance(error, PASSING):
             # The maker of a free id repeats the command under it.
+            keep = False
+        if isinstance(error, UndecodableRecord):
+            # The ledger may have the command's first reply.
             keep = False
         flags = (TO_STREAM if envelope.reply else 0) | (TO_LEDGER if keep else 0)
         if flags:

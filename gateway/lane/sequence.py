@@ -46,9 +46,19 @@ class ProducerWindow:
         fences: the fenced epochs of the instance; they have a record of their own,
             so `pack` leaves them out.
         stored: the record as the hot tier has it; empty if it has none.
+        undecodable: the record of the hot tier does not decode: nobody knows what is
+            settled, and it is never written over.
     """
 
-    __slots__ = ("fences", "floor", "high_water", "runs", "seen_s", "stored")
+    __slots__ = (
+        "fences",
+        "floor",
+        "high_water",
+        "runs",
+        "seen_s",
+        "stored",
+        "undecodable",
+    )
 
     def __init__(self, high_water: int = 0, seen_s: int = 0, floor: int = 0) -> None:
         self.high_water = high_water
@@ -57,6 +67,7 @@ class ProducerWindow:
         self.seen_s = seen_s
         self.fences: Fences = ()
         self.stored: bytes | str = b""
+        self.undecodable = False
 
     @classmethod
     def starting_at(cls, n: int) -> Self:
@@ -81,9 +92,26 @@ class ProducerWindow:
         window = cls(int(high_water), int(seen_s))
         for part in parts:
             window._add(part)
+        ends = [n for run in window.runs for n in run]
+        if ends != sorted(ends) or (
+            ends and not 0 < ends[0] <= ends[-1] <= window.high_water
+        ):
+            raise ValueError("its open numbers are out of order")
         window.stored = packed
 
         return window
+
+    @classmethod
+    def read(cls, packed: bytes) -> Self:
+        """
+        As `parse`; of a record that does not decode, an `undecodable` window.
+        """
+        try:
+            return cls.parse(packed)
+        except ValueError:
+            window = cls()
+            window.undecodable = True
+            return window
 
     def pack(self) -> str:
         """
@@ -107,7 +135,9 @@ class ProducerWindow:
         """
         Whether number *n* is settled.
         """
-        return n <= self.high_water and (not self.runs or self._run_of(n) is None)
+        if n > self.high_water or self.undecodable:
+            return False
+        return not self.runs or self._run_of(n) is None
 
     def takes(self, n: int) -> bool:
         """

@@ -316,7 +316,9 @@ def _stale_side(claim: Claim, lineage: int) -> Unavailable:
     return Unavailable(
         f"session {claim.session} belongs to lineage {lineage}, and this bus has "
         f"{claim.lineage}: another bus, promoted later, serves it. Connect there; if "
-        "there is none, restart this bus, which begins a later lineage",
+        "there is none, restart this bus, which begins a later lineage. If a clock was "
+        "ahead when that one began, first `HSET eb:{p}:lineage lineage "
+        f"{lineage}` for each partition p",
         stale_side=True,
     )
 

@@ -32,6 +32,7 @@ Kind = Literal[
     "lost_entries",
     "refused_records",
     "diverged_records",
+    "undecodable_records",
     "overload",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -157,6 +158,14 @@ TABLE: Mapping[Kind, Failure] = {
         "a dead letter `diverged` that keeps all of it; `warm` callers hear an error",
         "integration/test_split_brain.py::"
         "test_warm_writes_of_both_sides_are_kept_or_refused",
+    ),
+    "undecodable_records": Failure(
+        "the record of a producer's settled numbers does not decode",
+        "whenever a lane reads it: at its opening, each hour, before its commands",
+        "its writes are refused, as they may be repeated: `unavailable`, or a dead "
+        "letter `undecodable_record`; other producers go on",
+        "integration/test_undecodable.py::"
+        "test_only_the_producer_whose_record_does_not_decode_is_refused",
     ),
     "overload": Failure(
         "a lane's outbox has reached its limit: MongoDB is behind",

@@ -148,6 +148,8 @@ CAUSES = frozenset(
         "trimmed",
         "unauthenticated",
         "undecodable",
+        "undecodable_record",
+        "undecodable_session",
         "unknown_kind",
         "version_conflict",
         "wrong_partition",

@@ -25,6 +25,7 @@ from everbus.bus.errors import (
     Unavailable,
 )
 from everbus.bus.messages import Session, pack_envelope
+from everbus.gateway.lane import cache
 from everbus.gateway.store import key_names
 from everbus.gateway.store.claims import NO_LENGTH, length_of
 from everbus.gateway.store.tiers import Admissible
@@ -105,6 +106,28 @@ async def serving(server, tiers, *, since_ms=1, **settings):
             a_mad(server.url) as mad,
         ):
             yield replica, mad, client
+
+
+async def test_a_session_that_nobody_had_is_looked_for_again_after_a_while(
+    server, monkeypatch
+):
+    """
+    What its claim left below goes after a while, so another bus's write may come there.
+    """
+    monkeypatch.setattr(cache, "MISSING_S", 0.5)
+    tiers = HeldTiers()
+    async with serving(server, tiers) as (_, mad, _):
+        with pytest.raises(NotFound):
+            await mad.get_session("late")
+        tiers.hold("late")
+
+        async def found():
+            try:
+                return await mad.get_session("late")
+            except NotFound:
+                return None
+
+        assert (await until(found)).version == 4
 
 
 async def test_a_session_that_is_not_hot_comes_back_with_its_state(server):

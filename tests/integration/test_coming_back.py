@@ -6,16 +6,42 @@ so that what a test says happens first has happened.
 """
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from everbus.bus import NotFound
 from everbus.bus.keys import partition_of
+from everbus.gateway.lane.cache import MISSING_S
+from everbus.gateway.store.mongo.documents import PLACEHOLDER_S, TOMBSTONE_DAYS
 from tests.conversations import Conversation
 from tests.proxy import Proxy
 from tests.replicas import until
 from tests.stack import PARTITIONS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+async def test_a_look_for_a_session_that_nobody_has_leaves_nothing_for_long(stack):
+    """
+    Anybody can ask for any id: Redis keeps nothing of it, and MongoDB's placeholder
+    goes with the index that removes tombstones, PLACEHOLDER_S after it came.
+    """
+    old = "01860000-0000-7000-8000-000000000000"
+    async with stack.served() as (mad, _):
+        before = datetime.now(UTC)
+        with pytest.raises(NotFound):
+            await mad.get_session(old)
+
+        left = await stack.client.keys(f"*{old}*")
+        placeholder = await stack.held["sessions"].find_one({"_id": old})
+
+    assert left == []
+    kept = timedelta(days=TOMBSTONE_DAYS)
+    ends = placeholder["deleted_at"].replace(tzinfo=UTC) + kept
+    assert MISSING_S < PLACEHOLDER_S <= 300
+    most = timedelta(seconds=PLACEHOLDER_S)
+    assert before < ends <= datetime.now(UTC) + most
 
 
 class TestSuspended:

@@ -7,7 +7,9 @@ given twice, and what is not settled is sent again.
 
 import asyncio
 import os
+import re
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -281,3 +283,45 @@ async def test_a_session_in_doubt_is_served_if_the_operator_wants_it(stack, how)
             p = partition_of(one.id, PARTITIONS)
             letters = await stack.client.xrange(key_names.dead(p))
             assert [fields[b"cause"] for _, fields in letters] == [b"diverged"]
+
+
+async def test_emptied_after_a_clock_was_ahead_it_serves_once_the_operator_says_so(
+    stack,
+):
+    """
+    The new lineage is lower than those in MongoDB, as an older side's would be: nobody
+    can tell them apart, so it is refused, and the refusal names what helps.
+    """
+    async with stack.served() as (mad, hands), hands.draining():
+        for p in range(PARTITIONS):
+            ahead = round(time.time() * 1000) + 3_600_000
+            await stack.client.hset(key_names.lineage(p), "lineage", ahead)
+            await stack.client.delete(key_names.owner(p))
+
+        async def settles_ahead():
+            made = await mad.create_session("ada", durability="warm", timeout=20)
+            found = await stack.document(made.id)
+            return found["lineage"] >= ahead and made.id
+
+        session = await until(settles_ahead, 20)
+        await mad.append_and_wait(session, "before", durability="warm", timeout=20)
+        await stack.client.flushall()
+
+        async def refused():
+            try:
+                await mad.get_session(session, timeout=20)
+            except Unavailable as error:
+                return error.details.get("stale_side") and error
+            return None
+
+        error = await until(refused, 20)
+        [key, field, lineage] = re.search(
+            r"`HSET (\S+) (\S+) (\S+)`", error.message
+        ).groups()
+        for p in range(PARTITIONS):
+            await stack.client.hset(key.replace("{p}", f"{{{p}}}"), field, lineage)
+        await stack.bus.restart()
+
+        assert await mad.append_and_wait(session, "after", timeout=20) == 2
+        held = await mad.durable(session, wait=True, timeout=20)
+        assert held.seq == 2

@@ -168,6 +168,7 @@ CASES = [
     ("dead_letters", "warn", lane(dead=1, newest_dead_ms=NOW_MS - 5_000)),
     ("dead_letters_room", "warn dead_letters", lane(dead=5_000)),
     ("dead_letters_room", "fail dead_letters", lane(dead=9_000)),
+    ("undecodable", "fail", failures(undecodable_records=1)),
     ("lost_entries", "fail", failures(lost_entries=1)),
     ("publishers", "warn", lane(publishers=10_000)),
     ("outbox", "pass", lane(backlog=24_999)),

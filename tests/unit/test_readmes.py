@@ -3,6 +3,7 @@ What READMEs point at is there: test files, and the targets of relative links.
 """
 
 import re
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,11 @@ TEST_FILES = {
     for path in (HOUSE / room).rglob("test_*.py")
 }
 TEST_NAME = re.compile(r"(?:[\w.-]+/)*test_\w+\.py")
+# A file of tests, or one test behind it, also in part: `test_a...`, `..._b_c`.
+NAMED = re.compile(
+    r"`((?:[\w.-]+/)*test_\w+\.py)`|`((?:\.\.\.)?(?:test)?_\w+(?:\.\.\.)?)`"
+)
+FUNCTION = re.compile(r"^ *(?:async )?def (test_\w+)", re.MULTILINE)
 LINK = re.compile(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)")
 
 
@@ -29,6 +35,32 @@ def is_test_file(name: str) -> bool:
     Whether a file of tests ends with *name*, in whole parts of its path.
     """
     return any(f"/{path}".endswith(f"/{name}") for path in TEST_FILES)
+
+
+def functions_in(name: str) -> set[str]:
+    """
+    The tests in the files that end with *name*.
+    """
+    paths = [path for path in TEST_FILES if f"/{path}".endswith(f"/{name}")]
+
+    return {f for path in paths for f in FUNCTION.findall((HOUSE / path).read_text())}
+
+
+def wrong_functions(line: str) -> list[str]:
+    """
+    Tests that *line* names behind their file and that are not there; `...` stands for
+    a part of the name.
+    """
+    there: set[str] = set()
+    wrong = []
+    for file, named in NAMED.findall(line):
+        if file:
+            there = functions_in(file)
+        elif there and not any(
+            fnmatchcase(one, named.replace("...", "*")) for one in there
+        ):
+            wrong.append(named)
+    return wrong
 
 
 def wrong_references(readme: Path) -> list[str]:
@@ -40,7 +72,9 @@ def wrong_references(readme: Path) -> list[str]:
         if not (readme.parent / target).resolve().exists()
     ]
 
-    return tests + links
+    functions = [one for line in text.splitlines() for one in wrong_functions(line)]
+
+    return tests + links + functions
 
 
 @pytest.mark.parametrize(
@@ -55,3 +89,13 @@ def test_a_renamed_test_file_and_a_dead_link_are_found(tmp_path):
     readme.write_text("`unit/test_gone.py`, `test_readmes.py`, [x](gone.md), [y](.)")
 
     assert wrong_references(readme) == ["unit/test_gone.py", "gone.md"]
+
+
+def test_a_renamed_test_is_found(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(
+        "`test_readmes.py`: `test_a_renamed...`, `..._test_is_found`, `..._is_gone`, "
+        "`test_gone`"
+    )
+
+    assert wrong_references(readme) == ["..._is_gone", "test_gone"]

@@ -4,6 +4,7 @@ How far a publisher is settled, against a plain set of the settled numbers.
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -84,6 +85,26 @@ def test_the_record_of_an_older_version_still_counts(gaps):
     window = ProducerWindow.parse(packed.encode())
 
     assert {n for n in range(1, 82) if not window.settled(n)} == gaps
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [
+        b"",
+        b"7",
+        b"rubbish",
+        b"\xff,1",
+        b"9,1,8-3",
+        b"9,1,12-14",
+        b"9,1,5-7,2",
+        b"9,1,0",
+    ],
+)
+def test_a_record_that_does_not_decode_knows_nothing_and_is_no_empty_one(packed):
+    window = ProducerWindow.read(packed)
+
+    assert window.undecodable
+    assert not window.settled(1)
 
 
 def test_a_burst_to_a_session_that_waits_is_one_short_run():

@@ -217,6 +217,19 @@ def test_a_callback_that_fails_breaks_nothing():
     assert len(unsettled._untold) == 1
 
 
+def test_a_lower_lineage_is_another_one_too():
+    """
+    As after a FLUSHALL, if a clock was ahead when the one before began.
+    """
+    unsettled = kept()
+    old = unsettled._began_ms - 3_600_000
+
+    unsettled._settle(("i", 0), SettledNumbers(lineage=old))
+    assert not unsettled.take_again()
+    unsettled._settle(("i", 0), SettledNumbers(lineage=old - 1))
+    assert len(unsettled.take_again()[0]) == 5
+
+
 @pytest.mark.parametrize(("age_ms", "again"), [(0, True), (3_600_000, False)])
 def test_the_first_lineage_counts_as_another_if_it_may_have_begun_since(age_ms, again):
     """

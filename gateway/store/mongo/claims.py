@@ -3,7 +3,7 @@ Claims of sessions in MongoDB, and the commands that a session brings along.
 """
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from everbus.bus.errors import Unavailable
 from everbus.gateway.store.claims import (
@@ -18,9 +18,11 @@ from everbus.gateway.store.mongo.deletions import Head, head_of
 from everbus.gateway.store.mongo.documents import (
     EVENTS,
     NOTICES,
+    PLACEHOLDER_S,
     SESSIONS,
     SUMMARY,
     TIMELINE,
+    TOMBSTONE_DAYS,
     branch_fields,
     tombstone,
     warm_session_of,
@@ -36,6 +38,8 @@ from everbus.gateway.store.mongo.operations import (
 from everbus.gateway.store.tiers import Claimed
 from everbus.gateway.store.warm_roles import MOST_COMMANDS
 
+# A placeholder is this much older than it says, so that it goes after PLACEHOLDER_S.
+_KEPT_OF_PLACEHOLDERS = timedelta(days=TOMBSTONE_DAYS, seconds=-PLACEHOLDER_S)
 # A claim loses its race to the archiver's writes of the same session, at most.
 TRIES = 8
 # Ids per look-up: SecantusDB compares each document with each id.
@@ -59,7 +63,8 @@ class Claims:
     async def claim(self, claims: Sequence[Claim]) -> dict[str, Claimed]:
         """
         Note the claims on their sessions' documents, of an unknown session on a
-        tombstone of no generation.
+        tombstone of no generation, a placeholder that MongoDB removes after
+        PLACEHOLDER_S.
         """
         left = list(claims)
         claimed: dict[str, Claimed] = {}
@@ -151,8 +156,9 @@ def _noting(session_id: str, head: Head | None, branch: Branch) -> Operation:
     The operation that notes a claim, if the document is still as it was read.
     """
     if head is None:
-        nobody, now = NO_LENGTH.generation, datetime.now(UTC)
-        return Insert(tombstone(session_id, nobody, now, branch))
+        # The index counts from there.
+        ended = datetime.now(UTC) - _KEPT_OF_PLACEHOLDERS
+        return Insert(tombstone(session_id, NO_LENGTH.generation, ended, branch))
     return Update(_seen(session_id, head), {"$set": branch_fields(branch)})
 
 

@@ -38,6 +38,9 @@ REMOVALS = "removals"
 # How long the id of a deleted session stays, alone: a late write of a paused archiver
 # must not bring it back.
 TOMBSTONE_DAYS = 30
+# The claim of a session that nobody has leaves a placeholder: anybody can ask for any
+# id. So long it goes before records of an older lineage that come late.
+PLACEHOLDER_S = 120
 
 ENTRY_KEY = ("session", "life", "seq")
 EVENT_KEY = ("session", "life", "version", "kind", "command")
