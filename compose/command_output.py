@@ -18,6 +18,7 @@ from rich.table import Table
 
 from everbus.bus.settings import BusSettings
 from everbus.bus.sync import SyncMad, connect
+from everbus.compose.contexts import printed_token
 from everbus.compose.exit_codes import USAGE, Failed
 from everbus.compose.logs import configure_logs
 from everbus.compose.replay import bus_url
@@ -53,16 +54,20 @@ Expected = Annotated[
 @contextmanager
 def connected_mad() -> Iterator[SyncMad]:
     """
-    A connection to the bus in the environment, as the principal of EVERBUS_TOKEN.
+    A connection to the bus in the environment, as the principal of EVERBUS_TOKEN or
+    of the token that EVERBUS_TOKEN_COMMAND prints.
     """
     settings = load_settings(os.environ)
     configure_logs(settings.log_format, settings.log_level)
     token = settings.token.get_secret_value()
+    if not token and settings.token_command:
+        token = printed_token(settings.token_command)
     if not token:
         raise Failed(
             "EVERBUS_TOKEN is not set. For the stack of `everbus dev`: "
             "set -a; . .everbus/env; set +a. Else: "
-            "export EVERBUS_TOKEN=$(everbus token)",
+            "export EVERBUS_TOKEN=$(everbus token), or name a context: "
+            "everbus context --help",
             USAGE,
         )
     name = BusSettings().mad
