@@ -40,7 +40,7 @@ context  context_command:context_app   Name buses and switch between them
 token    token_command:token           Print a JWT for development and tests
 replay   replay_command:replay_file    Play recorded conversations and compare
 bench    bench_command:bench           Put load on a bus, and check what it did
-explain  explain_command:explain       Explain a code, a cause, an indicator, a log event
+explain  explain_command:explain       Explain a code, cause, indicator or log event
 """
 
 

@@ -75,8 +75,8 @@ def events_page() -> str:
         table(("field", "meaning"), fields),
         "## Events of the log",
         "The field `event` of a log line. Request, session, MAD and replica are added "
-        "where they are known. `everbus explain EVENT` adds the usual reason and what to "
-        "do.",
+        "where they are known. `everbus explain EVENT` adds the usual reason, and what "
+        "to do.",
         table(("event", "level", "from", "fields", "what has happened"), logged),
     )
 
