@@ -30,6 +30,7 @@ archiver role_processes:archiver       Drain commits into MongoDB, move sessions
 edge     edge_command:edge             Serve REST and live updates over HTTP
 doctor   doctor_command:doctor         Examine a bus, with a remedy for each problem
 lanes    lanes_command:lanes           List the lanes, their owners and what waits
+top      top_command:top               Show what the bus does now, live
 verify   verify_command:verify         Compare Redis, MongoDB and S3, without a write
 archive  archive_command:archive       Move idle sessions to S3, once and now
 dead     dead_command:dead_app         List, redrive and drop dead letters

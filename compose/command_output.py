@@ -87,14 +87,22 @@ def print_table(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
     """
     Print the rows as a table; long values are folded, never cut off.
     """
+    # Without markup: brackets in data are not colours.
+    Console(markup=False, highlight=False, emoji=False).print(made_table(columns, rows))
+
+
+def made_table(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> Table:
+    """
+    The rows as a table that folds long values.
+    """
     table = Table()
     for place, column in enumerate(columns):
         # The first column names the row; people copy it whole.
         table.add_column(column, overflow="fold", no_wrap=place == 0)
     for row in rows:
         table.add_row(*(cell_text(value) for value in row))
-    # Without markup: brackets in data are not colours.
-    Console(markup=False, highlight=False, emoji=False).print(table)
+
+    return table
 
 
 def print_fields(answer: msgspec.Struct, *left_out: str) -> None:
