@@ -22,7 +22,7 @@ from rich.text import Text
 
 from everbus.compose.exit_codes import UNREACHABLE, USAGE, Failed
 from everbus.compose.settings import load_settings
-from everbus.compose.stack_folder import TOPOLOGY
+from everbus.compose.stack_folder import holds_stack
 
 if TYPE_CHECKING:
     from everbus.compose.stack import EmbeddedStack
@@ -87,7 +87,7 @@ def dev(
         from everbus.compose.stack import EmbeddedStack
     except ModuleNotFoundError as error:
         raise Failed(_NOT_INSTALLED.format(error.name), UNREACHABLE) from error
-    if reset and not yes and (data / TOPOLOGY).exists():
+    if reset and not yes and holds_stack(data):
         question = f"Delete all data of the stack in {data} for good?"
         typer.confirm(question, abort=True, err=True)
     talk = Console(stderr=True, highlight=False)

@@ -158,19 +158,33 @@ def remembered_ports(
     return {name: ports[name] for name in names}
 
 
+def holds_stack(data: Path) -> bool:
+    """
+    Whether a stack has ever run on *data*.
+    """
+    return (data / TOPOLOGY).exists() or (data / PORTS).exists()
+
+
 def delete_data(data: Path, stores: Iterable[str]) -> None:
     """
-    Delete the data of *stores*, the ports, the secrets and the settings of a stack.
+    Delete the data of *stores*, the secrets, ports and settings of the folder's stack.
 
-    By name, since the folder may hold files of others; logs stay. The caller has the
-    folder's lock, and no process runs.
+    By name, since the folder may hold files of others, and nothing where no stack ran;
+    logs stay. The caller has the folder's lock, and no process runs.
     """
-    files = [TOPOLOGY, PORTS, SECRETS, *ENVIRONMENTS]
-    files += [f"{name}{end}" for name in stores for end in ("", ".conf", ".toml")]
-    for path in (data / name for name in files):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+    if not holds_stack(data):
+        return
+    files = [*ENVIRONMENTS, SECRETS]
+    for name in stores:
+        folder = data / name
+        if folder.is_dir() and not folder.is_symlink():
+            shutil.rmtree(folder)
         else:
+            files.append(name)
+        files += [f"{name}.conf", f"{name}.toml"]
+    # Last what makes it a stack's folder: a reset that was cut off can be repeated.
+    for path in (data / name for name in (*files, PORTS, TOPOLOGY)):
+        if path.is_symlink() or not path.is_dir():
             path.unlink(missing_ok=True)
 
 

@@ -131,7 +131,7 @@ def _calmness(lane: LaneReading) -> tuple[bool, float, str]:
 def _processes(found: BusSnapshot) -> Text:
     archiver = found.archiver or "nobody"
 
-    return Text(f"{len(found.managers)} managers; archiver: {archiver}")
+    return Text(f"managers: {len(found.managers)}; archiver: {archiver}")
 
 
 def _figures(found: BusSnapshot) -> Table:

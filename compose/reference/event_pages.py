@@ -121,10 +121,8 @@ def _other_names(tree: ast.Module) -> Iterator[tuple[str, str]]:
             given = {one.arg for one in node.args.args}
             calls = (one for one in ast.walk(node) if isinstance(one, ast.Call))
             for call in calls:
-                if (
-                    _level(call.func)
-                    and {ast.unparse(one) for one in call.args} & given
-                ):
+                passed_on = {ast.unparse(one) for one in call.args} & given
+                if passed_on and _level(call.func):
                     yield node.name, _level(call.func)
 
 

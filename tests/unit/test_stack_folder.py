@@ -95,3 +95,23 @@ def test_a_reset_goes_by_names_and_follows_no_link(tmp_path):
 
     assert [path.name for path in data.iterdir()] == ["notes.md"]
     assert (outside / "precious").exists()
+
+
+def test_a_reset_leaves_a_folder_alone_where_no_stack_ran(tmp_path):
+    (tmp_path / "valkey").mkdir()
+
+    delete_data(tmp_path, ["valkey"])
+
+    assert (tmp_path / "valkey").exists()
+
+
+def test_a_reset_deletes_no_folder_that_has_the_name_of_a_file(tmp_path):
+    """
+    `env` is also what many call a virtual environment.
+    """
+    (tmp_path / "topology").write_text("server")
+    (tmp_path / "env").mkdir()
+
+    delete_data(tmp_path, ["valkey"])
+
+    assert [path.name for path in tmp_path.iterdir()] == ["env"]
