@@ -2,7 +2,10 @@
 The SDK: the calls for authors of MADs.
 """
 
-from everbus.bus.arguments import check_optional_text
+from collections.abc import Mapping
+from typing import Any
+
+from everbus.bus.arguments import check_optional_text, check_text
 from everbus.bus.errors import Unavailable
 from everbus.bus.history_calls import HistoryCalls
 from everbus.bus.live_calls import LiveCalls
@@ -156,6 +159,43 @@ class Mad(SessionCalls, TimelineCalls, HistoryCalls, LiveCalls):
         if not session or not open_still:
             return outcome
         return await self._outcome_of("request.outcome", command_id, timeout, session)
+
+    async def call(
+        self,
+        kind: str,
+        session_id: str = "",
+        body: Mapping[str, Any] | None = None,
+        *,
+        expected_version: int | None = None,
+        durability: Durability = "hot",
+        timeout: float = DEFAULT_TIMEOUT_S,
+    ) -> Any:
+        """
+        Send a command of any kind; return the value in its reply, without a type.
+
+        For kinds that have no call of their own, such as those of a newer manager. The
+        contract of the bus (docs/reference/asyncapi.yaml) has the kinds and bodies.
+
+        Args:
+            session_id: empty for kinds without a session.
+            body: for a kind `request.…` only its `command_id` is sent.
+
+        Raises:
+            EverbusError: the refusal in the reply, as the exception of its code.
+        """
+        fields = dict(body or {})
+        if check_text(kind, "kind").startswith("request."):
+            command_id = fields.get("command_id", "")
+            reply = await self._requests.ask_about(kind, command_id, timeout)
+        elif session_id:
+            reply = await self._ask(
+                *(kind, session_id, fields, timeout, expected_version),
+                durability=durability,
+            )
+        else:
+            reply = await self._requests.ask_anyone(kind, fields, timeout)
+
+        return unpack(reply.body, Any)
 
     async def cancel(
         self, command_id: str, *, timeout: float = DEFAULT_TIMEOUT_S

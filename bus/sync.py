@@ -246,6 +246,7 @@ class SyncMad:
     broadcast = _blocking(Mad.broadcast)
     restore_checkpoint = _blocking(Mad.restore_checkpoint)
     outcome = _blocking(Mad.outcome)
+    call = _blocking(Mad.call)
     cancel = _blocking(Mad.cancel)
 
 

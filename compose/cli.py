@@ -23,22 +23,25 @@ append   append_command:append         Append an entry to a timeline
 join     append_command:join           Take part in a session
 timeline timeline_command:timeline     Print the entries of a timeline
 watch    watch_command:watch           Print a session's events as they happen
+call     call_command:call             Send a command of any kind
 request  request_command:request_app   Show what became of a command
 manager  role_processes:manager        Serve commands: one replica
 archiver role_processes:archiver       Drain commits into MongoDB, move sessions
 edge     edge_command:edge             Serve REST and live updates over HTTP
 doctor   doctor_command:doctor         Examine a bus, with a remedy for each problem
 lanes    lanes_command:lanes           List the lanes, their owners and what waits
+top      top_command:top               Show what the bus does now, live
 verify   verify_command:verify         Compare Redis, MongoDB and S3, without a write
 archive  archive_command:archive       Move idle sessions to S3, once and now
 dead     dead_command:dead_app         List, redrive and drop dead letters
 keys     keys_command:keys_app         Show, rotate and drop keys of encryption at rest
 mads     mads_command:mads_app         List, add and remove MADs
 acl      acl_command:acl               Print the Redis ACL rules of MADs and roles
+context  context_command:context_app   Name buses and switch between them
 token    token_command:token           Print a JWT for development and tests
 replay   replay_command:replay_file    Play recorded conversations and compare
 bench    bench_command:bench           Put load on a bus, and check what it did
-explain  explain_command:explain       Explain an error code
+explain  explain_command:explain       Explain a code, cause, indicator or log event
 """
 
 
@@ -68,6 +71,11 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def options(
+    ctx: typer.Context,
+    context: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="A context of `everbus context`."),
+    ] = "",
     version: Annotated[
         bool,
         typer.Option(
@@ -81,6 +89,9 @@ def options(
     """
     Options of `everbus` itself; each takes effect before any command.
     """
+    from everbus.compose.contexts import apply_context
+
+    apply_context(ctx.invoked_subcommand or "", context)
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from everbus.bus.settings import BusSettings
 from everbus.bus.sync import SyncMad, connect
+from everbus.compose.contexts import printed_token
 from everbus.compose.exit_codes import USAGE, Failed
 from everbus.compose.logs import configure_logs
 from everbus.compose.replay import bus_url
@@ -53,16 +54,20 @@ Expected = Annotated[
 @contextmanager
 def connected_mad() -> Iterator[SyncMad]:
     """
-    A connection to the bus in the environment, as the principal of EVERBUS_TOKEN.
+    A connection to the bus in the environment, as the principal of EVERBUS_TOKEN or
+    of the token that EVERBUS_TOKEN_COMMAND prints.
     """
     settings = load_settings(os.environ)
     configure_logs(settings.log_format, settings.log_level)
     token = settings.token.get_secret_value()
+    if not token and settings.token_command:
+        token = printed_token(settings.token_command)
     if not token:
         raise Failed(
             "EVERBUS_TOKEN is not set. For the stack of `everbus dev`: "
             "set -a; . .everbus/env; set +a. Else: "
-            "export EVERBUS_TOKEN=$(everbus token)",
+            "export EVERBUS_TOKEN=$(everbus token), or name a context: "
+            "everbus context --help",
             USAGE,
         )
     name = BusSettings().mad
@@ -82,14 +87,22 @@ def print_table(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
     """
     Print the rows as a table; long values are folded, never cut off.
     """
+    # Without markup: brackets in data are not colours.
+    Console(markup=False, highlight=False, emoji=False).print(made_table(columns, rows))
+
+
+def made_table(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> Table:
+    """
+    The rows as a table that folds long values.
+    """
     table = Table()
     for place, column in enumerate(columns):
         # The first column names the row; people copy it whole.
         table.add_column(column, overflow="fold", no_wrap=place == 0)
     for row in rows:
         table.add_row(*(cell_text(value) for value in row))
-    # Without markup: brackets in data are not colours.
-    Console(markup=False, highlight=False, emoji=False).print(table)
+
+    return table
 
 
 def print_fields(answer: msgspec.Struct, *left_out: str) -> None:

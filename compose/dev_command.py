@@ -8,6 +8,7 @@ late: a production image has no psutil.
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ from rich.text import Text
 
 from everbus.compose.exit_codes import UNREACHABLE, USAGE, Failed
 from everbus.compose.settings import load_settings
+from everbus.compose.stack_folder import holds_stack
 
 if TYPE_CHECKING:
     from everbus.compose.stack import EmbeddedStack
@@ -61,13 +63,19 @@ def dev(
     cluster: Annotated[
         bool, typer.Option("--cluster", help="A cluster of three primaries.")
     ] = False,
+    reset: Annotated[
+        bool, typer.Option("--reset", help="Delete the folder's data first.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """
     Run the whole stack on this machine until Ctrl-C.
 
     Starts real servers on 127.0.0.1: Valkey, SecantusDB (MongoDB's protocol) and nanio
     (S3). Then starts the archiver, the managers and the edge (HTTP). The data stays in
-    the folder.
+    the folder. --reset asks, unless --yes is given, and then deletes it.
+
+    Ports are the usual ones (the edge's is 18080), unless somebody uses them.
 
     Example: everbus dev --managers 2, then in another terminal:
     set -a; . .everbus/env; set +a
@@ -79,15 +87,19 @@ def dev(
         from everbus.compose.stack import EmbeddedStack
     except ModuleNotFoundError as error:
         raise Failed(_NOT_INSTALLED.format(error.name), UNREACHABLE) from error
+    if reset and not yes and holds_stack(data):
+        question = f"Delete all data of the stack in {data} for good?"
+        typer.confirm(question, abort=True, err=True)
     talk = Console(stderr=True, highlight=False)
     talk.print(Panel(Text(_WARNING.format(data=data)), style="bold red", width=88))
-    extra = passed_on(os.environ)
     stack = EmbeddedStack(
         data,
         managers=managers,
         edge=True,
         topology="sentinel" if sentinel else "cluster" if cluster else "server",
-        extra=extra,
+        extra=passed_on(os.environ),
+        usual_ports=True,
+        reset=reset,
         say=_printer(talk),
     )
     raise typer.Exit(128 + asyncio.run(_until_signal(stack, talk)))
@@ -142,13 +154,14 @@ async def _until_signal(stack: "EmbeddedStack", talk: Console) -> int:
 
 
 async def _run(stack: "EmbeddedStack", talk: Console) -> None:
-    talk.print("starting")
+    began = time.monotonic()
     async with stack:
+        talk.print(f"ready after {time.monotonic() - began:.1f} s")
         Console().print(status(stack))
         talk.print(Text(f"use it: set -a; . {stack.data}/env; set +a"))
         talk.print(Text(f"for a MAD, without keys of others: {stack.data}/mad.env"))
         edge = stack.environment().get("EVERBUS_EDGE_URL")
         if edge:
-            talk.print(Text(f"HTTP: {edge}/docs"))
+            talk.print(Text(f"open {edge}/docs"))
         talk.print("Ctrl-C ends it")
         await asyncio.Event().wait()

@@ -11,23 +11,21 @@ from typing import Annotated
 
 import msgspec
 import typer
-from redis.exceptions import ResponseError
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
-from everbus.bus.errors import Forbidden
 from everbus.bus.wire import Wire
 from everbus.compose.command_output import OutputOption, cell_text
 from everbus.compose.exit_codes import FINDING
-from everbus.compose.lane_pings import slowest_reply_ms
+from everbus.compose.lane_pings import served_reply_ms
 from everbus.compose.logs import configure_logs
 from everbus.compose.replay_command import Output
 from everbus.compose.settings import Settings, load_settings
 from everbus.compose.settings_checks import check_settings
 from everbus.compose.startup_checks import refuse_cluster
 from everbus.gateway.health.indicators import INDICATORS
-from everbus.gateway.health.readings import Readings, follower_priorities, read_bus
+from everbus.gateway.health.readings import follower_priorities, read_bus
 from everbus.gateway.health.verdicts import IndicatorResult, Verdict, examine
 
 _STYLES: dict[Verdict, str] = {"pass": "", "warn": "yellow", "fail": "bold red"}
@@ -86,7 +84,7 @@ async def diagnose(settings: Settings) -> Diagnosis:
         readings = await read_bus(wire, outbox_limit=settings.outbox_max_records)
         readings = readings._replace(
             priorities=await follower_priorities(settings.redis_url, readings.server),
-            ping_ms=await _ping_ms(wire, readings),
+            ping_ms=await served_reply_ms(wire, readings.lanes),
         )
     finally:
         await wire.close()
@@ -95,26 +93,6 @@ async def diagnose(settings: Settings) -> Diagnosis:
     verdicts = {verdict: counted[verdict] for verdict in _STYLES}
 
     return Diagnosis(readings.now_ms, verdicts, findings)
-
-
-async def _ping_ms(wire: Wire, readings: Readings) -> float | None:
-    """
-    The reply time of the slowest lane with an owner; None without such a lane, or
-    without the right to publish.
-    """
-    served = [
-        int(one.name) for one in readings.lanes if one.owner and _counts(one.name)
-    ]
-    if not served:
-        return None
-    try:
-        return await slowest_reply_ms(wire, served)
-    except (Forbidden, ResponseError):
-        return None
-
-
-def _counts(lane: str) -> bool:
-    return lane.isdecimal()
 
 
 def _print(diagnosis: Diagnosis, output: Output) -> None:

@@ -7,13 +7,16 @@ refusal is a reply as well.
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
+from redis.exceptions import ResponseError
 
 from everbus.bus import keys
+from everbus.bus.errors import Forbidden
 from everbus.bus.messages import COMMAND_FIELD, SCHEMA, Envelope, pack, pack_envelope
 from everbus.bus.wire import Command, Wire
+from everbus.gateway.health.readings import LaneReading
 from everbus.gateway.lane.delivery import OUTCOME_KIND
 
 WAIT_MS = 3_000
@@ -21,7 +24,24 @@ WAIT_MS = 3_000
 MOST_LANES = 64
 
 
-async def slowest_reply_ms(wire: Wire, lanes: Sequence[int]) -> float:
+async def served_reply_ms(wire: Wire, lanes: Iterable[LaneReading]) -> float | None:
+    """
+    The reply time of the slowest lane with an owner; None without such a lane, or
+    without the right to publish.
+
+    Raises:
+        WireFailed: the bus is away.
+    """
+    served = [int(one.name) for one in lanes if one.owner and one.name.isdecimal()]
+    if not served:
+        return None
+    try:
+        return await _slowest_reply_ms(wire, served)
+    except (Forbidden, ResponseError):
+        return None
+
+
+async def _slowest_reply_ms(wire: Wire, lanes: Sequence[int]) -> float:
     """
     The reply time of the slowest of these lanes; WAIT_MS or more without a reply.
 

@@ -25,7 +25,7 @@ def lanes(output: OutputOption = Output.table) -> None:
     if output is Output.json:
         print_json([lane._asdict() for lane in found])
         return
-    print_table(COLUMNS, (_row(lane) for lane in found))
+    print_table(COLUMNS, map(lane_row, found))
 
 
 async def _read() -> tuple[LaneReading, ...]:
@@ -33,7 +33,10 @@ async def _read() -> tuple[LaneReading, ...]:
         return tuple((await read_bus(access.wire)).lanes)
 
 
-def _row(lane: LaneReading) -> tuple[object, ...]:
+def lane_row(lane: LaneReading) -> tuple[object, ...]:
+    """
+    A lane as a row below COLUMNS.
+    """
     name, _ = holder_of(lane.owner)
 
     return (

@@ -25,6 +25,7 @@ plaintext: connections beyond this machine that may be in plain text: of `redis`
 mad_url: the bus for MADs; `{mad}` in it stands for the name
 mad: the name under which a MAD, or a command, connects
 token: the token of this process
+token_command: a command that prints the token, for the commands that people use
 edge_url: where an edge is; set by `everbus dev` for your own programs
 # Tokens and grants
 jwt_secret: key of HS256 tokens

@@ -254,6 +254,7 @@ class Settings(BoundSettings, EdgeSettings, TlsSettings):
     sealing_kms_endpoint: Annotated[str, _HTTP] = ""
     sealing_fields: Annotated[str, AfterValidator(_sealable)] = ",".join(SENSITIVE)
     token: SecretStr = SecretStr("")
+    token_command: str = ""
     partitions: int = Field(16, ge=1, le=1024)
     replica: str = Field("", pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]{0,63})?$")
     lane_ttl_ms: int = Field(5000, ge=500, le=60_000)

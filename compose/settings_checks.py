@@ -102,7 +102,8 @@ def _tokens(settings: Settings) -> IndicatorResult:
     return _result("tokens", "pass", "accepted" if token else "the key is usable")
 
 
-_TEXTS = {
+# Of each check: what it asks, and the remedy.
+CHECKS = {
     "mongodb": (
         "whether EVERBUS_MONGO_URL leads to a MongoDB that answers",
         "check that it runs and is reachable from here; check EVERBUS_MONGO_URL",
@@ -126,7 +127,7 @@ _THRESHOLDS = {"tokens": "usable", "tls": "verified"}
 
 
 def _result(name: str, verdict: Verdict, shown: str) -> IndicatorResult:
-    means, remedy = _TEXTS[name]
+    means, remedy = CHECKS[name]
 
     return IndicatorResult(
         name=name,

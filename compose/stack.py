@@ -29,7 +29,10 @@ from everbus.compose.stack_environment import (
     write_environments,
 )
 from everbus.compose.stack_folder import (
+    DEFAULT_PORTS,
+    DefaultPorts,
     FolderLock,
+    delete_data,
     generated_secrets,
     remembered_ports,
     write_whole,
@@ -45,6 +48,11 @@ from everbus.compose.topologies import (
 
 _TIERS = ("secantus", "nanio")
 _EDGE = "edge"
+# All that keeps data in the folder, of every topology.
+_STORES = (*(name for names in PORTS.values() for name in names), *_TIERS)
+# A start that takes longer names the part that it waits for; so does each part after it
+# that takes longer than this.
+SLOW_S, SLOW_PART_S = 10.0, 1.0
 # Live streams end at once with a place to resume from; other requests get this time.
 _EDGE_DRAIN_S = 3
 
@@ -67,6 +75,8 @@ class EmbeddedStack:
         edge: bool = False,
         topology: Topology = "server",
         extra: Mapping[str, str] | None = None,
+        usual_ports: bool = False,
+        reset: bool = False,
         say: Say = _silent,
     ) -> None:
         """
@@ -79,6 +89,8 @@ class EmbeddedStack:
             topology: the bus is one server, a primary with two replicas behind three
                 Sentinels, or a cluster of three primaries.
             extra: more `EVERBUS_*` settings for everbus's own processes.
+            usual_ports: take DEFAULT_PORTS, as far as they are free.
+            reset: delete all data of the folder's stack first.
             say: gets each event as a line of text.
         """
         self.data = data
@@ -88,6 +100,8 @@ class EmbeddedStack:
         self._edge = edge
         self._topology = topology
         self._extra = dict(extra or {})
+        self._usual_ports = usual_ports
+        self._reset = reset
         self._say = say
         self._environment: dict[str, str] = {}
         self._closing = AsyncExitStack()
@@ -163,14 +177,31 @@ class EmbeddedStack:
         lock = FolderLock(self.data)
         self._closing.callback(lock.close)
         await end_orphans(self.data, self._say)
+        if self._reset:
+            delete_data(self.data, _STORES)
         self._prepare()
         self._closing.push_async_callback(self._stop)
         watch = await self._closing.enter_async_context(asyncio.TaskGroup())
+        slow_at = asyncio.get_running_loop().time() + SLOW_S
         for part in self.parts.values():
-            await part.start()
+            await self._start(part, slow_at)
             watcher = watch.create_task(part.keep(), name=f"keep {part.server.name}")
             self._closing.callback(watcher.cancel)
         write_environments(self.data, self._environment)
+
+    async def _start(self, part: SupervisedProcess, slow_at: float) -> None:
+        """
+        Start *part*; at *slow_at* say that it is the one that is waited for.
+        """
+        name, log = part.server.name, part.server.log
+        self._say(f"starting {name}")
+        slow = f"{name} is not ready yet, {SLOW_S:g} s after the start; its log: {log}"
+        loop = asyncio.get_running_loop()
+        late = loop.call_at(max(slow_at, loop.time() + SLOW_PART_S), self._say, slow)
+        try:
+            await part.start()
+        finally:
+            late.cancel()
 
     async def _stop(self) -> None:
         async with AsyncExitStack() as ends:
@@ -180,7 +211,7 @@ class EmbeddedStack:
     def _prepare(self) -> None:
         claim_topology(self.data, self._topology)
         served = (*PORTS[self._topology], *_TIERS, *((_EDGE,) if self._edge else ()))
-        ports = remembered_ports(self.data, served)
+        ports = remembered_ports(self.data, served, self._default_ports())
         secrets = generated_secrets(self.data)
         redis = bus_url(self._topology, ports)
         self._environment = environment_of(redis, ports, secrets)
@@ -200,6 +231,14 @@ class EmbeddedStack:
             server.name: SupervisedProcess(replace(server, rank=rank), self._say)
             for rank, server in enumerate(servers)
         }
+
+    def _default_ports(self) -> Mapping[str, int]:
+        if not self._usual_ports:
+            return {}
+        right = DefaultPorts()
+        self._closing.callback(right.close)
+
+        return DEFAULT_PORTS if right.ours else {}
 
     def _roles(self) -> list[ProcessSpec]:
         stores = self._settings(STORES)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from everbus.compose.servers import BUCKET, HOST
-from everbus.compose.stack_folder import write_whole
+from everbus.compose.stack_folder import ENVIRONMENTS, write_whole
 
 TOKEN_TTL_S = 30 * 24 * 3600
 EDGE = "edge"
@@ -36,14 +36,8 @@ def write_environments(data: Path, environment: Mapping[str, str]) -> None:
     judging = stores | _known(JUDGES, environment)
     mad = _known(MADS, environment)
     mad["EVERBUS_TOKEN"] = _token(environment["EVERBUS_JWT_SECRET"], "mad")
-    files = {
-        "env": environment,
-        "mad.env": mad,
-        "manager.env": judging,
-        "edge.env": judging,
-        "archiver.env": stores,
-    }
-    for name, settings in files.items():
+    files = (environment, mad, judging, judging, stores)
+    for name, settings in zip(ENVIRONMENTS, files, strict=True):
         lines = (f"{setting}={value}\n" for setting, value in settings.items())
         write_whole(data / name, "".join(lines))
 

@@ -10,9 +10,13 @@ import json
 import os
 import random
 import secrets
+import shutil
 import socket
-from collections.abc import Collection, Mapping, Sequence
+import tempfile
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
 import msgspec
@@ -22,10 +26,20 @@ T = TypeVar("T")
 LOCK = "lock"
 PORTS = "ports.json"
 SECRETS = "secrets.json"
+TOPOLOGY = "topology"
+# What a process of each role needs to know; `env` is the developer's.
+ENVIRONMENTS = ("env", "mad.env", "manager.env", "edge.env", "archiver.env")
 # Below every system's ephemeral range (32768 on Linux, 49152 elsewhere): a client
 # may get an ephemeral port while its server restarts, and a client that reconnects
 # to such a port may even connect to itself.
 _PORTS_FROM, _PORTS_TO = 15_000, 32_000
+# For the one stack of a user that takes them first, so that a URL stays the same.
+DEFAULT_PORTS: Mapping[str, int] = {
+    "edge": 18_080,
+    "valkey": 16_379,
+    "secantus": 17_017,
+    "nanio": 19_000,
+}
 
 
 class StackError(Exception):
@@ -89,18 +103,51 @@ def write_whole(path: Path, text: str) -> None:
     draft.replace(path)
 
 
-def remembered_ports(data: Path, names: Sequence[str]) -> dict[str, int]:
+class DefaultPorts:
     """
-    The port of each of *names*: from `ports.json`, else a free one, then stored there.
+    The right of one stack of this user to DEFAULT_PORTS, held until close() or death.
+    """
+
+    def __init__(self) -> None:
+        """
+        Take the right, if no other stack of this user has it.
+        """
+        path = Path(tempfile.gettempdir()) / f"everbus-ports-{os.getuid()}.lock"
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+        self._file: int | None = None
+        # Whoever took that name from us in a folder of all users gets no error of ours.
+        with suppress(OSError):
+            self._file = os.open(path, flags, 0o600)
+        self.ours = self._file is not None and try_lock(self._file)
+
+    def close(self) -> None:
+        """
+        Give the right back.
+        """
+        if self._file is not None:
+            os.close(self._file)
+
+
+def remembered_ports(
+    data: Path, names: Sequence[str], defaults: Mapping[str, int] = MappingProxyType({})
+) -> dict[str, int]:
+    """
+    The port of each of *names*, then stored in `ports.json`: the stored one, else its
+    default, else a free one.
+
+    A default port that somebody uses is left to them, also a stored one.
 
     Raises:
-        StackError: another program uses a stored port.
+        StackError: another program uses a stored port that is no default.
     """
     path = data / PORTS
     ports = _read(path, int)
     for name in names:
-        if name not in ports:
-            ports[name] = free_port(ports.values())
+        usual = defaults.get(name)
+        # A stored default port may be another stack's by now.
+        if ports.get(name) in (None, DEFAULT_PORTS.get(name)):
+            others = {*ports.values(), *DEFAULT_PORTS.values()}
+            ports[name] = usual if usual and _is_free(usual) else free_port(others)
         elif not _is_free(ports[name]):
             raise StackError(
                 f"port {ports[name]} of {name}, remembered in {path}, is in use by "
@@ -109,6 +156,36 @@ def remembered_ports(data: Path, names: Sequence[str]) -> dict[str, int]:
             )
     write_whole(path, json.dumps(ports, indent=2) + "\n")
     return {name: ports[name] for name in names}
+
+
+def holds_stack(data: Path) -> bool:
+    """
+    Whether a stack has ever run on *data*.
+    """
+    return (data / TOPOLOGY).exists() or (data / PORTS).exists()
+
+
+def delete_data(data: Path, stores: Iterable[str]) -> None:
+    """
+    Delete the data of *stores*, the secrets, ports and settings of the folder's stack.
+
+    By name, since the folder may hold files of others, and nothing where no stack ran;
+    logs stay. The caller has the folder's lock, and no process runs.
+    """
+    if not holds_stack(data):
+        return
+    files = [*ENVIRONMENTS, SECRETS]
+    for name in stores:
+        folder = data / name
+        if folder.is_dir() and not folder.is_symlink():
+            shutil.rmtree(folder)
+        else:
+            files.append(name)
+        files += [f"{name}.conf", f"{name}.toml"]
+    # Last what makes it a stack's folder: a reset that was cut off can be repeated.
+    for path in (data / name for name in (*files, PORTS, TOPOLOGY)):
+        if path.is_symlink() or not path.is_dir():
+            path.unlink(missing_ok=True)
 
 
 def generated_secrets(data: Path) -> Mapping[str, str]:

@@ -16,7 +16,7 @@ from everbus.bus.wire import Command, Wire
 from everbus.compose.processes import ProcessSpec, RunningProcess
 from everbus.compose.server_pings import redis_answers
 from everbus.compose.servers import HOST, sentinel_server, valkey_server
-from everbus.compose.stack_folder import StackError, write_whole
+from everbus.compose.stack_folder import TOPOLOGY, StackError, write_whole
 
 Topology = Literal["server", "sentinel", "cluster"]
 
@@ -39,7 +39,7 @@ def claim_topology(data: Path, topology: Topology) -> None:
     Raises:
         StackError: the folder has the data of a bus of another topology.
     """
-    path = data / "topology"
+    path = data / TOPOLOGY
     known = path.read_text().strip() if path.exists() else ""
     if not known and (data / "valkey").exists():
         known = "server"

@@ -3,6 +3,7 @@ What holds for every test.
 """
 
 import logging
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Rich takes 0.3 s for a traceback with its locals, while a lane's lease runs on.
 *_, _console = structlog.get_config()["processors"]
 _console.exception_formatter = structlog.dev.plain_traceback
+
+# The contexts of whoever runs the tests are not theirs.
+os.environ["XDG_CONFIG_HOME"] = "/nonexistent"
 
 # The longest files begin first, so that all workers end together.
 LONG = ("embedded", "drain", "takeover", "archiving", "degradations", "disk_full")

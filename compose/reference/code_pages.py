@@ -9,10 +9,10 @@ from everbus.bus.errors import (
     Rejection,
     Unavailable,
 )
+from everbus.compose.catalogue.entries import catalogue
 from everbus.compose.reference.markdown import about, in_code, page, table
 from everbus.gateway.health.indicators import INDICATORS
 from everbus.gateway.telemetry.failures import TABLE
-from everbus.gateway.telemetry.metrics import CAUSES
 
 FAMILIES: dict[type[EverbusError], str] = {
     Rejection: "lasts",
@@ -35,7 +35,11 @@ def errors_page() -> str:
         )
         for code, kind in sorted(ERRORS.items())
     )
-    causes = "\n".join(f"- `{cause}`" for cause in sorted(CAUSES))
+    causes = (
+        (in_code(one.name), one.meaning, one.reason, one.remedy)
+        for one in catalogue()
+        if one.kind == "cause of dead letters"
+    )
 
     return page(
         "Errors",
@@ -43,9 +47,8 @@ def errors_page() -> str:
         "`everbus explain CODE` prints one.",
         table(("code", "class", "HTTP", "kind", "meaning"), rows),
         "## Causes of dead letters",
-        "`everbus dead list` groups dead letters by these; any other one counts as "
-        "`other` in the metrics.",
-        causes,
+        "`everbus dead list` groups dead letters by these.",
+        table(("cause", "meaning", "usual reason", "what to do"), causes),
     )
 
 

@@ -24,7 +24,8 @@ def cli_page() -> str:
         "Commands",
         "Answers go to stdout; notices, logs and progress go to stderr. Exit codes: 0 "
         "ok, 1 finding, 2 usage, 3 unreachable, 4 denied, 5 conflict, 130 Ctrl-C. Each "
-        "command has `--help`.",
+        "command has `--help`. `everbus --context NAME COMMAND` takes what the "
+        "environment leaves open from a context (`everbus context`).",
         *parts,
     )
 

@@ -3,12 +3,13 @@ The page of events: those of sessions, and those of the log.
 """
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import everbus
 from everbus.bus.events import SessionEvent
+from everbus.compose.catalogue.entries import catalogue
 from everbus.compose.reference.markdown import attributes_of, in_code, page, table
 
 # Kind of event → what has happened; a test compares the kinds with the handlers.
@@ -53,8 +54,15 @@ def events_page() -> str:
         (in_code(name), meanings.get(name, ""))
         for name in SessionEvent.__struct_fields__
     )
+    told = {one.name: one.meaning for one in catalogue() if one.kind == "log event"}
     logged = (
-        (in_code(one.name), one.level, one.room, ", ".join(one.fields))
+        (
+            in_code(one.name),
+            one.level,
+            one.room,
+            ", ".join(one.fields),
+            told.get(one.name, ""),
+        )
         for one in sorted(set(log_events()))
     )
 
@@ -67,8 +75,9 @@ def events_page() -> str:
         table(("field", "meaning"), fields),
         "## Events of the log",
         "The field `event` of a log line. Request, session, MAD and replica are added "
-        "where they are known.",
-        table(("event", "level", "from", "fields"), logged),
+        "where they are known. `everbus explain EVENT` adds the usual reason, and what "
+        "to do.",
+        table(("event", "level", "from", "fields", "what has happened"), logged),
     )
 
 
@@ -79,19 +88,61 @@ def log_events() -> Iterator[LogEvent]:
     here = Path(everbus.__file__).parent
     for room in ROOMS:
         for path in sorted((here / room).rglob("*.py")):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            levels: dict[str, str] = {}
+            for name, level in _other_names(tree):
+                levels[name] = f"{levels[name]} or {level}" if name in levels else level
+            for node in ast.walk(tree):
                 if isinstance(node, ast.Call):
-                    yield from _logged(node, room)
+                    yield from _logged(node, room, levels)
 
 
-def _logged(call: ast.Call, room: str) -> Iterator[LogEvent]:
-    method = call.func
-    if not isinstance(method, ast.Attribute) or method.attr not in LEVELS:
-        return
-    if not isinstance(method.value, ast.Name) or method.value.id != "log":
-        return
-    named = call.args and isinstance(call.args[0], ast.Constant)
-    if named:
+def _logged(call: ast.Call, room: str, levels: Mapping[str, str]) -> Iterator[LogEvent]:
+    level = _level(call.func)
+    if not level and isinstance(call.func, ast.Name):
+        level = levels.get(call.func.id, "")
+    if level and call.args:
         fields = tuple(sorted(one.arg for one in call.keywords if one.arg))
-        name = str(ast.literal_eval(call.args[0]))
-        yield LogEvent(name, method.attr, room, fields)
+        for name in _constants(call.args[0]):
+            yield LogEvent(name, level, room, fields)
+
+
+def _other_names(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    """
+    Names that stand for `log.<level>`: `report = log.error if … else log.warning`, and
+    functions that log the event they are given.
+    """
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            if not isinstance(node.value, ast.Call):
+                levels = dict.fromkeys(filter(None, map(_level, ast.walk(node.value))))
+                yield from ((node.targets[0].id, level) for level in levels)
+        elif isinstance(node, ast.FunctionDef):
+            given = {one.arg for one in node.args.args}
+            calls = (one for one in ast.walk(node) if isinstance(one, ast.Call))
+            for call in calls:
+                passed_on = {ast.unparse(one) for one in call.args} & given
+                if passed_on and _level(call.func):
+                    yield node.name, _level(call.func)
+
+
+def _level(function: ast.AST) -> str:
+    """
+    The level of `log.<level>`; empty for anything else.
+    """
+    if not isinstance(function, ast.Attribute) or function.attr not in LEVELS:
+        return ""
+    named = isinstance(function.value, ast.Name) and function.value.id == "log"
+
+    return function.attr if named else ""
+
+
+def _constants(event: ast.expr) -> Iterator[str]:
+    """
+    The names that an event may have: one, or two of a condition.
+    """
+    if isinstance(event, ast.IfExp):
+        yield from _constants(event.body)
+        yield from _constants(event.orelse)
+    elif isinstance(event, ast.Constant) and isinstance(event.value, str):
+        yield event.value

@@ -20,6 +20,7 @@ import redis.asyncio
 from everbus.bus import connect
 from everbus.bus.cluster_wire import wire_to
 from everbus.compose import servers, supervision
+from everbus.compose import stack as stack_module
 from everbus.compose.dev_command import status
 from everbus.compose.process_records import incarnations
 from everbus.compose.processes import ProcessFailed, ProcessSpec, start
@@ -133,6 +134,60 @@ async def test_the_servers_answer_in_their_own_protocols(tmp_path):
     assert not any(lives(pid) for pid in pids)
 
 
+async def test_each_part_is_named_while_it_starts(tmp_path, monkeypatch):
+    """
+    And once more, with its log, if the start takes too long: here every start does.
+    """
+    monkeypatch.setattr(stack_module, "SLOW_S", 0)
+    monkeypatch.setattr(stack_module, "SLOW_PART_S", 0)
+    said = []
+
+    async with a_stack(tmp_path, say=said.append):
+        pass
+
+    assert [line for line in said if line.startswith("starting")] == [
+        f"starting {name}" for name in SERVERS
+    ]
+    log = tmp_path / "log" / "secantus.log"
+    assert any("secantus is not ready yet" in x and str(log) in x for x in said)
+
+
+async def test_a_reset_deletes_what_is_the_stacks_and_nothing_else(tmp_path):
+    async with a_stack(tmp_path) as stack, a_client(url_of(stack)) as client:
+        await client.set("key", "value")
+    secrets = (tmp_path / "secrets.json").read_text()
+    (tmp_path / "notes.md").write_text("mine")
+
+    async with (
+        a_stack(tmp_path, reset=True) as stack,
+        a_client(url_of(stack)) as client,
+    ):
+        found = await client.get("key")
+
+    assert found is None
+    assert (tmp_path / "secrets.json").read_text() != secrets
+    assert (tmp_path / "notes.md").read_text() == "mine"
+
+
+async def test_a_start_without_a_reset_keeps_the_data(tmp_path):
+    async with a_stack(tmp_path) as stack, a_client(url_of(stack)) as client:
+        await client.set("key", "value")
+
+    async with a_stack(tmp_path) as stack, a_client(url_of(stack)) as client:
+        assert await client.get("key") == b"value"
+
+
+def events(said):
+    """
+    What a stack said, without the names of the parts that it starts.
+    """
+    return [line for line in said if not line.startswith("starting ")]
+
+
+def url_of(stack):
+    return stack.environment()["EVERBUS_REDIS_URL"]
+
+
 async def test_secrets_are_for_this_user_only_and_stay_the_same(tmp_path):
     data = tmp_path / "s"
     async with a_stack(data) as stack:
@@ -228,7 +283,7 @@ async def test_a_part_that_others_kill_is_started_again(tmp_path):
         await until(lambda: stack.pid("nanio") != before)
         await stack.until_ready("nanio")
 
-        assert said == ["nanio ended (-9); it is started again in 0.1 s"]
+        assert events(said) == ["nanio ended (-9); it is started again in 0.1 s"]
 
 
 async def test_a_restart_is_ordered_and_no_death(tmp_path):
@@ -238,7 +293,7 @@ async def test_a_restart_is_ordered_and_no_death(tmp_path):
             await stack.restart("valkey")
 
         assert await redis_answers(stack.parts["valkey"].server.port)
-        assert said == []
+        assert events(said) == []
     assert incarnations(tmp_path / "s" / "run" / "valkey.json") == 7
 
 
@@ -263,7 +318,7 @@ async def test_orphans_of_a_killed_supervisor_are_ended(tmp_path):
                 assert await client.get("key") == b"value"
 
     assert ports == (tmp_path / "ports.json").read_text()
-    ended = [line.split()[1] for line in said]
+    ended = [line.split()[1] for line in events(said)]
     assert ended == ["nanio", "secantus", "valkey"]
 
 
@@ -299,7 +354,7 @@ async def test_a_recycled_pid_is_left_alone(tmp_path):
         pass
 
     assert lives(os.getppid())
-    assert said == []
+    assert events(said) == []
 
 
 async def test_a_second_supervisor_on_a_folder_is_refused(tmp_path):

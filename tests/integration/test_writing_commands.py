@@ -4,6 +4,7 @@ append, join; and those that look closer: lanes, request show.
 """
 
 import json
+import os
 
 import pytest
 
@@ -61,6 +62,27 @@ async def test_an_entry_is_appended_from_stdin_as_well(everbus):
     assert "needs quotes inside" in " ".join(refused.talk.replace("│", "").split())
 
 
+async def test_a_context_leads_to_its_bus_as_its_mad(bus, tmp_path, monkeypatch):
+    """
+    With nothing in the environment: the bus, the MAD and the token are the context's.
+    """
+    everbus = CommandLine(bus.url)
+    everbus._env = {"COLUMNS": "200"}
+    outside = {n: v for n, v in os.environ.items() if not n.startswith("EVERBUS_")}
+    monkeypatch.setattr(os, "environ", {**outside, "XDG_CONFIG_HOME": str(tmp_path)})
+    token = tmp_path / "token"
+    token.write_text(a_token("ann", role="admin"))
+    added = ("context", "add", "here", "--url", bus.url, "--mad", "ann")
+    await everbus(*added, "--token-command", f"cat {token}")
+    await everbus("context", "add", "away", "--url", "redis://127.0.0.1:1")
+    await everbus("context", "use", "away")
+
+    made = await everbus("--context", "here", "session", "create", "a", "-o", "json")
+    joined = await everbus("--context", "here", "join", made.json["id"], "-o", "json")
+
+    assert "ann" in joined.json["participants"]
+
+
 async def test_lanes_name_their_owner(everbus):
     lanes = (await everbus("lanes", "-o", "json")).json
 
@@ -81,3 +103,40 @@ async def test_the_life_of_a_command_is_shown(everbus, bus):
     nobodys = f"nobody.{keys.partition_of(session.id, PARTITIONS)}.1"
     assert (await everbus("request", "show", nobodys)).code == 1
     assert (await everbus("request", "show", "rubbish")).code == 2
+
+
+async def test_a_command_of_any_kind_is_called(everbus, tmp_path):
+    """
+    With a session, without one, and about a command: each takes its own way.
+    """
+    session = "called-by-hand"
+    entry = tmp_path / "entry.json"
+    entry.write_text('{"entry": {"text": "hi"}}')
+
+    made = await everbus("call", "session.create", session, "--body", '{"user_id":"a"}')
+    said = await everbus("call", "timeline.append", session, "--body", f"@{entry}")
+    read = await everbus("call", "timeline.read", session, "--body", "-", typed="{}")
+    stats = await everbus("call", "session.stats")
+    asked = '{"command_id": "nobody.0.1"}'
+    outcome = await everbus("call", "request.outcome", "--body", asked)
+
+    assert (made.json["id"], made.json["owner_id"]) == (session, "a")
+    assert said.json == {"seq": 1}
+    assert [one["entry"] for one in read.json["entries"]] == [{"text": "hi"}]
+    assert (stats.code, "EVERBUS_MONGO_URL" in stats.talk) == (3, True)
+    assert outcome.json["state"] == "unknown"
+
+
+async def test_a_wrong_call_says_what_is_there(everbus):
+    unknown = await everbus("call", "session.gte", "s")
+    missing = await everbus("call", "session.get")
+    nobody = await everbus("call", "session.get", "not-there")
+    stale = ("call", "session.update", "stale", "--body", '{"patch": {"tags": ["a"]}}')
+    await everbus("call", "session.create", "stale", "--body", '{"user_id": "a"}')
+
+    assert unknown.code == missing.code == 2
+    assert "did you mean session.get?" in unknown.talk
+    assert "timeline.append" in unknown.talk
+    assert "everbus call session.get SESSION" in missing.talk
+    assert nobody.code == 1
+    assert (await everbus(*stale, "--expected-version", "7")).code == 5

@@ -29,6 +29,8 @@ NEEDED = {
     "to_version": 2,
     "checkpoint_id": "c",
     "command_id": "i.0.1",
+    # Of a checkpoint, and of a command of any kind.
+    "kind": "full",
 }
 CALLS = sorted(
     name

@@ -173,6 +173,18 @@ def test_dev_passes_on_what_tunes_its_parts_and_no_addresses():
     assert passed_on(environ) == {"EVERBUS_PARTITIONS": "4"}
 
 
+def test_a_reset_of_a_stack_asks_first(tmp_path):
+    (tmp_path / "topology").write_text("server")
+    (tmp_path / "valkey").mkdir()
+    asked = ("dev", "--reset", "--data", str(tmp_path))
+
+    ran = CliRunner().invoke(cli.app, asked, input="n\n")
+
+    assert ran.exit_code == 1
+    assert "Delete all data" in ran.stderr
+    assert (tmp_path / "valkey").exists()
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_what_the_terminal_cannot_show_is_escaped(encoding, monkeypatch):
     """

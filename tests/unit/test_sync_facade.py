@@ -150,6 +150,7 @@ CALLS = {
     "broadcast": (("s", ENTRY), {"durability": "warm"}),
     "outcome": (("i.0.1",), {}),
     "cancel": (("i.0.1",), {}),
+    "call": (("session.get", "s", {"full": True}), {"durability": "warm"}),
 }
 RESULTS = {
     **dict.fromkeys(CALLS, SESSION),

@@ -1,0 +1,3 @@
+"""
+The names that people meet: what each means, its usual reason, and what to do.
+"""
