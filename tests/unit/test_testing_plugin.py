@@ -10,34 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.plain_pytest import SCOPE, run_pytest
+
+pytestmark = pytest.mark.timeout(120)
+
 HOUSE = Path(__file__).parents[2]
 EXAMPLE = HOUSE / "docs" / "examples" / "tested_mad"
-PLUGIN = "everbus.compose.testing.plugin"
-# pytest-asyncio warns of a configuration that leaves this open.
-SCOPE = ("-o", "asyncio_default_fixture_loop_scope=function")
 IN_MODE = pytest.mark.parametrize("mode", ["strict", "auto"])
-
-
-def run_pytest(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """
-    pytest as a user runs it in *folder*: only everbus is to be found, no setting of
-    this house counts, and every warning is an error.
-    """
-    environment = {
-        name: value for name, value in os.environ.items() if "EVERBUS" not in name
-    }
-    return subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", PLUGIN),
-            *("-p", "no:cacheprovider", "--rootdir", str(folder), *options),
-        ],
-        cwd=folder,
-        env={**environment, "PYTHONPATH": str(HOUSE), "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=55,
-        check=False,
-    )
 
 
 @IN_MODE
