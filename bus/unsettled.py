@@ -344,9 +344,11 @@ class Unsettled:
         if lineage <= self._lineages.get(partition, sent_under):
             self._lineages.setdefault(partition, lineage)
             return False
+        # The first one may only show that the bus is young: nothing to warn of.
+        known = partition in self._lineages
         self._lineages[partition] = lineage
         left = self._schedule(partition)
-        if left:
+        if left and known:
             log.warning(
                 "commands.sent_again",
                 mad=self._mad,
@@ -354,6 +356,7 @@ class Unsettled:
                 count=left,
                 lineage=lineage,
             )
+        if left:
             self.on_resend()
         return True
 

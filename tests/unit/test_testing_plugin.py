@@ -30,6 +30,18 @@ def test_the_example_of_the_docs_passes_in_a_plain_folder(tmp_path, mode):
     assert "6 passed" in run.stdout
 
 
+def test_the_test_in_the_readme_passes_as_the_readme_says(tmp_path):
+    blocks = re.findall(
+        r"```python\n(.*?)```", (HOUSE / "README.md").read_text(), re.DOTALL
+    )
+    [test] = [block for block in blocks if "everbus_mad" in block]
+    (tmp_path / "test_readme.py").write_text(test)
+
+    run = run_pytest(tmp_path, *SCOPE, "-o", "asyncio_mode=auto")
+
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
 def test_the_page_shows_the_tests_of_the_example():
     page = (HOUSE / "docs" / "test-a-mad.md").read_text()
     tests = (EXAMPLE / "test_tutor.py").read_text()
