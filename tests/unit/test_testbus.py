@@ -153,9 +153,11 @@ class TestTime:
         The skip comes between the lane's reading of heartbeats and its sweep.
         """
         read, forced = PresenceLane._read_heartbeats, []
+        has_read = threading.Event()
 
         async def read_before_the_skip(lane):
             more, before = await read(lane), bus_time._skipped.seconds
+            has_read.set()
             while not forced and bus_time._skipped.seconds == before:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
             forced.append(lane)
@@ -164,6 +166,7 @@ class TestTime:
 
         await mad.join(session.id)
         monkeypatch.setattr(PresenceLane, "_read_heartbeats", read_before_the_skip)
+        assert await asyncio.to_thread(has_read.wait, 10)
 
         bus.advance(bus.lease_s + 1)
 
