@@ -344,11 +344,12 @@ class Unsettled:
         if lineage <= self._lineages.get(partition, sent_under):
             self._lineages.setdefault(partition, lineage)
             return False
-        # The first one may only show that the bus is young: nothing to warn of.
-        known = partition in self._lineages
+        # The first one that is heard of may only show that the bus is young.
+        surely_since = self._began_ms + CLOCKS_APART_MS
+        lost = partition in self._lineages or lineage > surely_since
         self._lineages[partition] = lineage
         left = self._schedule(partition)
-        if left and known:
+        if left and lost:
             log.warning(
                 "commands.sent_again",
                 mad=self._mad,

@@ -232,8 +232,12 @@ def test_the_first_lineage_counts_as_another_if_it_may_have_begun_since(age_ms, 
     assert len(unsettled.take_again().get(0, [])) == (5 if again else 0)
 
 
-@pytest.mark.parametrize(("first", "warned"), [([], 0), ([1], 1)])
-def test_only_a_lineage_after_another_is_warned_of(first, warned):
+@pytest.mark.parametrize(
+    ("first", "age_ms", "warned"),
+    [([], 0, 0), ([1], 0, 1), ([], -3_600_000, 1)],
+    ids=["young_bus", "another", "begun_since"],
+)
+def test_only_a_lineage_that_is_surely_another_is_warned_of(first, age_ms, warned):
     """
     A first client of a young bus has lost nothing.
     """
@@ -242,7 +246,9 @@ def test_only_a_lineage_after_another_is_warned_of(first, warned):
         unsettled._settle(("i", 0), SettledNumbers(lineage=known))
 
     with structlog.testing.capture_logs() as logs:
-        unsettled._settle(("i", 0), SettledNumbers(lineage=unsettled._began_ms))
+        unsettled._settle(
+            ("i", 0), SettledNumbers(lineage=unsettled._began_ms - age_ms)
+        )
 
     assert [one["event"] for one in logs] == ["commands.sent_again"] * warned
     assert len(unsettled.take_again()[0]) == 5
