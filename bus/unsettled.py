@@ -342,12 +342,14 @@ class Unsettled:
         # A lineage younger than this client may not be the lineage that it sent to.
         sent_under = self._began_ms - CLOCKS_APART_MS
         known = self._lineages.get(partition)
+        # The first one that is heard of may only show that the bus is young.
+        lost = known is not None or lineage > self._began_ms + CLOCKS_APART_MS
         self._lineages[partition] = lineage
         # A lower one is another one, too: a clock was ahead, and the bus was emptied.
         if lineage <= sent_under if known is None else lineage == known:
             return False
         left = self._schedule(partition)
-        if left:
+        if left and lost:
             log.warning(
                 "commands.sent_again",
                 mad=self._mad,
@@ -355,6 +357,7 @@ class Unsettled:
                 count=left,
                 lineage=lineage,
             )
+        if left:
             self.on_resend()
         return True
 

@@ -114,7 +114,9 @@ def values() -> dict[str, Any]:
         "a page of a timeline": TimelinePage((entry,), next=None),
         "a page of events": EventPage(events=(event,), next=event.id),
         "an outcome": CommandOutcome("rejected", "forbidden", "not on its ACL"),
-        "a token, behind 128 bytes": TokenRequest(INSTANCE, "header.claims.sign", 1),
+        "a token request, without the 128 bytes before it": TokenRequest(
+            INSTANCE, "header.claims.sign", 1
+        ),
     }
 
 

@@ -1,21 +1,19 @@
 """
-Every cold tier keeps the contract: memory, a folder, real S3, and the README's.
+Every cold tier keeps the contract: memory, a folder, and real S3. The provider of
+`docs/examples` runs the same suite by tests of its own.
 """
 
 import asyncio
 import errno
 import os
-import re
 import resource
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from everbus import gateway
 from everbus.bus.errors import Unavailable
 from everbus.compose.testing.contracts.cold import CHECKS, check_cold_tier
 from everbus.gateway.store.cold.local import FolderCold, MemoryCold
@@ -25,7 +23,6 @@ from tests.servers import S3_KEYS, RealServer, nanio
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 A_KEY, ANOTHER_KEY = (f"sessions/00/s1/{digit * 64}" for digit in "ab")
-README = Path(gateway.__file__).with_name("README.md")
 A_CHECK = pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 
 
@@ -33,20 +30,6 @@ A_CHECK = pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__nam
 async def server(tmp_path_factory) -> AsyncIterator[RealServer]:
     async with nanio(tmp_path_factory.mktemp("cold")) as real:
         yield real
-
-
-def the_example() -> Any:
-    """
-    The class under the README's heading, from the very text that users see.
-    """
-    section = README.read_text().split("\n## A cold tier of your own\n")[1]
-    found = re.search(r"```python\n(.*?)```", section, re.DOTALL)
-    assert found is not None
-    assert len([line for line in found[1].splitlines() if line]) <= 30
-    names: dict[str, Any] = {}
-    exec(found[1], names)  # noqa: S102 - our own README
-
-    return names["SqliteCold"]
 
 
 @A_CHECK
@@ -68,22 +51,6 @@ async def test_a_folder_keeps_the_contract(check, tmp_path):
 @A_CHECK
 async def test_s3_keeps_the_contract(check, server):
     await check(lambda: S3Cold(server.url, "everbus", *S3_KEYS))
-
-
-@A_CHECK
-async def test_the_readmes_example_keeps_the_contract(check, tmp_path):
-    await check(lambda: the_example()(tmp_path / "cold.db"))
-
-
-async def test_the_readmes_example_is_unavailable_when_its_file_cannot_be_used(
-    tmp_path,
-):
-    tier = the_example()(tmp_path / "cold.db")
-    (tmp_path / "cold.db").unlink()
-    (tmp_path / "cold.db").mkdir()
-
-    with pytest.raises(Unavailable, match=r"cold\.db"):
-        await tier.put("k", b"v")
 
 
 async def test_the_whole_suite_runs_at_once():

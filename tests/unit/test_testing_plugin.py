@@ -10,34 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.plain_pytest import SCOPE, run_pytest
+
+pytestmark = pytest.mark.timeout(120)
+
 HOUSE = Path(__file__).parents[2]
 EXAMPLE = HOUSE / "docs" / "examples" / "tested_mad"
-PLUGIN = "everbus.compose.testing.plugin"
-# pytest-asyncio warns of a configuration that leaves this open.
-SCOPE = ("-o", "asyncio_default_fixture_loop_scope=function")
 IN_MODE = pytest.mark.parametrize("mode", ["strict", "auto"])
-
-
-def run_pytest(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """
-    pytest as a user runs it in *folder*: only everbus is to be found, no setting of
-    this house counts, and every warning is an error.
-    """
-    environment = {
-        name: value for name, value in os.environ.items() if "EVERBUS" not in name
-    }
-    return subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", PLUGIN),
-            *("-p", "no:cacheprovider", "--rootdir", str(folder), *options),
-        ],
-        cwd=folder,
-        env={**environment, "PYTHONPATH": str(HOUSE), "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=55,
-        check=False,
-    )
 
 
 @IN_MODE
@@ -49,6 +28,18 @@ def test_the_example_of_the_docs_passes_in_a_plain_folder(tmp_path, mode):
 
     assert run.returncode == 0, run.stdout + run.stderr
     assert "6 passed" in run.stdout
+
+
+def test_the_test_in_the_readme_passes_as_the_readme_says(tmp_path):
+    blocks = re.findall(
+        r"```python\n(.*?)```", (HOUSE / "README.md").read_text(), re.DOTALL
+    )
+    [test] = [block for block in blocks if "everbus_mad" in block]
+    (tmp_path / "test_readme.py").write_text(test)
+
+    run = run_pytest(tmp_path, *SCOPE, "-o", "asyncio_mode=auto")
+
+    assert run.returncode == 0, run.stdout + run.stderr
 
 
 def test_the_page_shows_the_tests_of_the_example():

@@ -6,6 +6,7 @@ import asyncio
 from contextlib import asynccontextmanager
 
 import pytest
+import structlog
 
 from everbus.bus import send_queue
 from everbus.bus import unsettled as module
@@ -242,6 +243,28 @@ def test_the_first_lineage_counts_as_another_if_it_may_have_begun_since(age_ms, 
     unsettled._settle(("i", 0), SettledNumbers(lineage=lineage))
 
     assert len(unsettled.take_again().get(0, [])) == (5 if again else 0)
+
+
+@pytest.mark.parametrize(
+    ("first", "age_ms", "warned"),
+    [([], 0, 0), ([1], 0, 1), ([], -3_600_000, 1)],
+    ids=["young_bus", "another", "begun_since"],
+)
+def test_only_a_lineage_that_is_surely_another_is_warned_of(first, age_ms, warned):
+    """
+    A first client of a young bus has lost nothing.
+    """
+    unsettled = kept()
+    for known in first:
+        unsettled._settle(("i", 0), SettledNumbers(lineage=known))
+
+    with structlog.testing.capture_logs() as logs:
+        unsettled._settle(
+            ("i", 0), SettledNumbers(lineage=unsettled._began_ms - age_ms)
+        )
+
+    assert [one["event"] for one in logs] == ["commands.sent_again"] * warned
+    assert len(unsettled.take_again()[0]) == 5
 
 
 async def test_the_managers_are_asked_about_a_command_after_a_time_without_any(

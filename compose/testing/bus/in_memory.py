@@ -3,7 +3,8 @@ A whole bus on one event loop: the server in memory, real replicas, a real archi
 
 The replicas are SessionManagers with their lanes, the archiver is the Drain, and the
 tokens are judged by the TokenExchange, as in production. In memory are the server
-(fakeredis) and the tiers below it (MemoryWarm, MemoryCold).
+(fakeredis) and the tiers below it (MemoryWarm; MemoryCold, unless the settings name
+another cold tier).
 """
 
 import asyncio
@@ -27,6 +28,7 @@ from everbus.compose.testing.bus.running_parts import (
 )
 from everbus.compose.testing.bus.server_door import FakeConnection, ServerDoor
 from everbus.compose.testing.memory.warm import MemoryWarm
+from everbus.compose.tier_settings import archives_of
 from everbus.gateway.store.cold.archives import Archives
 from everbus.gateway.store.cold.local import MemoryCold
 
@@ -75,8 +77,8 @@ class InMemoryBus:
         await self.door.open()
         self.url = self.door.url
         self._set_up()
-        tiers = MemoryWarm(), Archives(MemoryCold())
-        self._shared = SharedParts(self.server, self._settings, *tiers)
+        cold = archives_of(self._settings) or Archives(MemoryCold())
+        self._shared = SharedParts(self.server, self._settings, MemoryWarm(), cold)
         self._archiver = RunningArchiver(self._shared)
         await self._archiver.start()
         for _ in range(replicas):
@@ -90,6 +92,7 @@ class InMemoryBus:
         for replica in list(self._replicas.values()):
             await replica.kill()
         await self._archiver.kill()
+        self._shared.cold.close()
         # Transports that were closed give their sockets back in the next turns.
         for _ in range(CLOSING_TURNS):
             await asyncio.sleep(0)

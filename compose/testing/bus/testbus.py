@@ -54,7 +54,7 @@ class TestBus(BusUnderTest):
         Args:
             replicas: how many SessionManagers serve it.
             settings: more `EVERBUS_*` settings of managers and archiver, for example
-                EVERBUS_SESSION_FIELDS.
+                EVERBUS_SESSION_FIELDS, or EVERBUS_COLD_STORE for a tier of your own.
             logs: whether the parts of the bus may log below an error.
         """
         self.url = ""
