@@ -13,6 +13,7 @@ from itertools import islice
 from typing import Any
 
 from everbus.bus.errors import EverbusError, Invalid, TooLarge
+from everbus.bus.quotation import quoted
 
 MAX_DEPTH = 32
 MAX_INTEGER = 2**53
@@ -94,16 +95,6 @@ def invalid(field: str, what: str) -> Invalid:
     return Invalid(f"{field} {what}", field=field)
 
 
-def quoted(value: object) -> str:
-    """
-    The begin of *value* for an error text, of any object.
-    """
-    try:
-        return ascii(value)[:80]
-    except Exception:  # noqa: BLE001 - the repr of foreign objects, and of huge integers
-        return f"a value of type {type(value).__name__}"
-
-
 class _Walk:
     """
     One check of one value; it counts a lower bound of the bytes.
@@ -152,10 +143,7 @@ class _Walk:
             return self._integer(item)
         if isinstance(item, float) and math.isfinite(item):
             return ()
-        raise invalid(
-            self._field,
-            f"holds {quoted(item)} ({type(item).__name__}), which JSON cannot carry",
-        )
+        raise invalid(self._field, f"holds {quoted(item)}, which JSON cannot carry")
 
     def _object(self, item: dict[object, object]) -> Iterable[object]:
         self._take(len(item))
@@ -310,18 +298,22 @@ def check_choice(value: object, field: str, choices: Collection[str]) -> str:
 
 def check_time(value: object, field: str) -> datetime:
     """
-    A time with time zone that the calendar of UTC has.
+    A time with time zone that the calendar of UTC has, as a plain datetime in UTC.
     """
     if not isinstance(value, datetime):
         raise invalid(field, f"is {quoted(value)}; wanted a datetime")
-    if value.utcoffset() is None:
-        raise invalid(
-            field, f"is {value.isoformat()}, without a time zone; for example UTC"
-        )
     try:
-        return value.astimezone(UTC)
+        naive = value.utcoffset() is None
+        utc = value if naive else value.astimezone(UTC)
+        plain = datetime.combine(utc.date(), utc.time(), UTC)
     except OverflowError:
         raise invalid(field, "is beyond the calendar") from None
+    except Exception as error:  # of a foreign time or time zone
+        raise invalid(field, f"is no time: {quoted(str(error))}") from error
+    if naive:
+        shown = plain.replace(tzinfo=None).isoformat()
+        raise invalid(field, f"is {shown}, without a time zone; for example UTC")
+    return plain
 
 
 def check_patch(value: object) -> dict[str, Any]:
@@ -347,13 +339,11 @@ def check_optional_text(**given: object) -> None:
             check_text(value, field)
 
 
-def check_optional_times(**given: object) -> None:
+def check_optional_time(value: object, field: str) -> datetime | None:
     """
-    Each argument is a time or None, as in `check_time`.
+    None, or the time as `check_time` returns it.
     """
-    for field, value in given.items():
-        if value is not None:
-            check_time(value, field)
+    return None if value is None else check_time(value, field)
 
 
 def check_optional_integers(**given: object) -> None:
