@@ -25,6 +25,7 @@ from everbus.bus.quotation import quoted
 
 SCHEMA = 1
 MAX_COMMAND_BYTES = 256 * 1024
+MAX_TOKEN_BYTES = 8 * 1024
 
 State = Literal["active", "dormant", "archived"]
 STATES: frozenset[str] = frozenset(get_args(State))
