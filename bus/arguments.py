@@ -381,4 +381,6 @@ def check_connect(
             raise invalid(field, f"is {quoted(callback)}; wanted a function")
     if spool is not None and not isinstance(spool, str | os.PathLike):
         raise invalid("spool", f"is {quoted(spool)}; wanted the path of a file")
+    if spool is not None and "\0" in os.fsdecode(spool):
+        raise invalid("spool", f"is {quoted(spool)}, and no path holds a NUL")
     check_integer(spool_bytes, "spool_bytes", least=1)
