@@ -30,6 +30,7 @@ _valid_keys: set[object] = set()
 # A year; more is a mistake in the unit, and deadlines stay small integers.
 MAX_TIMEOUT_S = 366 * 86_400
 MAX_PAGE = 1_000
+MAX_PATH_BYTES = 4_095  # PATH_MAX of Linux, without the NUL at its end
 
 
 def check_json(value: object, field: str) -> None:
@@ -379,8 +380,23 @@ def check_connect(
     for field, callback in zip(("on_lost", "on_refused"), callbacks, strict=True):
         if callback is not None and not callable(callback):
             raise invalid(field, f"is {quoted(callback)}; wanted a function")
-    if spool is not None and not isinstance(spool, str | os.PathLike):
-        raise invalid("spool", f"is {quoted(spool)}; wanted the path of a file")
-    if spool is not None and "\0" in os.fsdecode(spool):
-        raise invalid("spool", f"is {quoted(spool)}, and no path holds a NUL")
+    if spool is not None:
+        _check_path(spool, "spool")
     check_integer(spool_bytes, "spool_bytes", least=1)
+
+
+def _check_path(value: object, field: str) -> None:
+    """
+    The path of a file, as an operating system takes it.
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise invalid(field, f"is {quoted(value)}; wanted the path of a file")
+    try:
+        encoded = os.fsencode(value)
+    except UnicodeEncodeError as error:
+        raise invalid(field, "holds text that is not valid Unicode") from error
+    if b"\0" in encoded or len(encoded) > MAX_PATH_BYTES:
+        shown = quoted(os.fsdecode(value))
+        raise invalid(
+            field, f"is {shown}; wanted at most {MAX_PATH_BYTES:,} bytes without NUL"
+        )

@@ -82,10 +82,16 @@ async def test_a_connection_is_entered_once():
         await connected.__aenter__()
 
 
-@pytest.mark.parametrize("spool", ["a\0b", Path("a\0b"), 5, b"x"], ids=ascii)
+@pytest.mark.parametrize(
+    "spool",
+    ["a\0b", Path("a\0b"), "\ud800", "a" * 100_000, 5, b"x"],
+    ids=lambda one: ascii(one)[:20],
+)
 def test_what_is_no_path_of_a_spool_is_invalid(spool):
-    with pytest.raises(Invalid, match="spool"):
+    with pytest.raises(Invalid, match="spool") as refused:
         connect("redis://127.0.0.1:1", mad="ann", token="t", spool=spool)
+
+    assert len(refused.value.message) < 300
 
 
 @pytest.mark.parametrize("name", CALLS)
