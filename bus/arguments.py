@@ -13,6 +13,7 @@ from itertools import islice
 from typing import Any
 
 from everbus.bus.errors import EverbusError, Invalid, TooLarge
+from everbus.bus.quotation import quoted
 
 MAX_DEPTH = 32
 MAX_INTEGER = 2**53
@@ -29,6 +30,7 @@ _valid_keys: set[object] = set()
 # A year; more is a mistake in the unit, and deadlines stay small integers.
 MAX_TIMEOUT_S = 366 * 86_400
 MAX_PAGE = 1_000
+MAX_PATH_BYTES = 4_095  # PATH_MAX of Linux, without the NUL at its end
 
 
 def check_json(value: object, field: str) -> None:
@@ -94,16 +96,6 @@ def invalid(field: str, what: str) -> Invalid:
     return Invalid(f"{field} {what}", field=field)
 
 
-def quoted(value: object) -> str:
-    """
-    The begin of *value* for an error text, of any object.
-    """
-    try:
-        return ascii(value)[:80]
-    except Exception:  # noqa: BLE001 - the repr of foreign objects, and of huge integers
-        return f"a value of type {type(value).__name__}"
-
-
 class _Walk:
     """
     One check of one value; it counts a lower bound of the bytes.
@@ -152,10 +144,7 @@ class _Walk:
             return self._integer(item)
         if isinstance(item, float) and math.isfinite(item):
             return ()
-        raise invalid(
-            self._field,
-            f"holds {quoted(item)} ({type(item).__name__}), which JSON cannot carry",
-        )
+        raise invalid(self._field, f"holds {quoted(item)}, which JSON cannot carry")
 
     def _object(self, item: dict[object, object]) -> Iterable[object]:
         self._take(len(item))
@@ -310,18 +299,22 @@ def check_choice(value: object, field: str, choices: Collection[str]) -> str:
 
 def check_time(value: object, field: str) -> datetime:
     """
-    A time with time zone that the calendar of UTC has.
+    A time with time zone that the calendar of UTC has, as a plain datetime in UTC.
     """
     if not isinstance(value, datetime):
         raise invalid(field, f"is {quoted(value)}; wanted a datetime")
-    if value.utcoffset() is None:
-        raise invalid(
-            field, f"is {value.isoformat()}, without a time zone; for example UTC"
-        )
     try:
-        return value.astimezone(UTC)
+        naive = value.utcoffset() is None
+        utc = value if naive else value.astimezone(UTC)
+        plain = datetime.combine(utc.date(), utc.time(), UTC)
     except OverflowError:
         raise invalid(field, "is beyond the calendar") from None
+    except Exception as error:  # of a foreign time or time zone
+        raise invalid(field, f"is no time: {quoted(str(error))}") from error
+    if naive:
+        shown = plain.replace(tzinfo=None).isoformat()
+        raise invalid(field, f"is {shown}, without a time zone; for example UTC")
+    return plain
 
 
 def check_patch(value: object) -> dict[str, Any]:
@@ -347,13 +340,11 @@ def check_optional_text(**given: object) -> None:
             check_text(value, field)
 
 
-def check_optional_times(**given: object) -> None:
+def check_optional_time(value: object, field: str) -> datetime | None:
     """
-    Each argument is a time or None, as in `check_time`.
+    None, or the time as `check_time` returns it.
     """
-    for field, value in given.items():
-        if value is not None:
-            check_time(value, field)
+    return None if value is None else check_time(value, field)
 
 
 def check_optional_integers(**given: object) -> None:
@@ -389,6 +380,23 @@ def check_connect(
     for field, callback in zip(("on_lost", "on_refused"), callbacks, strict=True):
         if callback is not None and not callable(callback):
             raise invalid(field, f"is {quoted(callback)}; wanted a function")
-    if spool is not None and not isinstance(spool, str | os.PathLike):
-        raise invalid("spool", f"is {quoted(spool)}; wanted the path of a file")
+    if spool is not None:
+        _check_path(spool, "spool")
     check_integer(spool_bytes, "spool_bytes", least=1)
+
+
+def _check_path(value: object, field: str) -> None:
+    """
+    The path of a file, as an operating system takes it.
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise invalid(field, f"is {quoted(value)}; wanted the path of a file")
+    try:
+        encoded = os.fsencode(value)
+    except UnicodeEncodeError as error:
+        raise invalid(field, "holds text that is not valid Unicode") from error
+    if b"\0" in encoded or len(encoded) > MAX_PATH_BYTES:
+        shown = quoted(os.fsdecode(value))
+        raise invalid(
+            field, f"is {shown}; wanted at most {MAX_PATH_BYTES:,} bytes without NUL"
+        )

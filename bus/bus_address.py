@@ -7,9 +7,9 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from redis.asyncio.connection import parse_url
 
-from everbus.bus.arguments import quoted
 from everbus.bus.cluster_routing import node_urls
 from everbus.bus.errors import Invalid
+from everbus.bus.quotation import quoted
 from everbus.bus.sentinel import FORM, PASSWORD, USER, is_sentinel, sentinel_address
 
 # Valkey speaks the same protocol; its own schemes mean the same.

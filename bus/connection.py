@@ -34,6 +34,7 @@ from everbus.bus.publisher import Publisher
 from everbus.bus.reply_receiver import ReplyReceiver
 from everbus.bus.requests import CLOSED, ClientAffinity, Requests
 from everbus.bus.settings import BusSettings
+from everbus.bus.single_use import AsyncSingleUse
 from everbus.bus.spool import MAX_BYTES as SPOOL_BYTES
 from everbus.bus.spool import Spool
 from everbus.bus.unsettled import OnRefused, Unsettled
@@ -109,7 +110,7 @@ def connect(
     if name in (EDGE, GATEWAY):
         raise Invalid(f"{name} is no name for a MAD; choose another", field="mad")
     check_connect(url, token, timeout, lease, (on_lost, on_refused), spool, spool_bytes)
-    return connected_as(
+    connected = connected_as(
         settings.reachable(url or settings.url_for(name)),
         name,
         settings.token.get_secret_value() if token is None else token,
@@ -120,6 +121,7 @@ def connect(
         spool=spool,
         spool_bytes=spool_bytes,
     )
+    return AsyncSingleUse(connected)
 
 
 @asynccontextmanager

@@ -20,7 +20,7 @@ from everbus.bus.backoff import HALF_JITTER, jittered
 from everbus.bus.cluster_wire import wire_to
 from everbus.bus.errors import EverbusError, Unauthenticated, Unavailable
 from everbus.bus.keys import token as token_channel
-from everbus.bus.messages import pack
+from everbus.bus.messages import MAX_TOKEN_BYTES, pack
 from everbus.bus.server_errors import CommandRefused
 from everbus.bus.waits import set_within
 
@@ -93,10 +93,12 @@ class Credential:
                 thread, whenever the current grant nears its end.
 
         Raises:
-            Unauthenticated: *token* is empty.
+            Unauthenticated: *token* is empty, or cannot be a token.
         """
         if token == "":
             raise Unauthenticated(NO_TOKEN)
+        if isinstance(token, str):
+            _check_form(token)
         self.grant, self.tenant = b"", ""
         self._mad = mad
         self._instance = instance
@@ -231,6 +233,7 @@ class Credential:
             raise Unavailable(f"token= failed with {type(error).__name__}") from error
         if not isinstance(token, str) or not token:
             raise Unavailable(f"token= gave {type(token).__name__} instead of a token")
+        _check_form(token)
         return token
 
     async def _exchange(self, token: str) -> None:
@@ -275,6 +278,22 @@ class Credential:
         while not self._granted and not 0 < listeners <= len(self._refusals):
             await self._answered.wait()
             self._answered.clear()
+
+
+def _check_form(token: str) -> None:
+    """
+    Accept *token* if the managers can hear it; they answer to nothing larger.
+
+    Raises:
+        Unauthenticated: it is too large, or holds what no JWT holds.
+    """
+    if not token.isascii():
+        raise Unauthenticated("the token is not ASCII, as every JWT is; get a new one")
+    if len(token) > MAX_TOKEN_BYTES:
+        raise Unauthenticated(
+            f"the token has {len(token):,} bytes; the managers take at most "
+            f"{MAX_TOKEN_BYTES:,}. Have its issuer put fewer claims into it"
+        )
 
 
 def _most_lenient(refusals: list[EverbusError]) -> EverbusError:

@@ -125,7 +125,7 @@ class HistoryCalls(MadCalls):
     ) -> Session:
         """
         Restore context summary, work in progress, tags and fields from a checkpoint,
-        as a new version; owner, ACL and participants stay.
+        as a new version if they differ; owner, ACL and participants stay.
 
         Raises:
             NotFound: there is no such checkpoint.

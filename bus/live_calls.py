@@ -53,7 +53,9 @@ class LiveCalls(MadCalls):
 
             return page
 
-        return self._requests.watching.watch(session_id, ask, after)
+        return self._requests.watching.watch(
+            session_id, ask, after, self._requests.check
+        )
 
     async def broadcast(
         self,

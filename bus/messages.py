@@ -18,12 +18,14 @@ import msgspec
 from everbus.bus.arguments import MAX_DEPTH as MAX_DEPTH
 from everbus.bus.arguments import MAX_INTEGER as MAX_INTEGER
 from everbus.bus.arguments import check_json as check_json
-from everbus.bus.arguments import invalid, quoted
+from everbus.bus.arguments import invalid
 from everbus.bus.errors import Invalid, Malformed, TooLarge
 from everbus.bus.principal_names import check_name as check_name
+from everbus.bus.quotation import quoted
 
 SCHEMA = 1
 MAX_COMMAND_BYTES = 256 * 1024
+MAX_TOKEN_BYTES = 8 * 1024
 
 State = Literal["active", "dormant", "archived"]
 STATES: frozenset[str] = frozenset(get_args(State))

@@ -10,6 +10,7 @@ import re
 import unicodedata
 
 from everbus.bus.errors import Invalid
+from everbus.bus.quotation import quoted
 
 MAX_NAME_CHARS = 255
 NAME_RULE = (
@@ -37,7 +38,7 @@ def check_name(value: str, field: str) -> str:
     """
     if isinstance(value, str) and (_PLAIN.fullmatch(value) or _is_name(value)):
         return value
-    raise Invalid(f"{field} is {ascii(value)[:80]}; wanted {NAME_RULE}", field=field)
+    raise Invalid(f"{field} is {quoted(value)}; wanted {NAME_RULE}", field=field)
 
 
 def check_short_name(value: str, field: str) -> str:
@@ -49,9 +50,7 @@ def check_short_name(value: str, field: str) -> str:
     """
     if isinstance(value, str) and _SHORT.fullmatch(value):
         return value
-    raise Invalid(
-        f"{field} is {ascii(value)[:80]}; wanted {_SHORT.pattern}", field=field
-    )
+    raise Invalid(f"{field} is {quoted(value)}; wanted {_SHORT.pattern}", field=field)
 
 
 def _is_name(value: str) -> bool:

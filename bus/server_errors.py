@@ -97,7 +97,8 @@ SERVER_ERRORS: dict[str, ServerError] = {
     "WRONGTYPE": _LASTING,
 }
 # Errors without a code of their own, by the begin of their text.
-_BY_TEXT = {"max number of clients reached": _WAITS}
+# A Cluster's text goes on differently: "… + cluster connections reached".
+_BY_TEXT = {"max number of clients": _WAITS}
 
 
 def server_error(error: ResponseError) -> ServerError:

@@ -14,7 +14,7 @@ from everbus.bus.arguments import (
     check_flag,
     check_limit,
     check_optional_text,
-    check_optional_times,
+    check_optional_time,
     check_patch,
 )
 from everbus.bus.derived_ids import user_session_id
@@ -289,7 +289,6 @@ class SessionCalls(MadCalls):
         check_optional_text(
             owner=owner, participant=participant, tag=tag, text=text, cursor=cursor
         )
-        check_optional_times(active_since=active_since, active_before=active_before)
         if state is not None:
             check_choice(state, "state", STATES)
         body = without_none(
@@ -298,8 +297,8 @@ class SessionCalls(MadCalls):
             state=state,
             tag=tag,
             text=text,
-            active_since=active_since,
-            active_before=active_before,
+            active_since=check_optional_time(active_since, "active_since"),
+            active_before=check_optional_time(active_before, "active_before"),
             cursor=cursor,
             limit=check_limit(limit),
         )

@@ -11,7 +11,13 @@ import sys
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import CancelledError, Future
-from contextlib import closing, contextmanager, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    closing,
+    contextmanager,
+    suppress,
+)
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -22,6 +28,7 @@ from everbus.bus.credential import TokenSource
 from everbus.bus.errors import EverbusError, Invalid, Unavailable
 from everbus.bus.events import SessionEvent
 from everbus.bus.messages import Durability
+from everbus.bus.single_use import SingleUse
 from everbus.bus.spool import MAX_BYTES as SPOOL_BYTES
 from everbus.bus.unsettled import OnRefused
 
@@ -250,7 +257,6 @@ class SyncMad:
     cancel = _blocking(Mad.cancel)
 
 
-@contextmanager
 def connect(
     url: str | None = None,
     *,
@@ -262,7 +268,7 @@ def connect(
     on_refused: OnRefused | None = None,
     spool: SpoolPath | None = None,
     spool_bytes: int = SPOOL_BYTES,
-) -> Iterator[SyncMad]:
+) -> AbstractContextManager[SyncMad]:
     """
     Connect a MAD; leaving the block flushes the appended entries, then closes.
 
@@ -281,7 +287,14 @@ def connect(
         spool=spool,
         spool_bytes=spool_bytes,
     )
-    with closing(LoopThread(f"everbus-{mad or 'mad'}")) as loop:
+    return SingleUse(_connected(connecting, f"everbus-{mad or 'mad'}"))
+
+
+@contextmanager
+def _connected(
+    connecting: AbstractAsyncContextManager[Mad], thread: str
+) -> Iterator[SyncMad]:
+    with closing(LoopThread(thread)) as loop:
         connected = loop.call(connecting.__aenter__)
         try:
             yield SyncMad(connected, loop)

@@ -9,7 +9,7 @@ from everbus.bus.arguments import (
     check_flag,
     check_limit,
     check_optional_integers,
-    check_optional_times,
+    check_optional_time,
 )
 from everbus.bus.mad_calls import DEFAULT_TIMEOUT_S, MadCalls, without_none
 from everbus.bus.messages import Durability, TimelinePage, check_json, unpack
@@ -108,12 +108,11 @@ class TimelineCalls(MadCalls):
             limit: 1 to 1,000.
         """
         check_optional_integers(after=after, before=before)
-        check_optional_times(since=since, until=until)
         body = without_none(
             after=after,
             before=before,
-            since=since,
-            until=until,
+            since=check_optional_time(since, "since"),
+            until=check_optional_time(until, "until"),
             newest_first=check_flag(newest_first, "newest_first"),
             limit=check_limit(limit),
         )

@@ -74,19 +74,24 @@ class Watches:
         return self._closed
 
     async def watch(
-        self, session_id: str, ask: Ask, after: str | None
+        self,
+        session_id: str,
+        ask: Ask,
+        after: str | None,
+        check: Callable[[], None] = lambda: None,
     ) -> AsyncGenerator[SessionEvent, None]:
         """
         Events of a session behind the event *after*, in order, each once.
 
         Raises:
+            EverbusError: of *check*, which is called before each wait.
             EverbusError: the final refusal of *ask*.
             Unavailable: the connection was closed.
         """
         watch = Watch(ask, after)
         self._watches.setdefault(session_id, set()).add(watch)
         try:
-            async for event in watch.events(self):
+            async for event in watch.events(self, check):
                 yield event
                 if event.kind == DELETED:
                     return
@@ -154,7 +159,9 @@ class Watch:
         self._failure: BaseException | None = None
         self._changed = asyncio.Event()
 
-    async def events(self, watching: Watches) -> AsyncGenerator[SessionEvent, None]:
+    async def events(
+        self, watching: Watches, check: Callable[[], None]
+    ) -> AsyncGenerator[SessionEvent, None]:
         """
         The events, until a final refusal or until *watching* is closed.
         """
@@ -167,15 +174,21 @@ class Watch:
             elif watching.closed:
                 raise Unavailable("this connection is closed; connect() anew")
             else:
+                check()
                 await self._wait()
 
     async def end(self) -> None:
         """
         Cancel the request in flight.
         """
-        if self._asking is not None:
-            self._asking.cancel()
-            await asyncio.gather(self._asking, return_exceptions=True)
+        asking = self._asking
+        if asking is None:
+            return
+        if asking.get_loop() is asyncio.get_running_loop():
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+        else:
+            asking.get_loop().call_soon_threadsafe(asking.cancel)
 
     def push_received(self, push: Push) -> None:
         """

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Annotated, NamedTuple
 
 import msgspec
@@ -20,6 +20,7 @@ from rich.table import Table
 from everbus.archiver.archiving import ArchiveProgress, ArchiveReport, Archiving
 from everbus.archiver.gateway_commands import gateway_commands
 from everbus.bus.cluster_wire import wire_to
+from everbus.compose.archiver_jobs import days_ago
 from everbus.compose.bus_access import partitions_of
 from everbus.compose.exit_codes import FINDING, UNREACHABLE, USAGE, Failed
 from everbus.compose.logs import configure_logs
@@ -65,7 +66,7 @@ def archive(
     settings = load_settings(os.environ)
     configure_logs(settings.log_format, settings.log_level)
     days = settings.archive_after_days if idle_days is None else idle_days
-    wanted = _Wanted(datetime.now(UTC) - timedelta(days=days), dry_run, limit)
+    wanted = _Wanted(days_ago(days), dry_run, limit)
     with _bar() as progress:
         report = asyncio.run(_archive(settings, wanted, progress))
     _print(report, output, dry_run=dry_run)
@@ -83,8 +84,7 @@ async def archive_once(settings: Settings, idle_days: float) -> ArchiveReport:
         Failed: a tier is not configured.
         Unavailable: the bus or a tier is away.
     """
-    idle_before = datetime.now(UTC) - timedelta(days=idle_days)
-    wanted = _Wanted(idle_before, dry_run=False, limit=None)
+    wanted = _Wanted(days_ago(idle_days), dry_run=False, limit=None)
 
     return await _archive(settings, wanted, ArchiveProgress())
 

@@ -20,6 +20,7 @@ MARKS_EVERY_S = 2.0
 REMOVALS_EVERY_S = 10.0
 # After an update of everbus: sessions a minute whose search words are made anew.
 WORDS, WORDS_EVERY_S = 500, 60.0
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def archiver_jobs(
@@ -40,7 +41,7 @@ def archiver_jobs(
         idle_days = settings.archive_after_days
 
         async def archive() -> ArchiveReport:
-            return await archiving.run(_days_ago(idle_days))
+            return await archiving.run(days_ago(idle_days))
 
         jobs += [
             ScheduledJob("archive", settings.archive_every_s, archive),
@@ -52,11 +53,17 @@ def archiver_jobs(
         retirement, kept_days = Retirement(warm, send), settings.retention_days
 
         async def retire() -> int:
-            return await retirement.run(_days_ago(kept_days))
+            return await retirement.run(days_ago(kept_days))
 
         jobs.append(ScheduledJob("retire", settings.archive_every_s, retire))
     return jobs
 
 
-def _days_ago(days: float) -> datetime:
-    return datetime.now(UTC) - timedelta(days=days)
+def days_ago(days: float) -> datetime:
+    """
+    The time *days* before now; 1970 if that is earlier, since no session is older.
+    """
+    now = datetime.now(UTC)
+    if days >= (now - _EPOCH).days:
+        return _EPOCH
+    return now - timedelta(days=days)

@@ -9,6 +9,8 @@ from typing import Any
 import msgspec
 import typer
 
+from everbus.bus.messages import MAX_DEPTH
+
 
 def parse_json(text: str) -> Any:
     """
@@ -17,15 +19,22 @@ def parse_json(text: str) -> Any:
     Raises:
         BadParameter: there is no such file, or its content is no JSON.
     """
-    source = text
+    source: bytes | str = text
     try:
+        # Bytes: JSON is UTF-8, whatever the terminal's encoding is.
         if text == "-":
-            source = sys.stdin.read()
+            source = sys.stdin.buffer.read()
         elif text.startswith("@"):
-            source = Path(text[1:]).read_text()
+            source = Path(text[1:]).read_bytes()
         return msgspec.json.decode(source)
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise typer.BadParameter(f"cannot read {text!a}: {error}") from error
+    except UnicodeError as error:
+        raise typer.BadParameter(f"{text[:60]!a} holds what is not UTF-8") from error
+    except RecursionError as error:
+        raise typer.BadParameter(
+            f"{text[:60]!a} is nested deeper than {MAX_DEPTH} levels"
+        ) from error
     except msgspec.DecodeError as error:
         raise typer.BadParameter(
             f"{source[:60]!a} is no JSON ({error}); text needs quotes inside the "

@@ -241,8 +241,9 @@ def _body_in(edit: str) -> dict[str, Any] | None:  # JSON values
     if not edit:
         return None
     try:
-        text = sys.stdin.read() if edit == "-" else Path(edit).read_text()
-        body = msgspec.json.decode(text)
+        # Bytes: JSON is UTF-8, whatever the terminal's encoding is.
+        named = sys.stdin.buffer.read() if edit == "-" else Path(edit).read_bytes()
+        body = msgspec.json.decode(named)
     except (OSError, ValueError, RecursionError) as error:
         raise Failed(f"--edit {edit}: {error}; wanted a JSON object", USAGE) from error
     if not isinstance(body, dict):

@@ -206,7 +206,11 @@ class Settings(BoundSettings, EdgeSettings, TlsSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, extra="forbid", frozen=True, hide_input_in_errors=True
+        env_prefix=PREFIX,
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+        allow_inf_nan=False,
     )
 
     redis_url: Annotated[str, _REDIS] = Field("redis://127.0.0.1:6379", repr=False)

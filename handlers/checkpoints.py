@@ -18,6 +18,7 @@ from everbus.handlers.sessions import (
     event_of,
     require_session,
     require_version,
+    unchanged_outcome,
     with_notice,
 )
 
@@ -87,7 +88,7 @@ def restore_checkpoint(
     fields_type: type[Any] | None = None,
 ) -> Outcome:
     """
-    Restore the RESTORED fields from a checkpoint, as a new version.
+    Restore the RESTORED fields from a checkpoint, as a new version if they differ.
 
     Raises:
         VersionConflict: the session has another version than expected.
@@ -104,6 +105,8 @@ def restore_checkpoint(
         check_fields(state["fields"], fields_type)
     before = state_of(current)
     patch = difference(before, before | state)
+    if not patch:
+        return unchanged_outcome(current)
     if "tags" in state:
         state["tags"] = tuple(state["tags"])
     after = changed(current, now, **state)

@@ -19,11 +19,11 @@ from everbus.bus import keys
 from everbus.bus.cluster_wire import wire_to
 from everbus.bus.credential import UNLOGGED
 from everbus.bus.errors import EverbusError, Rejection, Unauthenticated
-from everbus.bus.messages import check_mad, pack, unpack
+from everbus.bus.messages import MAX_TOKEN_BYTES, check_mad, pack, unpack
 from everbus.bus.subscription import Subscription
 from everbus.bus.wire import Command
 from everbus.gateway.identity.grants import Grants
-from everbus.gateway.identity.tokens import MAX_TOKEN_BYTES, Identity
+from everbus.gateway.identity.tokens import Identity
 
 log = structlog.get_logger()
 

@@ -16,6 +16,7 @@ import structlog
 from cachetools import LRUCache
 
 from everbus.bus.errors import Invalid, Unauthenticated
+from everbus.bus.messages import MAX_TOKEN_BYTES
 from everbus.bus.principal_names import check_name, check_short_name
 from everbus.gateway.identity.claims import (
     END_OF_TIME_S,
@@ -31,7 +32,6 @@ from everbus.gateway.identity.principal import Claimed, Principal
 
 log = structlog.get_logger()
 
-MAX_TOKEN_BYTES = 8 * 1024
 MAX_VERIFIED = 10_000  # remembered tokens; the least recently used goes first
 MAX_LEEWAY_S = 30
 

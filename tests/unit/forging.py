@@ -12,8 +12,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
+from everbus.bus.messages import MAX_TOKEN_BYTES
 from everbus.gateway.identity.keys import Key
-from everbus.gateway.identity.tokens import MAX_TOKEN_BYTES, mint
+from everbus.gateway.identity.tokens import mint
 
 NOW = 1_800_000_000.0
 LEEWAY_S = 5

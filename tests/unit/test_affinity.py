@@ -7,10 +7,12 @@ import inspect
 import os
 import sqlite3
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
 from everbus.bus.client import Mad
+from everbus.bus.connection import connect
 from everbus.bus.errors import Defect, EverbusError, Invalid, Unavailable
 from everbus.bus.requests import ClientAffinity, Requests
 from everbus.bus.spool import Spool
@@ -71,6 +73,27 @@ async def test_every_call_after_the_block_is_refused_at_once(name):
     assert isinstance(refused, Unavailable)
     assert "connect() anew" in refused.message
     assert mad.waiting == 0
+
+
+async def test_a_connection_is_entered_once():
+    connected = connect("redis://127.0.0.1:1", mad="ann", token="t", timeout=1)
+
+    with pytest.raises(Unavailable):
+        await connected.__aenter__()
+    with pytest.raises(Invalid, match="call connect\\(\\) for each"):
+        await connected.__aenter__()
+
+
+@pytest.mark.parametrize(
+    "spool",
+    ["a\0b", Path("a\0b"), "\ud800", "a" * 100_000, 5, b"x"],
+    ids=lambda one: ascii(one)[:20],
+)
+def test_what_is_no_path_of_a_spool_is_invalid(spool):
+    with pytest.raises(Invalid, match="spool") as refused:
+        connect("redis://127.0.0.1:1", mad="ann", token="t", spool=spool)
+
+    assert len(refused.value.message) < 300
 
 
 @pytest.mark.parametrize("name", CALLS)

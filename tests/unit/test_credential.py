@@ -191,6 +191,25 @@ class TestShowing:
         with pytest.raises(Unauthenticated, match="no token"):
             Managers().serve("")
 
+    @pytest.mark.parametrize(
+        ("token", "why"),
+        [("x" * 8193, "has 8,193 bytes; .* 8,192"), ("\ud800", "ASCII")],
+        ids=("large", "no text"),
+    )
+    async def test_what_no_manager_hears_is_refused_before_anything_is_shown(
+        self, token, why
+    ):
+        """
+        They answer to no message beyond their limit: it would wait for them in vain.
+        """
+        managers = Managers()
+
+        with pytest.raises(Unauthenticated, match=why):
+            managers.serve(token)
+        with pytest.raises(Unauthenticated, match=why):
+            await managers.serve(lambda: token).current()
+        assert managers.shown == []
+
 
 class TestRefusal:
     async def test_is_told_in_the_words_of_the_manager(self):

@@ -118,7 +118,7 @@ def test_a_change_that_expects_another_version_is_a_conflict(command):
         delete(expected_version=7),
         add("bo", expected_version=7),
         suspend(expected_version=7),
-        restore(expected_version=7, fetched={}),
+        restore(expected_version=7, fetched={"tags": ["sea"]}),
     ],
     ids=lambda command: command.kind,
 )

@@ -291,6 +291,26 @@ def test_a_restored_state_is_a_new_version():
     }
 
 
+def test_a_restored_state_without_a_difference_is_no_new_version():
+    there = a_session(
+        version=7, context_summary={"a": 1}, tags=("sea",), fields={"d": {"e": [1]}}
+    )
+
+    outcome = handle(there, restore(fetched=state_of(there)))
+
+    assert outcome.session == outcome.reply == there
+    assert outcome.events == ()
+
+
+def test_a_restored_state_that_differs_in_a_number_s_type_is_a_new_version():
+    there = a_session(version=7, fields={"d": 1})
+    then = a_session(version=3, fields={"d": 1.0})
+
+    outcome = handle(there, restore(fetched=state_of(then)))
+
+    assert outcome.session.version == 8
+
+
 def test_who_may_see_a_session_and_who_is_there_are_not_undone():
     """
     Or a checkpoint would let in whom the owner has put out since.

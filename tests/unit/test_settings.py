@@ -70,6 +70,8 @@ def test_an_unknown_name_is_refused_with_the_nearest(name, nearest):
         ("PARTITIONS", "1025", "less than or equal to 1024"),
         ("PARTITIONS", "many", "EVERBUS_PARTITIONS=many: wanted integer"),
         ("LEDGER_TTL_S", "599", "greater than or equal to 600"),
+        ("ARCHIVE_EVERY_S", "inf", "finite number"),
+        ("PRICE_HOT_GIB_MONTH", "nan", "EVERBUS_PRICE_HOT_GIB_MONTH=nan: wanted"),
         ("LOG_FORMAT", "xml", "'auto', 'console' or 'json'"),
         ("JWT_ALGORITHM", "none", "'HS256'"),
         ("DEVELOPMENT", "perhaps", "EVERBUS_DEVELOPMENT=perhaps: wanted boolean"),

@@ -207,6 +207,18 @@ def test_every_call_hands_all_arguments_on_and_its_result_back(made, name):
     assert result is RESULTS[name]
 
 
+def test_a_connection_is_entered_once(made):
+    """
+    Also after its block: its loop and its thread are gone.
+    """
+    connected = sync.connect()
+
+    with connected, pytest.raises(Invalid, match="call connect\\(\\) for each"):
+        connected.__enter__()
+    with pytest.raises(Invalid, match="call connect\\(\\) for each"):
+        connected.__enter__()
+
+
 def test_an_exception_passes_through_unchanged(made):
     with sync.connect() as mad:
         made[0].conflict = VersionConflict("no", current_version=4)

@@ -23,6 +23,7 @@ from everbus.bus.errors import (
     Unavailable,
 )
 from everbus.bus.events import BEGINNING, EventPage, Position, SessionEvent, position_in
+from everbus.bus.requests import ClientAffinity
 from everbus.bus.watches import MAX_BUFFERED, MAX_BUFFERED_BYTES, Watches
 from tests.builders import NOW
 
@@ -134,6 +135,29 @@ async def test_from_the_beginning_all_pages_come_in_order(watches):
         assert await some(watch, 120) == list(range(1, 121))
 
     assert [after for after, _ in truth.asked] == ["0", "a1-50.0.0", "a1-100.0.0"]
+
+
+async def test_a_watch_that_waits_in_another_event_loop_is_refused(watches):
+    """
+    Its request in flight belongs to the loop in which it began, and is ended there.
+    """
+    truth, affinity = Truth(1), ClientAffinity()
+    watch = watches.watch("s1", truth.ask, "0", affinity.check)
+    assert await some(watch, 1) == [1]
+    following = await none_more(watch)
+    truth.open.clear()
+    watches.invalidate_all()
+    async with asyncio.timeout(10):
+        while len(truth.asked) < 2:  # noqa: ASYNC110 - what it waits for has no event
+            await asyncio.sleep(0.001)
+    watches.receive(*pushed(truth.add()))
+    assert (await following).version == 2
+
+    async def next_one():
+        with pytest.raises(Invalid, match="outside the event loop"):
+            await anext(watch)
+
+    await asyncio.to_thread(asyncio.run, next_one())
 
 
 async def test_resuming_begins_behind_the_event(watches):

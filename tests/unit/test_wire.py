@@ -147,6 +147,8 @@ async def test_no_server_is_told_with_its_address():
         ("-NOPERM no\r\n", Forbidden),
         ("-MISCONF disk\r\n", Unavailable),
         ("-READONLY replica\r\n", Unavailable),
+        ("-ERR max number of clients reached\r\n", Unavailable),
+        ("-ERR max number of clients + cluster connections reached\r\n", Unavailable),
     ],
 )
 async def test_an_error_reply_has_a_meaning(
