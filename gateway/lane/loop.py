@@ -202,7 +202,7 @@ class Lane:
         Raises:
             LaneLost: another replica owns the lane.
         """
-        backoff = Backoff(FIRST_RETRY_S, MAX_RETRY_S)
+        backoff = Backoff(FIRST_RETRY_S, MAX_RETRY_S, steady_s=STEADY_S)
         try:
             while True:
                 began = time.monotonic()
@@ -216,9 +216,7 @@ class Lane:
                     self._quarantine.fail_trial()
                     log.exception("lane.failed", lane=self.number)
                     metrics.DISTURBED.labels("defect").inc()
-                if time.monotonic() - began > STEADY_S:
-                    backoff.reset()
-                await asyncio.sleep(backoff.next_s())
+                await asyncio.sleep(backoff.next_s(time.monotonic() - began))
                 if self._stopping:
                     return None
         finally:
