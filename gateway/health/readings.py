@@ -170,6 +170,8 @@ async def _report(server: BusServer) -> ServerReport:
         )
     except EverbusError as error:
         return unknown._replace(trouble=error.message)
+    if isinstance(clock, ResponseError):
+        return unknown._replace(trouble=refusal(clock).message)
     report = server_of(rest)
 
     return unknown._replace(

@@ -3,6 +3,7 @@ The servers of a bus: their addresses in what servers tell, and their URLs.
 """
 
 import pytest
+from redis.exceptions import ResponseError
 
 from everbus.bus.bus_servers import (
     BusServer,
@@ -12,6 +13,7 @@ from everbus.bus.bus_servers import (
     url_at,
 )
 from everbus.bus.wire import Wire, WireFailed
+from everbus.gateway.health.readings import _report
 
 
 @pytest.mark.parametrize(
@@ -57,3 +59,14 @@ def test_replicas_may_be_away_and_primaries_may_not():
     assert reachable([there, lost]) == [there]
     with pytest.raises(WireFailed):
         reachable([lost._replace(is_primary=True), there])
+
+
+async def test_a_server_that_refuses_to_tell_its_time_is_in_trouble_and_no_defect():
+    class Refusing:
+        async def exchange(self, commands, timeout_s):
+            return [ResponseError("MASTERDOWN no link")] * len(commands)
+
+    report = await _report(BusServer("r:1", False, Refusing()))
+
+    assert (report.address, report.is_primary) == ("r:1", False)
+    assert "MASTERDOWN" in report.trouble
