@@ -27,6 +27,7 @@ class Backoff:
     Args:
         first_s: the wait after the first failure, in seconds.
         most_s: no wait is longer, before jitter.
+        steady_s: a run of so long between two failures ends the row.
         jitter: the lowest and the highest factor that a wait is multiplied by.
         draw: picks a factor between two bounds; tests replace it.
 
@@ -39,19 +40,23 @@ class Backoff:
         first_s: float,
         most_s: float = math.inf,
         *,
+        steady_s: float = math.inf,
         jitter: Jitter = NO_JITTER,
         draw: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self.failures = 0
+        self._steady_s = steady_s
         self._first_s = first_s
         self._most_s = most_s
         self._jitter = jitter
         self._draw = draw
 
-    def next_s(self) -> float:
+    def next_s(self, ran_s: float = 0.0) -> float:
         """
-        Count one more failure; the seconds to wait after it.
+        Count one more failure, after a run of *ran_s*; the seconds to wait after it.
         """
+        if ran_s > self._steady_s:
+            self.reset()
         self.failures += 1
 
         return self.after(self.failures)

@@ -80,7 +80,7 @@ class KnownNodes:
         An error is no harm: a MAD may lack the right to ask.
         """
         self._away.discard(address)
-        found = _addresses(reply, address)
+        found = addresses_in(reply, address)
         if found:
             # The list is complete: a node that is not in it has left the cluster.
             self._learnt = dict.fromkeys(found[:MAX_NODES])
@@ -101,7 +101,7 @@ def server_urls(url: str) -> list[str]:
     return known_nodes(url).urls if is_cluster(url) else [url]
 
 
-def _addresses(reply: Any, asked: str) -> list[str]:
+def addresses_in(reply: Any, asked: str) -> list[str]:
     """
     Addresses in a reply to CLUSTER SLOTS; without a host, that of the asked node.
     """

@@ -78,6 +78,13 @@ class Wire:
             return False
         return connection.is_connected and not _has_ended(connection)
 
+    @property
+    def address(self) -> str:
+        """
+        The server for people, without credentials; behind Sentinels the last primary.
+        """
+        return self._connector.address
+
     def group_by_slot(self, keys: Sequence[str]) -> list[Sequence[str]]:
         """
         Group *keys* by slot; a single server gets one group.
@@ -168,7 +175,7 @@ class Wire:
 
     def _describe(self, error: BaseException, timeout_s: float) -> str:
         expired, self._expired = self._expired, False
-        server = self._connector.address
+        server = self.address
         if expired or isinstance(error, TimeoutError):
             return f"the bus at {server} did not answer within {timeout_s:g} s"
         return f"no connection to the bus at {server}: {error}"

@@ -42,12 +42,16 @@ _GATEWAYS = (
     "~eb:*",
     *("+@read", "+@write", "+@pubsub", "+@connection", "-@dangerous"),
     *("+evalsha", "+script|load", "+time", "+wait", "+info", "+config|get"),
-    "+cluster|slots",
+    *("+cluster|slots", "+cluster|shards"),
 )
 # A rule must name a subscribed pattern literally. Only managers receive the tokens
 # of MADs.
-# A manager disables the user of a MAD that is above its quota.
-_QUOTAS = ("+acl|getuser", "+acl|setuser", "+client|kill", "+client|list")
+# A manager disables the user of a MAD that is above its quota, and tells of users that
+# are missing on a server.
+_USERS = (
+    *("+acl|getuser", "+acl|setuser", "+acl|users"),
+    *("+client|kill", "+client|list"),
+)
 _CHANNELS: dict[Role, tuple[str, ...]] = {
     "manager": (
         *("&eb:*", f"&{token('*')}"),
@@ -107,9 +111,9 @@ def role_rules(
             *_publisher_rules(EDGE, database, partitions),
             f"(+exists ~{_of_any_partition(owner(0))})",
         )
-    quotas = _QUOTAS if role == "manager" else ()
+    users = _USERS if role == "manager" else ()
 
-    return (*_NOTHING, *_GATEWAYS, *quotas, *_CHANNELS[role])
+    return (*_NOTHING, *_GATEWAYS, *users, *_CHANNELS[role])
 
 
 def wake_rule(mad: str) -> str:

@@ -8,10 +8,12 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+from everbus.bus.bus_servers import BusServer, bus_servers, reachable
 from everbus.bus.cluster_wire import wire_to
 from everbus.bus.handshake import partitions_in
 from everbus.bus.keys import CONFIG
 from everbus.bus.wire import Wire
+from everbus.compose.command_output import notify
 from everbus.compose.logs import configure_logs
 from everbus.compose.settings import Settings, load_settings
 
@@ -43,6 +45,25 @@ async def bus_access(command: str) -> AsyncIterator[BusAccess]:
         yield BusAccess(settings, wire, await partitions_of(wire))
     finally:
         await wire.close()
+
+
+@asynccontextmanager
+async def servers_of(bus: BusAccess) -> AsyncIterator[list[BusServer]]:
+    """
+    The servers of the bus that answer; a notice names each replica that does not.
+
+    Raises:
+        EverbusError: a primary does not answer.
+    """
+    async with bus_servers(bus.settings.redis_url, name="everbus-users") as found:
+        servers = reachable(found)
+        for one in found:
+            if one.trouble is not None:
+                notify(
+                    f"warning: {one.address} is left out ({one.trouble.message}); "
+                    "run this again when it answers"
+                )
+        yield servers
 
 
 async def partitions_of(wire: Wire) -> int:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
-from everbus.bus.wire import Wire
+from everbus.bus.cluster_wire import wire_to
 from everbus.compose.command_output import OutputOption, cell_text
 from everbus.compose.exit_codes import FINDING
 from everbus.compose.lane_pings import served_reply_ms
@@ -23,9 +23,8 @@ from everbus.compose.logs import configure_logs
 from everbus.compose.replay_command import Output
 from everbus.compose.settings import Settings, load_settings
 from everbus.compose.settings_checks import check_settings
-from everbus.compose.startup_checks import refuse_cluster
 from everbus.gateway.health.indicators import INDICATORS
-from everbus.gateway.health.readings import follower_priorities, read_bus
+from everbus.gateway.health.readings import read_bus, read_servers
 from everbus.gateway.health.verdicts import IndicatorResult, Verdict, examine
 
 _STYLES: dict[Verdict, str] = {"pass": "", "warn": "yellow", "fail": "bold red"}
@@ -53,6 +52,9 @@ def doctor(output: OutputOption = Output.table, watch: _Watch = None) -> None:
     """
     Examine the bus, its lanes and tiers, and name a remedy for each problem.
 
+    Every server is judged, also each node of a Cluster and each replica; the worst one
+    of an indicator is named.
+
     Needs the EVERBUS_REDIS_URL of the managers. The exit code is 0 without a failure
     (warnings count as success), 1 with one, and 3 if the bus is unreachable.
 
@@ -60,7 +62,6 @@ def doctor(output: OutputOption = Output.table, watch: _Watch = None) -> None:
     """
     settings = load_settings(os.environ)
     configure_logs(settings.log_format, settings.log_level)
-    refuse_cluster(settings, "doctor", "it examines one server")
     diagnosis = asyncio.run(diagnose(settings))
     _print(diagnosis, output)
     while watch is not None:
@@ -79,11 +80,11 @@ async def diagnose(settings: Settings) -> Diagnosis:
         Unavailable: the bus is unreachable, or no manager ever started on it.
         Forbidden, Unauthenticated: the bus refuses the user in its URL.
     """
-    wire = Wire(settings.redis_url, name="everbus-doctor")
+    wire = wire_to(settings.redis_url, name="everbus-doctor")
     try:
         readings = await read_bus(wire, outbox_limit=settings.outbox_max_records)
         readings = readings._replace(
-            priorities=await follower_priorities(settings.redis_url, readings.server),
+            servers=await read_servers(settings.redis_url),
             ping_ms=await served_reply_ms(wire, readings.lanes),
         )
     finally:

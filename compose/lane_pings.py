@@ -54,8 +54,22 @@ async def _slowest_reply_ms(wire: Wire, lanes: Sequence[int]) -> float:
     for reply in await wire.exchange([_publish(*one) for one in questions.items()]):
         if isinstance(reply, Exception):
             raise reply
-    waiting = [keys.reply(p, keys.GATEWAY, name) for name, p in questions.items()]
-    came = list(waiting)
+    replies = [keys.reply(p, keys.GATEWAY, name) for name, p in questions.items()]
+    groups = wire.group_by_slot(replies)
+    # One group after the other: the others' replies come meanwhile.
+    for group in groups:
+        await _wait_for(wire, group, began)
+    took_ms = _since_ms(began)
+    await wire.exchange([("UNLINK", *group) for group in groups])
+
+    return took_ms
+
+
+async def _wait_for(wire: Wire, streams: Sequence[str], began: float) -> None:
+    """
+    Return when there is a reply on each of these streams, or WAIT_MS after *began*.
+    """
+    waiting = list(streams)
     while waiting and (left_ms := WAIT_MS - _since_ms(began)) > 0:
         replies = await wire.call(
             *("XREAD", "COUNT", 1, "BLOCK", max(1, round(left_ms)), "STREAMS"),
@@ -65,10 +79,6 @@ async def _slowest_reply_ms(wire: Wire, lanes: Sequence[int]) -> float:
         )
         there = {stream.decode() for stream, _ in replies or ()}
         waiting = [stream for stream in waiting if stream not in there]
-    took_ms = _since_ms(began)
-    await wire.call("UNLINK", *came)
-
-    return took_ms
 
 
 def _question() -> str:

@@ -5,31 +5,23 @@
 import asyncio
 import secrets
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from everbus.bus.bus_servers import BusServer
 from everbus.bus.errors import NotFound
 from everbus.bus.keys import GROUP, MADS, NEWS, PRESENCE, ingress
 from everbus.bus.wire import Wire
 from everbus.compose.acl import check_mad_user, mad_rules
-from everbus.compose.bus_access import BusAccess, bus_access
+from everbus.compose.bus_access import BusAccess, bus_access, servers_of
 from everbus.compose.bus_url import database_of, url_for_user
 from everbus.compose.command_output import OutputOption, notify, print_json, print_table
 from everbus.compose.exit_codes import CONFLICT, Failed
 from everbus.compose.mad_overview import MadRow, mad_rows
-from everbus.compose.mad_users import (
-    check_replaceable,
-    end_user,
-    find_user,
-    is_user_of,
-    renew_user,
-    save_users,
-    set_user,
-    user_warnings,
-)
+from everbus.compose.mad_users import UserOnBus, check_replaceable, is_user_of
 from everbus.compose.replay_command import Output
-from everbus.compose.startup_checks import refuse_cluster
 from everbus.gateway.store.lease_records import SweepStatus, instances, watch
 from everbus.gateway.store.mad_access import DISABLED, disabled_mads, switch_user
 from everbus.gateway.store.scripts import load_scripts, script
@@ -38,10 +30,6 @@ from everbus.gateway.store.scripts import load_scripts, script
 IDLE_MS = 5_000
 # Managers look once a second for new and removed MADs.
 NOTICED_WITHIN_S = 1.2
-_NO_CLUSTER_USERS = (
-    "each node has its own users. Add --no-acl, and run ACL SETUSER on each node with "
-    "the rules that `everbus acl` prints"
-)
 
 _Name = Annotated[str, typer.Argument(help="The MAD's name.", metavar="NAME")]
 _Of = Annotated[str, typer.Option("--mad", help="Only instances of this MAD.")]
@@ -95,9 +83,10 @@ def add(
     """
     Add a MAD to the bus: register it, make its Redis user, print its URL once.
 
-    The user has the rights that `everbus acl --mad NAME` shows, and no others. A user
-    that an earlier version made with broader rights gets these, and keeps its URL. The
-    user in EVERBUS_REDIS_URL needs the right to ACL SETUSER.
+    The user is made on every server of the bus, replicas too, with the rights that
+    `everbus acl --mad NAME` shows, and no others. If a server lacks it, or an earlier
+    version made it with broader rights, it is renewed and keeps its URL. The user in
+    EVERBUS_REDIS_URL needs the right to ACL SETUSER.
 
     Example: EVERBUS_MAD_URL=$(everbus mads add fiedler)
     """
@@ -225,25 +214,46 @@ async def _add(name: str, *, rotate: bool, no_acl: bool) -> str:
         if no_acl:
             await _register(bus.wire, name)
             return url_for_user(url)
-        refuse_cluster(bus.settings, "mads add", _NO_CLUSTER_USERS)
-        user = await find_user(bus.wire, name)
         rules = mad_rules(name, database=database_of(url), partitions=bus.partitions)
-        if user is not None and is_user_of(user, name) and user.is_broad and not rotate:
-            await renew_user(bus.wire, name, rules)
-            await _register(bus.wire, name)
-            notify(f"the rights of {name} are renewed; its URL stays as it is")
-            return ""
-        check_replaceable(user, name, rotate=rotate)
-        # First, so that a crash never leaves a user whose MAD nobody serves.
-        await _register(bus.wire, name)
-        password = secrets.token_urlsafe(32)
-        await set_user(bus.wire, name, password, rules)
-        found = await user_warnings(bus.wire)
-    for weakness in found:
-        notify(f"warning: {weakness}")
+        async with servers_of(bus) as servers:
+            password = await _make_user(bus, servers, name, rules, rotate=rotate)
+    if not password:
+        notify(f"the user of {name} is renewed; its URL stays as it is")
+        return ""
     notify(f"{name} may use the bus. Its URL, with its password, is shown only now:")
 
     return url_for_user(url, name, password)
+
+
+async def _make_user(
+    bus: BusAccess,
+    servers: Sequence[BusServer],
+    name: str,
+    rules: Sequence[str],
+    *,
+    rotate: bool,
+) -> str:
+    """
+    Register the MAD and make its user on all servers; returns the new password, empty
+    if the old one stays.
+    """
+    found = await UserOnBus.find(name, servers)
+    user = found.user
+    ours = user is not None and is_user_of(user, name)
+    if ours and found.is_outdated and not rotate:
+        await found.renew(rules)
+        await _register(bus.wire, name)
+        return ""
+    check_replaceable(user, name, rotate=rotate)
+    # First, so that a crash never leaves a user whose MAD nobody serves.
+    await _register(bus.wire, name)
+    password = secrets.token_urlsafe(32)
+    await found.make(password, rules)
+    for weakness, where in (await found.warnings()).items():
+        at = f"{', '.join(where)}: " if len(servers) > 1 else ""
+        notify(f"warning: {at}{weakness}")
+
+    return password
 
 
 async def _register(wire: Wire, name: str) -> None:
@@ -252,10 +262,13 @@ async def _register(wire: Wire, name: str) -> None:
 
 
 async def _remove(name: str, *, force: bool, no_acl: bool) -> None:
-    async with bus_access("mads") as bus:
+    async with AsyncExitStack() as closing:
+        bus = await closing.enter_async_context(bus_access("mads"))
+        found = None
         if not no_acl:
-            refuse_cluster(bus.settings, "mads remove", _NO_CLUSTER_USERS)
-        user = None if no_acl else await find_user(bus.wire, name)
+            servers = await closing.enter_async_context(servers_of(bus))
+            found = await UserOnBus.find(name, servers)
+        user = None if found is None else found.user
         if user is not None and not is_user_of(user, name):
             notify(f"the server's user {name} is no MAD's; it stays")
             user = None
@@ -264,8 +277,8 @@ async def _remove(name: str, *, force: bool, no_acl: bool) -> None:
         await load_scripts(bus.wire)
         if not force:
             _check_settled(name, await _ingresses(bus, name, "look"))
-        if user is not None:
-            await _end_user(bus.wire, name)
+        if found is not None and user is not None:
+            await _end_user(found, name)
         lost = await _deregister(bus, name, force=force)
         await bus.wire.call("UNLINK", ingress(PRESENCE, name))
     for one in lost:
@@ -276,12 +289,12 @@ async def _remove(name: str, *, force: bool, no_acl: bool) -> None:
             )
 
 
-async def _end_user(wire: Wire, name: str) -> None:
-    await end_user(wire, name)
-    if not await save_users(wire):
+async def _end_user(user: UserOnBus, name: str) -> None:
+    unsaved = await user.end()
+    if unsaved:
         notify(
-            f"warning: if the server's configuration file names the user {name}, a "
-            "restart brings it back: run CONFIG REWRITE on it now"
+            f"warning: if the configuration file of {', '.join(unsaved)} names the "
+            f"user {name}, a restart brings it back: run CONFIG REWRITE on it now"
         )
 
 

@@ -126,19 +126,15 @@ async def run_manager(settings: Settings, stop: asyncio.Event) -> None:
     """
     check_plaintext(settings)
     fail = _fail_point(settings)
-    wire = wire_to(settings.redis_url, name="everbus-stats")
-    try:
-        async with (
-            serve_health("manager", settings, stop) as health,
-            sealing_of(settings) as sealing,
-            lower_tiers(settings, wire, fail, sealing) as tiers,
-        ):
-            parts = lane_parts(settings, settings.partitions, tiers, fail=fail)
-            if sealing is not None:
-                parts = parts._replace(sealed=SealedCopies(sealing))
-            await _serve(settings, parts, stop, health)
-    finally:
-        await wire.close()
+    async with (
+        serve_health("manager", settings, stop) as health,
+        sealing_of(settings) as sealing,
+        lower_tiers(settings, fail, sealing) as tiers,
+    ):
+        parts = lane_parts(settings, settings.partitions, tiers, fail=fail)
+        if sealing is not None:
+            parts = parts._replace(sealed=SealedCopies(sealing))
+        await _serve(settings, parts, stop, health)
 
 
 async def _serve(

@@ -7,11 +7,10 @@ EVERBUS_REDIS_UNSAFE is set. A setting that only weakens a promise gets one warn
 
 import structlog
 
-from everbus.bus.cluster_routing import is_cluster
 from everbus.bus.known_nodes import server_urls
 from everbus.bus.sentinel import is_sentinel
 from everbus.bus.wire import Wire, WireFailed
-from everbus.compose.exit_codes import CONFLICT, USAGE, Failed
+from everbus.compose.exit_codes import CONFLICT, Failed
 from everbus.compose.settings import Settings
 from everbus.gateway.health.server_report import (
     COMMANDS,
@@ -48,19 +47,6 @@ async def check_servers(settings: Settings) -> None:
         raise away[0]
     for one in away:
         log.warning("bus.unchecked", error=one.message)
-
-
-def refuse_cluster(settings: Settings, command: str, why: str) -> None:
-    """
-    Refuse to run *command* on a Redis Cluster.
-
-    Raises:
-        Failed: EVERBUS_REDIS_URL names a cluster.
-    """
-    if is_cluster(settings.redis_url):
-        raise Failed(
-            f"everbus {command} does not run on a Redis Cluster yet: {why}", USAGE
-        )
 
 
 async def check_server(wire: Wire, settings: Settings) -> None:

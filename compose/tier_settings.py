@@ -2,17 +2,16 @@
 Settings → tiers: the stores of a process, each behind its breaker.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from everbus.bus.cluster_routing import is_cluster
 from everbus.bus.cluster_wire import wire_to
-from everbus.bus.wire import Wire
 from everbus.compose.exit_codes import USAGE, Failed
 from everbus.compose.settings import Settings
 from everbus.gateway.edge.warm_reads import WarmReads
@@ -21,7 +20,7 @@ from everbus.gateway.sealing.sealing import Sealing
 from everbus.gateway.store.breaker import TierBreaker, guarded
 from everbus.gateway.store.cold.archives import Archives
 from everbus.gateway.store.cold.local import FolderCold
-from everbus.gateway.store.hot_copy import RedisHot
+from everbus.gateway.store.hot_walk import hot_totals
 from everbus.gateway.store.outbox_reader import OutboxReader
 from everbus.gateway.store.pricing import Prices
 from everbus.gateway.store.reader import NoTiers, Reader
@@ -85,7 +84,6 @@ def archives_of(
 @asynccontextmanager
 async def lower_tiers(
     settings: Settings,
-    wire: Wire,
     fail: FailPoint = disarmed,
     sealing: Sealing | None = None,
 ) -> AsyncIterator[Reader | NoTiers]:
@@ -107,14 +105,11 @@ async def lower_tiers(
         warm=settings.price_warm_gib_month,
         cold=settings.price_cold_gib_month,
     )
-    # The count walks the keys of one server, so a cluster has no count.
-    whole = not is_cluster(settings.redis_url)
-    counts = hot_counts(wire, settings.partitions) if whole else None
     reader = Reader(
         warm,
         archives,
         prices,
-        hot_counts=counts,
+        hot_counts=partial(hot_totals, settings.redis_url),
         outbox=outbox,
         page_bytes=settings.page_max_bytes,
         fail=fail,
@@ -167,20 +162,6 @@ def outbox_of(settings: Settings, sealed: SealedCopies | None = None) -> OutboxR
         settings.partitions,
         sealed,
     )
-
-
-def hot_counts(wire: Wire, partitions: int) -> Callable[[], Any]:
-    """
-    A function that counts the hot sessions and the bytes of Redis.
-    """
-    hot = RedisHot(wire, partitions)
-
-    async def counts() -> tuple[int, int]:
-        memory = (await wire.call("INFO", "memory")).decode()
-        used = next(x for x in memory.splitlines() if x.startswith("used_memory:"))
-        return await hot.count(), int(used.partition(":")[2])
-
-    return counts
 
 
 def fields_type(settings: Settings) -> type[msgspec.Struct] | None:

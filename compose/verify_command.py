@@ -20,6 +20,7 @@ from everbus.compose.tier_settings import archives_of, warm_tier
 from everbus.compose.verify.copies import CopyCheck
 from everbus.compose.verify.hot_reader import HotReader
 from everbus.compose.verify.violations import KINDS, MEANINGS, Kind, Violations
+from everbus.gateway.store.hot_walk import hot_sessions
 from everbus.gateway.store.sealed_copies import SealedCopies
 from everbus.gateway.store.warm_roles import WarmTier
 
@@ -103,7 +104,8 @@ async def _verified(session: str | None) -> tuple[int, Violations]:
             warm, archives, hot.read, hot.is_settled, violations, opened=opened
         )
         try:
-            return await _run(hot, warm, check, session, violations), violations
+            url = access.settings.redis_url
+            return await _run(hot, url, warm, check, session, violations), violations
         finally:
             warm.close()
             if archives is not None:
@@ -112,6 +114,7 @@ async def _verified(session: str | None) -> tuple[int, Violations]:
 
 async def _run(
     hot: HotReader,
+    url: str,
     warm: WarmTier,
     check: CopyCheck,
     session: str | None,
@@ -124,17 +127,15 @@ async def _run(
         return 1
     total = sum((await warm.counts()).states.values())
     with counting_bar("sessions", total) as advance:
-        return await _every(check, warm, hot, advance)
+        return await _every(check, warm, url, advance)
 
 
-async def _every(
-    check: CopyCheck, warm: WarmTier, hot: HotReader, advance: Advance
-) -> int:
+async def _every(check: CopyCheck, warm: WarmTier, url: str, advance: Advance) -> int:
     sessions = 0
     async for session_id in _ids(warm):
         sessions += await check.check(session_id)
         advance(1)
-    async for session_id in hot.sessions():
+    async for session_id in hot_sessions(url):
         # Those of MongoDB are checked already; here are the ones that it lacks.
         if session_id not in await warm.sessions([session_id]):
             sessions += await check.check(session_id)

@@ -127,6 +127,21 @@ class Cluster:
             await wire.close()
             await node.stop()
 
+    @asynccontextmanager
+    async def newcomer(self, folder: Path) -> AsyncIterator[Wire]:
+        """
+        One more node, without slots; the test's connection to it.
+        """
+        node = await _node(folder / "newcomer", aof=True, program="")
+        wire = Wire(node.url, name="test")
+        try:
+            gossip = (await wire.call("CONFIG", "GET", "cluster-port"))[1]
+            await self.wires[0].call("CLUSTER", "MEET", HOST, node.port, gossip)
+            yield wire
+        finally:
+            await wire.close()
+            await node.stop()
+
     async def empty(self) -> None:
         """
         Forget every key; nodes that a test left dead are started again.

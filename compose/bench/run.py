@@ -7,10 +7,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from everbus.bus import Mad, connect
+from everbus.bus.cluster_wire import wire_to
 from everbus.bus.errors import EverbusError
 from everbus.bus.handshake import handshake
 from everbus.bus.keys import partition_of
-from everbus.bus.wire import Wire
 from everbus.compose.bench.checking import CheckMethod, OutboxCheck, SdkCheck
 from everbus.compose.bench.figures import Figures
 from everbus.compose.bench.kills import Kill, killing
@@ -165,7 +165,7 @@ class Bench:
         if not outboxes:
             check = SdkCheck(self.mads, self.violations)
             return await check.run(self.expectations, advance)
-        wire = Wire(outboxes)
+        wire = wire_to(outboxes)
         try:
             commits = OutboxCheck(wire, self._partitions, self.mads, self.violations)
             return await commits.run(self.expectations, advance)

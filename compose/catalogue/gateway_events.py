@@ -19,6 +19,10 @@ command.failed: A command failed by a defect; it is tried again, then becomes a 
 letter. | A defect of everbus; the traceback is in the log. | Report the traceback;
 redrive the letter when it is mended.
 
+entries.taken: Somebody else read commands with the managers' group; the lane took them
+back and begins anew, in order. | XREADGROUP by hand with another consumer's name, or
+XGROUP SETID. | Find who does; read a stream by hand with XRANGE, which takes nothing.
+
 entry.trimmed: Somebody removed a command from its stream before it was settled: it is
 lost. | XTRIM or XDEL on eb:{*}:in:*, or a failover that lost writes. | Find who trims;
 only everbus may.
@@ -70,6 +74,10 @@ Report the traceback.
 numbers.dropped: The oldest numbers that a producer skipped were given up, since they
 never arrived. | A MAD skipped numbers too often: lost or foreign entries. | See whether
 commands of that MAD are missing.
+
+producer.undecodable: The record of a producer's numbers cannot be read: its writes are
+refused, everything else goes on. | Somebody wrote to `key`, or the bytes are damaged. |
+Put the record back, or restart that MAD: a new instance has a record of its own.
 
 producer.waits: Commands of one producer wait until gaps in its numbers are closed. |
 Its commands arrive out of order, or some were lost. | Nothing if it passes; else see
@@ -201,9 +209,6 @@ archived session. | Nothing.
 HEALTH_EVENTS = """
 check.failed: A check of a process's health met a defect; it counts as failed. | A
 defect of everbus; the traceback is in the log. | Report the traceback.
-
-health.not_examined: This manager does not examine the health of the bus. | The bus is
-a Redis Cluster. | Nothing: each node has to be examined by hand.
 
 health.worse: An indicator became worse. | The fields `indicator` and `value` say which.
 | Its `remedy`; everbus explain INDICATOR.

@@ -101,6 +101,13 @@ or XDEL on eb:{*}:in:*. | Find who trims; only everbus may.
 unauthenticated: A command came without a valid grant. | The token ended, or a client of
 somebody else's. | Its sender sends it again with a valid token.
 
+undecodable_record: The producer's record of its numbers cannot be read, so nobody can
+tell whether the command was applied. | Somebody wrote to eb:{p}:publishers, or the
+bytes are damaged. | everbus doctor names it: put the record back, or restart that MAD.
+
+undecodable_session: The session's hot copy cannot be read, and no other tier has it. |
+Somebody wrote to its hash, or the bytes are damaged. | everbus verify --session ID.
+
 undecodable: The bytes are no command, or no record, of everbus. | Another program
 writes to the stream, or the bytes are damaged. | Find out who; drop the letter.
 

@@ -75,6 +75,10 @@ mad.not_registered: The MAD could not be entered in the list of MADs now. | The 
 was not available while the MAD connected. | Nothing if it is listed already (everbus
 mads list); else connect again.
 
+mad.registered_again: The bus had forgotten the MAD, which entered itself again. | The
+bus was emptied while no manager lived. | everbus doctor (`lost_writes`, `persistence`),
+then everbus verify --all.
+
 mad.registered_by_operator: The MAD's user may not register itself, as intended with
 ACLs. | `everbus mads add` has done it. | Nothing.
 

@@ -3,7 +3,6 @@ The hot tier as `everbus verify` sees it: sessions, and the producers' numbers.
 """
 
 from collections import defaultdict
-from collections.abc import AsyncIterator
 
 import msgspec
 from redis.exceptions import ResponseError
@@ -17,8 +16,6 @@ from everbus.compose.verify.violations import Violation, Violations
 from everbus.gateway.lane.sequence import ProducerWindow
 from everbus.gateway.store import hot_copy, key_names
 from everbus.gateway.store.sealed_copies import SealedCopies
-
-SCANNED = 1000
 
 
 class HotReader:
@@ -68,20 +65,6 @@ class HotReader:
             return HotCopy(damage="its fields do not decode to a session")
         up_to = (held.version, held.seq)
         return HotCopy(found, up_to, refused == b"1", "", tombstone)
-
-    async def sessions(self) -> AsyncIterator[str]:
-        """
-        Ids of the hot sessions of one server, each at least once.
-        """
-        cursor = b"0"
-        while True:
-            cursor, keys = await self._wire.call(
-                *("SCAN", cursor, "MATCH", "eb:{*}:session:*", "COUNT", SCANNED)
-            )
-            for key in keys:
-                yield key.decode().partition(":session:")[2]
-            if cursor == b"0":
-                return
 
     async def load_windows(self, violations: Violations) -> None:
         """

@@ -2,8 +2,9 @@
 Indicators of bounds: MADs above a quota, and what the server itself bounds.
 """
 
+from everbus.gateway.health.node_indicators import worst_of
 from everbus.gateway.health.readings import Readings
-from everbus.gateway.health.server_report import weaknesses
+from everbus.gateway.health.server_report import ServerReport, weaknesses
 from everbus.gateway.health.verdicts import FINE, WARNED, Indicator, Measurement
 
 CLIENT_SETTINGS = {"proto-max-bulk-len", "maxmemory-clients", "timeout"}
@@ -23,12 +24,10 @@ def _rights(readings: Readings) -> Measurement:
     return Measurement(FINE, "managers can disable users")
 
 
-def _clients(readings: Readings) -> Measurement:
-    found = [
-        one for one in weaknesses(readings.server) if one.setting in CLIENT_SETTINGS
-    ]
+def _clients(server: ServerReport) -> Measurement:
+    found = [one for one in weaknesses(server) if one.setting in CLIENT_SETTINGS]
     if not found:
-        known = readings.server.settings.keys() >= CLIENT_SETTINGS
+        known = server.settings.keys() >= CLIENT_SETTINGS
         return Measurement(FINE if known else None, "set" if known else "not known")
     return Measurement(WARNED, "; ".join(f"{one.setting} {one.said}" for one in found))
 
@@ -40,7 +39,7 @@ QUOTAS = (
         "whether the bus bounds what one connection can take of it",
         "CONFIG SET proto-max-bulk-len 32mb, maxmemory-clients 192mb and timeout 600 "
         "(and in redis.conf)",
-        _clients,
+        worst_of(_clients),
         warn=WARNED,
         wanted="set",
     ),

@@ -6,21 +6,21 @@ are left out, and the readings show how many. A read that the user may not make 
 missing from the readings, and stops nothing.
 """
 
+import asyncio
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
-from redis.exceptions import ResponseError
+from redis.exceptions import ResponseError, TryAgainError
 
 from everbus.bus import keys
-from everbus.bus.cluster_routing import cluster_address, is_cluster
+from everbus.bus.bus_servers import BusServer, bus_servers
+from everbus.bus.cluster_wire import is_of_one_node
 from everbus.bus.errors import EverbusError, Forbidden
 from everbus.bus.handshake import partitions_in
-from everbus.bus.sentinel import is_sentinel, sentinel_address
+from everbus.bus.server_errors import refusal
 from everbus.bus.wire import Command, Wire
-from everbus.gateway.health import server_report as servers
-from everbus.gateway.health.server_report import ServerReport, server_of
+from everbus.gateway.health.server_report import COMMANDS, ServerReport, server_of
 from everbus.gateway.health.status import STATUS, Status, skew_ms, statuses_in
 from everbus.gateway.store import key_names
 from everbus.gateway.store.lease_records import DEADLINES
@@ -65,6 +65,7 @@ class Readings(NamedTuple):
     A whole bus at one moment, on its server's clock.
 
     Attributes:
+        servers: every primary, then every replica; empty if they were not asked.
         replicas: managers that live.
         skew_ms: how far the clock of the host that asks is ahead.
         streams: ingress streams there are; *looked_at* of them were looked at, 0
@@ -72,7 +73,6 @@ class Readings(NamedTuple):
         overdue_s: how long the lease of a MAD has been over that nobody declared
             lost; 0 if none.
         archiver: the owner of the archiver's lease; empty if nobody holds it.
-        priorities: of the server's replicas, as far as they could be asked.
         ping_ms: how long the slowest lane took to reply; None: not asked.
         outbox_limit: records a lane may hold back.
         disabled: MADs above a quota.
@@ -80,7 +80,7 @@ class Readings(NamedTuple):
     """
 
     now_ms: int
-    server: ServerReport
+    servers: tuple[ServerReport, ...] = ()
     partitions: int = 0
     replicas: tuple[str, ...] = ()
     statuses: tuple[Status, ...] = ()
@@ -91,7 +91,6 @@ class Readings(NamedTuple):
     leases: int = 0
     overdue_s: float = 0.0
     archiver: str = ""
-    priorities: tuple[int, ...] = ()
     ping_ms: float | None = None
     outbox_limit: int = 50_000
     disabled: tuple[DisabledMad, ...] = ()
@@ -112,7 +111,7 @@ class Readings(NamedTuple):
 
 async def read_bus(wire: Wire, *, outbox_limit: int = 50_000) -> Readings:
     """
-    The readings of the bus that *wire* leads to.
+    The readings of the bus that *wire* leads to, without those of its servers.
 
     Raises:
         WireFailed: the bus is away.
@@ -120,10 +119,8 @@ async def read_bus(wire: Wire, *, outbox_limit: int = 50_000) -> Readings:
         Forbidden, Unauthenticated: it does not let us in.
     """
     asked_at = time.time()
-    seconds, micros = await wire.call("TIME", timeout_s=TIMEOUT_S)
-    now_ms = int(seconds) * 1000 + int(micros) // 1000
+    now_ms = _time_ms(await wire.call("TIME", timeout_s=TIMEOUT_S))
     skew = skew_ms(asked_at, time.time(), now_ms)
-    answers = await wire.exchange(list(servers.COMMANDS), timeout_s=TIMEOUT_S)
     shared = await _read_shared_keys(wire)
     partitions = partitions_in(shared[0])
     mads = sorted(mad.decode() for mad in shared[1])
@@ -133,7 +130,6 @@ async def read_bus(wire: Wire, *, outbox_limit: int = 50_000) -> Readings:
 
     return Readings(
         now_ms=now_ms,
-        server=server_of(answers),
         partitions=partitions,
         replicas=_live_replicas(shared[2], now_ms),
         statuses=tuple(statuses_in(shared[3][1::2])),
@@ -150,34 +146,86 @@ async def read_bus(wire: Wire, *, outbox_limit: int = 50_000) -> Readings:
     )
 
 
+async def read_servers(url: str) -> tuple[ServerReport, ...]:
+    """
+    The report of every server of the bus at *url*; all are asked at once.
+
+    Raises:
+        WireFailed: no server tells of the others.
+        Forbidden, Unauthenticated, Unavailable: that server refuses.
+    """
+    async with bus_servers(url, name="everbus-health") as found:
+        return tuple(await asyncio.gather(*map(_report, found)))
+
+
+async def _report(server: BusServer) -> ServerReport:
+    unknown = ServerReport({}, {}, address=server.address, is_primary=server.is_primary)
+    if server.trouble is not None:
+        return unknown._replace(trouble=server.trouble.message)
+    asked_at = time.time()
+    try:
+        # Users are a manager's to see; without that right they are not known.
+        clock, users, *rest = await server.wire.exchange(
+            [("TIME",), ("ACL", "USERS"), *COMMANDS], timeout_s=TIMEOUT_S
+        )
+    except EverbusError as error:
+        return unknown._replace(trouble=error.message)
+    if isinstance(clock, ResponseError):
+        return unknown._replace(trouble=refusal(clock).message)
+    report = server_of(rest)
+
+    return unknown._replace(
+        info=report.info,
+        settings=report.settings,
+        forbidden=report.forbidden,
+        users=_names(users),
+        skew_ms=skew_ms(asked_at, time.time(), _time_ms(clock)),
+    )
+
+
+def _names(users: Any) -> frozenset[str]:
+    if isinstance(users, ResponseError):
+        return frozenset()
+    return frozenset(name.decode(errors="replace") for name in users)
+
+
+def _time_ms(reply: Any) -> int:
+    seconds, micros = reply
+
+    return int(seconds) * 1000 + int(micros) // 1000
+
+
 async def _read_shared_keys(wire: Wire) -> list[Any]:
     """
-    What there is once for a bus.
+    What there is once for a bus; of a node that is away, what an empty one would say.
 
     Raises:
         Forbidden: the bus does not let us ask for it.
+        Unavailable: the node with the configuration of the bus is away.
     """
-    replies = await wire.exchange(
-        [
-            ("HGET", keys.CONFIG, "partitions"),
-            ("HKEYS", keys.MADS),
-            ("ZRANGE", key_names.REPLICAS, 0, -1, "WITHSCORES"),
-            ("HGETALL", STATUS),
-            ("ZCARD", DEADLINES),
-            ("ZRANGE", DEADLINES, 0, 0, "WITHSCORES"),
-            ("GET", key_names.epoch(keys.PRESENCE)),
-            ("GET", key_names.owner(ARCHIVER)),
-            ("HGETALL", DISABLED),
-        ],
-        timeout_s=TIMEOUT_S,
-    )
-    for reply in replies:
-        if isinstance(reply, ResponseError):
+    asked: list[tuple[Command, Any]] = [
+        (("HGET", keys.CONFIG, "partitions"), None),
+        (("HKEYS", keys.MADS), []),
+        (("ZRANGE", key_names.REPLICAS, 0, -1, "WITHSCORES"), []),
+        (("HGETALL", STATUS), []),
+        (("ZCARD", DEADLINES), 0),
+        (("ZRANGE", DEADLINES, 0, 0, "WITHSCORES"), []),
+        (("GET", key_names.epoch(keys.PRESENCE)), None),
+        (("GET", key_names.owner(ARCHIVER)), None),
+        (("HGETALL", DISABLED), []),
+    ]
+    replies = await wire.exchange([one for one, _ in asked], timeout_s=TIMEOUT_S)
+    if is_of_one_node(replies[0]):
+        raise refusal(replies[0])
+    found = []
+    for (_, empty), reply in zip(asked, replies, strict=True):
+        if isinstance(reply, ResponseError) and not is_of_one_node(reply):
             raise Forbidden(
                 f"the bus refuses: {reply}. The health of a bus is asked with the "
                 "managers' own EVERBUS_REDIS_URL"
             )
-    return replies
+        found.append(empty if isinstance(reply, ResponseError) else reply)
+    return found
 
 
 def _lanes(partitions: int, *, presence: bool) -> list[str]:
@@ -224,6 +272,8 @@ async def _ages(
         return {}, 0
     found: dict[str, tuple[str, str]] = {}
     for (streams, _), ids in zip(asked, replies, strict=True):
+        if is_of_one_node(ids) or isinstance(ids, TryAgainError):
+            continue  # a slot that is away, or on its way
         if isinstance(ids, ResponseError):
             return {}, 0
         texts = [one.decode() for one in ids]
@@ -263,6 +313,8 @@ def _commands_of(lane: str) -> tuple[Command, ...]:
 def _lane_reading(
     lane: str, replies: Sequence[Any], waiting: tuple[float, float, float]
 ) -> LaneReading:
+    if any(map(is_of_one_node, replies)):
+        return LaneReading(lane)  # its node is away: nobody serves it
     owner, backlog, dead, newest, publishers = replies
     pending_s, unread_s, outbox_s = waiting
 
@@ -321,38 +373,3 @@ def _age_s(identifier: str, now_ms: int) -> float:
     as an age, and do nothing more.
     """
     return max(0.0, (now_ms - _ms(identifier)) / 1000) if identifier else 0.0
-
-
-async def follower_priorities(url: str, server: ServerReport) -> tuple[int, ...]:
-    """
-    The replica-priority of each of the server's replicas; a replica without an answer
-    is left out.
-    """
-    found = []
-    for follower in server.followers[:5]:
-        wire = Wire(_at(url, follower.host, follower.port), name="everbus-doctor")
-        try:
-            _, priority = await wire.call(
-                *("CONFIG", "GET", "replica-priority"), timeout_s=1.0
-            )
-            found.append(int(priority))
-        except (EverbusError, ResponseError, ValueError):
-            continue
-        finally:
-            await wire.close()
-    return tuple(found)
-
-
-def _at(url: str, host: str, port: int) -> str:
-    """
-    *url* with another host and port; credentials and options stay.
-    """
-    shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    if is_sentinel(url):
-        return sentinel_address(url).server_url(shown)
-    if is_cluster(url):
-        return cluster_address(url).url(shown)
-    parts = urlsplit(url)
-    login, at, _ = parts.netloc.rpartition("@")
-
-    return parts._replace(netloc=f"{login}{at}{shown}").geturl()

@@ -1,9 +1,10 @@
 """
-Indicators of the Redis or Valkey server that is the bus.
+Indicators of the Redis or Valkey servers that are the bus.
 """
 
+from everbus.gateway.health.node_indicators import listed, worst_of
 from everbus.gateway.health.readings import Readings
-from everbus.gateway.health.server_report import unpatched, weaknesses
+from everbus.gateway.health.server_report import ServerReport, unpatched, weaknesses
 from everbus.gateway.health.verdicts import FAILED, FINE, WARNED, Indicator, Measurement
 
 _GIB = 2**30
@@ -13,72 +14,84 @@ _JUDGES = 2
 
 
 def _memory(readings: Readings) -> Measurement:
-    server = readings.server
+    found = worst_of(_used)(readings)
+    backlog = sum(lane.backlog for lane in readings.lanes)
+    if found.value is None or not backlog:
+        return found
+    held = f"{backlog:,} records wait in the outboxes for MongoDB"
+
+    return found._replace(shown=f"{found.shown}; {held}")
+
+
+def _used(server: ServerReport) -> Measurement:
     used = server.number("used_memory")
     limit = server.number("maxmemory") or server.number("total_system_memory")
     if not limit:
         return Measurement(None)
     of = "maxmemory" if server.number("maxmemory") else "the host's"
     share = 100 * used / limit
-    backlog = sum(lane.backlog for lane in readings.lanes)
-    held = f"; {backlog:,} records wait in the outboxes for MongoDB" if backlog else ""
 
-    return Measurement(share, f"{share:.3g}% of {of} {limit / _GIB:,.1f} GiB{held}")
+    return Measurement(share, f"{share:.3g}% of {of} {limit / _GIB:,.1f} GiB")
 
 
 def _evictions(readings: Readings) -> Measurement:
-    return Measurement(readings.server.number("evicted_keys"))
+    some = [one for one in readings.servers if one.number("evicted_keys")]
+    total = sum(one.number("evicted_keys") for one in some)
+    if not some or len(readings.servers) == 1:
+        return Measurement(total)
+    return Measurement(total, f"{total:,.0f} at {listed(one.address for one in some)}")
 
 
-def _persistence(readings: Readings) -> Measurement:
-    server = readings.server
+def _persistence(server: ServerReport) -> Measurement:
     if not server.info:
         return Measurement(None, "not known: INFO is forbidden")
     if server.info.get("aof_last_write_status") == "err":
         return Measurement(FAILED, "the last write of the AOF failed")
     if server.info.get("aof_last_bgrewrite_status") == "err":
         return Measurement(WARNED, "the last rewrite of the AOF failed")
-    return _state(readings, "appendonly", FAILED, "AOF is on")
+    return _state(server, "appendonly", FAILED, "AOF is on")
 
 
-def _state(readings: Readings, setting: str, grade: float, fine: str) -> Measurement:
+def _state(server: ServerReport, setting: str, grade: float, fine: str) -> Measurement:
     """
     A state of the server's configuration, by the trouble that it makes.
     """
-    if not readings.server.info:
+    if not server.info:
         return Measurement(None, "not known: INFO is forbidden")
-    for found in weaknesses(readings.server):
+    for found in weaknesses(server):
         if found.setting == setting:
             return Measurement(grade, found.said)
     return Measurement(FINE, fine)
 
 
-def _policy(readings: Readings) -> Measurement:
-    return _state(readings, "maxmemory-policy", FAILED, "noeviction")
+def _policy(server: ServerReport) -> Measurement:
+    return _state(server, "maxmemory-policy", FAILED, "noeviction")
 
 
-def _fsync(readings: Readings) -> Measurement:
-    policy = readings.server.settings.get("appendfsync")
+def _fsync(server: ServerReport) -> Measurement:
+    policy = server.settings.get("appendfsync")
     if policy is None:
         return Measurement(None)
     return Measurement(FINE if policy == "always" else WARNED, policy)
 
 
-def _notifications(readings: Readings) -> Measurement:
-    notifies = readings.server.notifies
+def _notifications(server: ServerReport) -> Measurement:
+    notifies = server.notifies
     if notifies is None:
         return Measurement(None)
     return Measurement(FINE, "on") if notifies else Measurement(WARNED, "off")
 
 
-def _config(readings: Readings) -> Measurement:
-    if readings.server.forbidden:
+def _config(server: ServerReport) -> Measurement:
+    if server.forbidden:
         return Measurement(WARNED, "CONFIG is forbidden")
     return Measurement(FINE, "can be read")
 
 
-def _followers(readings: Readings) -> Measurement:
-    followers = readings.server.followers
+def _followers(server: ServerReport) -> Measurement:
+    if server.info.get("master_link_status") == "down":
+        return Measurement(FAILED, "no link to its primary")
+    followers = server.followers
     if not followers:
         return Measurement(None, "no replicas")
     broken = [one for one in followers if not one.online]
@@ -90,14 +103,16 @@ def _followers(readings: Readings) -> Measurement:
     return Measurement(grade, f"{len(followers)}, {lag_s} s behind at most")
 
 
-def _guard(readings: Readings) -> Measurement:
-    return _state(readings, "min-replicas-to-write", WARNED, "fits")
+def _guard(server: ServerReport) -> Measurement:
+    return _state(server, "min-replicas-to-write", WARNED, "fits")
 
 
 def _priorities(readings: Readings) -> Measurement:
-    found = set(readings.priorities)
+    replicas = [one for one in readings.servers if not one.is_primary]
+    settings = [one.settings.get("replica-priority", "") for one in replicas]
+    found = {int(one) for one in settings if one}
     if not found:
-        return Measurement(None, "no replicas" if not readings.server.followers else "")
+        return Measurement(None, "" if replicas else "no replicas")
     if len(found) > 1:
         priorities = ", ".join(map(str, sorted(found)))
         return Measurement(WARNED, f"unequal: {priorities}")
@@ -105,9 +120,12 @@ def _priorities(readings: Readings) -> Measurement:
 
 
 def _skew(readings: Readings) -> Measurement:
+    apart = _apart(readings)
     skews = {one.host or one.name: one.skew_ms for one in readings.fresh()}
     skews["this host"] = readings.skew_ms
     where, skew_ms = max(skews.items(), key=lambda one: abs(one[1]))
+    if apart is not None and apart[0] > abs(skew_ms):
+        return Measurement(*apart)
     # Two other hosts that agree are right, and the bus's clock is wrong.
     agree = max(skews.values()) - min(skews.values()) < SAME_CLOCK_MS
     if agree and len(skews) > _JUDGES and abs(skew_ms) >= SAME_CLOCK_MS:
@@ -117,8 +135,22 @@ def _skew(readings: Readings) -> Measurement:
     return Measurement(abs(skew_ms), f"{skew_ms:+,} ms, {where}" if skew_ms else "0 ms")
 
 
-def _version(readings: Readings) -> Measurement:
-    server = readings.server
+def _apart(readings: Readings) -> tuple[float, str] | None:
+    """
+    How far the clocks of the bus's own servers differ, if they do not agree.
+    """
+    answering = [one for one in readings.servers if not one.trouble]
+    in_order = sorted(answering, key=lambda one: one.skew_ms)
+    if not in_order:
+        return None
+    ahead, behind = in_order[0], in_order[-1]
+    differ_ms = behind.skew_ms - ahead.skew_ms
+    if differ_ms < SAME_CLOCK_MS:
+        return None
+    return differ_ms, f"{differ_ms:,} ms from {behind.address} to {ahead.address}"
+
+
+def _version(server: ServerReport) -> Measurement:
     if not server.info:
         return Measurement(None, "not known: INFO is forbidden")
     shown = f"{server.flavour} {'.'.join(str(part) for part in server.version)}"
@@ -155,7 +187,7 @@ SERVER: tuple[Indicator, ...] = (
         "state",
         "what the bus does when its memory is full",
         "CONFIG SET maxmemory-policy noeviction (and in redis.conf)",
-        _policy,
+        worst_of(_policy),
         fail=FAILED,
         wanted="noeviction",
     ),
@@ -164,7 +196,7 @@ SERVER: tuple[Indicator, ...] = (
         "state",
         "whether the bus keeps an append-only file and can write it",
         "CONFIG SET appendonly yes; if writing fails, make room on its disk",
-        _persistence,
+        worst_of(_persistence),
         warn=WARNED,
         fail=FAILED,
         wanted="AOF on",
@@ -174,7 +206,7 @@ SERVER: tuple[Indicator, ...] = (
         "state",
         "how soon a write is on the bus's disk",
         "CONFIG SET appendfsync always, if a power loss of its host must cost nothing",
-        _fsync,
+        worst_of(_fsync),
         warn=WARNED,
         wanted="always",
     ),
@@ -183,7 +215,7 @@ SERVER: tuple[Indicator, ...] = (
         "state",
         "whether the bus's replicas follow: failed if one is not online or 30 s behind",
         "see the replicas' logs and the network between",
-        _followers,
+        worst_of(_followers),
         warn=WARNED,
         fail=FAILED,
         wanted="online, < 5 s",
@@ -202,7 +234,7 @@ SERVER: tuple[Indicator, ...] = (
         "state",
         "whether a primary that is cut off stops accepting writes",
         "CONFIG SET min-replicas-to-write 1",
-        _guard,
+        worst_of(_guard),
         warn=WARNED,
         wanted=">= 1 with replicas",
     ),
@@ -221,7 +253,7 @@ SERVER: tuple[Indicator, ...] = (
         "state",
         "whether the bus tells of expired leases; without, the sweep finds them",
         "CONFIG SET notify-keyspace-events Ex, for faster detection",
-        _notifications,
+        worst_of(_notifications),
         warn=WARNED,
         wanted="on",
     ),
@@ -231,7 +263,7 @@ SERVER: tuple[Indicator, ...] = (
         "whether the bus tells its configuration",
         "nothing depends on it: check fsync and min-replicas by hand, or allow "
         "+config|get",
-        _config,
+        worst_of(_config),
         warn=WARNED,
         wanted="readable",
     ),
@@ -241,7 +273,7 @@ SERVER: tuple[Indicator, ...] = (
         "whether scripts can break out of the server (CVE-2025-49844 and its kin)",
         "upgrade to Redis 8.2.2, 8.0.4, 7.4.6, 7.2.11 or 6.2.20, Valkey 8.1.4, 8.0.6 "
         "or 7.2.11, or later; MADs may run no scripts in any case",
-        _version,
+        worst_of(_version),
         warn=WARNED,
         fail=FAILED,
         wanted="patched",

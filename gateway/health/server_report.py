@@ -62,11 +62,21 @@ class ServerReport(NamedTuple):
         info: fields of INFO.
         settings: known settings of its configuration.
         forbidden: whether it refuses CONFIG.
+        address: `host:port`, for people.
+        is_primary: whether it serves keys.
+        trouble: why it gives no answer; then nothing else is known.
+        users: names of its users; empty if it does not show them.
+        skew_ms: how far this host's clock is ahead of the server's.
     """
 
     info: dict[str, str]
     settings: dict[str, str]
     forbidden: bool = False
+    address: str = ""
+    is_primary: bool = True
+    trouble: str = ""
+    users: frozenset[str] = frozenset()
+    skew_ms: int = 0
 
     @property
     def flavour(self) -> str:

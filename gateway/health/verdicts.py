@@ -12,9 +12,8 @@ from typing import Literal, NamedTuple
 
 import structlog
 
-from everbus.bus.cluster_routing import is_cluster
-from everbus.bus.wire import Wire
-from everbus.gateway.health.readings import Readings, follower_priorities, read_bus
+from everbus.bus.cluster_wire import wire_to
+from everbus.gateway.health.readings import Readings, read_bus, read_servers
 from everbus.gateway.health.status import STATUS, outdated
 from everbus.gateway.store import key_names
 from everbus.gateway.telemetry import metrics
@@ -24,7 +23,6 @@ log = structlog.get_logger()
 EXAMINE_EVERY_S = 15.0
 # A manager that has just started takes its lanes first.
 FIRST_AFTER_S = 4.0
-PRIORITIES_EVERY_S = 300.0
 
 # A manager warns of these when it starts.
 WARNED_AT_START = frozenset(
@@ -192,10 +190,8 @@ class Examiner:
         self._indicators = indicators
         self._outbox_limit = outbox_limit
         self._clock = clock
-        self._wire = Wire(redis_url, name=f"everbus-health-{name}")
+        self._wire = wire_to(redis_url, name=f"everbus-health-{name}")
         self._examined_at = clock() - EXAMINE_EVERY_S + FIRST_AFTER_S
-        self._asked_at = clock() - PRIORITIES_EVERY_S
-        self._priorities: tuple[int, ...] = ()
         self._reported: dict[str, Verdict] = {}
 
     async def examine(self) -> None:
@@ -214,10 +210,7 @@ class Examiner:
             metrics.HEALTH_VALUE.clear()
             return
         readings = await read_bus(self._wire, outbox_limit=self._outbox_limit)
-        if self._clock() - self._asked_at >= PRIORITIES_EVERY_S:
-            self._asked_at = self._clock()
-            self._priorities = await follower_priorities(self._url, readings.server)
-        readings = readings._replace(priorities=self._priorities)
+        readings = readings._replace(servers=await read_servers(self._url))
         findings = examine(readings, self._indicators)
         export(findings)
         self._log(findings)
@@ -266,19 +259,8 @@ async def examining(
     """
     A function that examines the bus when it is time, while the block runs.
     """
-    if is_cluster(redis_url):
-        # Its readings are about one server.
-        log.warning("health.not_examined", reason="a Redis Cluster; not done yet")
-        yield _nothing
-        return
     examiner = Examiner(redis_url, name, indicators, outbox_limit=outbox_limit)
     try:
         yield examiner.examine
     finally:
         await examiner.close()
-
-
-async def _nothing() -> None:
-    """
-    Examine nothing.
-    """

@@ -57,7 +57,9 @@ log = structlog.get_logger()
 
 MAX_ATTEMPTS = 5
 FIRST_RETRY_S = 0.1
-MAX_RETRY_S = 1.0
+MAX_RETRY_S = 0.5
+# A lane that served for so long begins with short pauses again.
+STEADY_S = 2.0
 DEFERRED_RETRY_S = 0.25
 # How often the lane looks at a session that is on its way to the cold tier.
 LEAVING_RETRY_S = 0.05
@@ -199,9 +201,10 @@ class Lane:
         Raises:
             LaneLost: another replica owns the lane.
         """
-        backoff = Backoff(FIRST_RETRY_S, MAX_RETRY_S)
+        backoff = Backoff(FIRST_RETRY_S, MAX_RETRY_S, steady_s=STEADY_S)
         try:
             while True:
+                began = time.monotonic()
                 try:
                     return await self._serve()
                 except EverbusError as error:
@@ -212,7 +215,7 @@ class Lane:
                     self._quarantine.fail_trial()
                     log.exception("lane.failed", lane=self.number)
                     metrics.DISTURBED.labels("defect").inc()
-                await asyncio.sleep(backoff.next_s())
+                await asyncio.sleep(backoff.next_s(time.monotonic() - began))
                 if self._stopping:
                     return None
         finally:

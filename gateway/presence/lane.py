@@ -58,7 +58,7 @@ LOG_EVERY_S = 60.0
 RETRY_ANNOUNCE_S = 1.0
 # What a loss was noticed by.
 Noticed = Literal["event", "sweep", "disconnect"]
-FIRST_RETRY_S, MAX_RETRY_S = 0.1, 1.0
+FIRST_RETRY_S, MAX_RETRY_S, STEADY_S = 0.1, 1.0, 2.0
 
 
 class PresenceParts(NamedTuple):
@@ -143,12 +143,13 @@ class PresenceLane:
         Raises:
             LaneLost: another replica owns the lane.
         """
-        backoff = Backoff(FIRST_RETRY_S, MAX_RETRY_S)
+        backoff = Backoff(FIRST_RETRY_S, MAX_RETRY_S, steady_s=STEADY_S)
         looking = self._looking()
+        began = time.monotonic()
         try:
             while not await self._run_until_disturbed():
-                wait_s = backoff.next_s()
-                await asyncio.sleep(wait_s)
+                await asyncio.sleep(backoff.next_s(time.monotonic() - began))
+                began = time.monotonic()
         finally:
             for task in looking:
                 task.cancel()

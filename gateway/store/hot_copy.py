@@ -402,17 +402,3 @@ class RedisHot:
         """
         p = partition_of(session_id, self._partitions)
         return bool(await self._wire.call("EXISTS", key_names.session(p, session_id)))
-
-    async def count(self) -> int:
-        """
-        How many sessions are hot; walks the key space of one server.
-        """
-        found: set[bytes] = set()
-        cursor = b"0"
-        while True:
-            cursor, some = await self._wire.call(
-                *("SCAN", cursor, "MATCH", "eb:{*}:session:*", "COUNT", 1000)
-            )
-            found.update(some)
-            if cursor == b"0":
-                return len(found)

@@ -2,7 +2,7 @@
 MADs that were disabled for what they take of the bus: their records and Redis users.
 
 A disabled user can neither connect nor publish. What the bus has acknowledged stays,
-and is settled. On a Redis Cluster each node has its own users, so each is asked.
+and is settled. Each server of a bus has its own users, so each is asked, replicas too.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -12,9 +12,9 @@ from typing import Any, Literal
 import msgspec
 from redis.exceptions import ResponseError
 
+from everbus.bus.bus_servers import bus_servers, reachable
 from everbus.bus.errors import Forbidden
 from everbus.bus.keys import EDGE, GATEWAY
-from everbus.bus.known_nodes import server_urls
 from everbus.bus.wire import Wire
 from everbus.gateway.store.scripts import write_at_all_times
 
@@ -206,11 +206,7 @@ async def most_connections(url: str) -> int:
 @asynccontextmanager
 async def _nodes(url: str) -> AsyncIterator[list[Wire]]:
     """
-    A connection to each node, closed at the end.
+    A connection to each server that answers, closed at the end; replicas may be away.
     """
-    wires = [Wire(one, name="everbus-quota") for one in server_urls(url)]
-    try:
-        yield wires
-    finally:
-        for wire in wires:
-            await wire.close()
+    async with bus_servers(url, name="everbus-quota") as servers:
+        yield [one.wire for one in reachable(servers)]

@@ -5,16 +5,22 @@ Nodes of a Redis Cluster that die: what others serve goes on.
 import asyncio
 import signal
 import time
+from contextlib import AsyncExitStack
 
 import pytest
 import pytest_asyncio
 import redis.asyncio
 
-from everbus.bus import connect
+from everbus.bus import connect, keys
+from everbus.bus.cluster_wire import wire_to
 from everbus.bus.errors import EverbusError
+from everbus.gateway.health.indicators import INDICATORS
+from everbus.gateway.health.readings import Readings, read_bus, read_servers
+from everbus.gateway.health.verdicts import examine
 from everbus.gateway.presence.replica_liveness import LOOK_EVERY_S, alive_channel
 from everbus.gateway.store import key_names
 from tests.cluster import cluster
+from tests.commandline import CommandLine, own_logs
 from tests.integration.test_on_cluster import (
     PARTITIONS,
     WITHIN_S,
@@ -25,7 +31,12 @@ from tests.integration.test_on_cluster import (
 )
 from tests.replicas import a_token, manager, replica_in, until
 
-pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]
+pytestmark = [
+    pytest.mark.asyncio,
+    pytest.mark.timeout(60),
+    pytest.mark.usefixtures("own_logs"),
+]
+__all__ = ["own_logs"]
 
 
 @pytest_asyncio.fixture
@@ -124,3 +135,58 @@ async def test_while_a_primary_is_away_the_other_lanes_are_taken_over(
             return found == ["stays"] * len(here)
 
         await until(taken, WITHIN_S, "the lanes of the living nodes are taken over")
+
+
+async def test_a_node_that_joins_later_is_told_of_until_it_has_the_users(
+    bus, client, tmp_path
+):
+    """
+    A node without slots and a replica: both may serve one day.
+    """
+    command = CommandLine(bus.url)
+    async with (
+        served(bus),
+        bus.follower(tmp_path, of=0) as joined,
+        AsyncExitStack() as closing,
+    ):
+        await owned_by(client, "here")
+        added = await command("mads", "add", "ann", "-o", "json")
+        on_replica = await joined.call("ACL", "USERS")
+        new = await closing.enter_async_context(bus.newcomer(tmp_path))
+
+        async def told():
+            # Each node is asked once the gossip has reached it.
+            readings = Readings(0, await read_servers(bus.url))
+            found = {one.name: one for one in examine(readings, INDICATORS)}
+            return found["bus_users"].shown == f"ann is not on {new.address}"
+
+        async def made():
+            again = await command("mads", "add", "ann", "-o", "json")
+            return again.code == 0 and b"ann" in await new.call("ACL", "USERS")
+
+        await until(told, WITHIN_S, "doctor tells of the newcomer")
+        await until(made, WITHIN_S, "the newcomer has the user")
+
+    assert added.code == 0
+    assert b"ann" in on_replica
+
+
+async def test_doctor_names_a_node_that_is_away(bus, client):
+    config = await bus.owner(keys.CONFIG)
+    dead = bus.nodes[(config + 1) % 3]
+    async with served(bus):
+        await owned_by(client, "here")
+        wire = wire_to(bus.url)
+        await dead.kill()
+        readings = await read_bus(wire)
+        found = {
+            one.name: one
+            for one in examine(
+                readings._replace(servers=await read_servers(bus.url)), INDICATORS
+            )
+        }
+        await wire.close()
+
+    assert found["bus_nodes"].verdict == "fail"
+    assert f"127.0.0.1:{dead.port}" in found["bus_nodes"].shown
+    assert found["lanes_without_owner"].verdict == "fail"

@@ -345,6 +345,7 @@ async def test_unequal_priorities_of_replicas_are_found(tmp_path, whole):
             stack.push_async_callback(copy.kill)
             client = await stack.enter_async_context(a_client(copy.url))
             await client.config_set("replica-priority", priority)
+            await client.config_set("appendfsync", "always")
             await client.replicaof("127.0.0.1", whole.url.split(":")[2].split("/")[0])
 
         async def both_follow():

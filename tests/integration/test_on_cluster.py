@@ -17,7 +17,6 @@ from everbus.bus import connect, keys
 from everbus.bus.cluster_wire import wire_to
 from everbus.bus.heartbeat import HeartbeatThread
 from everbus.compose.acl import mad_rules
-from everbus.compose.exit_codes import USAGE
 from everbus.compose.role_processes import run_manager
 from everbus.compose.settings import load_settings
 from everbus.compose.testing.memory.warm import MemoryWarm
@@ -25,7 +24,6 @@ from everbus.gateway.failpoints import disarmed
 from everbus.gateway.store import key_names, lease_records
 from tests.closed_load import ClosedLoad
 from tests.cluster import cluster
-from tests.commandline import CommandLine
 from tests.commit_log import CommitLog
 from tests.replicas import (
     a_mad,
@@ -414,16 +412,6 @@ async def test_a_mad_with_the_rights_that_it_is_given_needs_no_others(bus):
             await mad.flush()
     for wire in bus.wires:
         await wire.call("ACL", "DELUSER", "ann")
-
-
-async def test_what_does_not_run_on_a_cluster_says_so_at_its_start(bus, client):
-    await client.hset(keys.CONFIG, "partitions", PARTITIONS)
-    command = CommandLine(bus.url)
-
-    for arguments in (("doctor",), ("mads", "add", "ann"), ("mads", "remove", "ann")):
-        ended = await command(*arguments)
-        assert ended.code == USAGE, ended
-        assert "does not run on a Redis Cluster yet" in ended.talk
 
 
 async def test_it_is_enough_that_one_of_the_nodes_that_are_named_lives(bus):

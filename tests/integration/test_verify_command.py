@@ -54,7 +54,7 @@ async def verified(stack) -> Violations:
     try:
         await hot.load_windows(violations)
         check = CopyCheck(warm, archives, hot.read, hot.is_settled, violations)
-        await _every(check, warm, hot, lambda _: None)
+        await _every(check, warm, stack.bus.url, lambda _: None)
     finally:
         await wire.close()
         warm.close()

@@ -98,7 +98,8 @@ def test_a_manager_alone_may_set_users_to_disable_a_mad_above_its_quota():
     }
 
     assert named["manager"] == {
-        *("+acl|getuser", "+acl|setuser", "+client|kill", "+client|list")
+        *("+acl|getuser", "+acl|setuser", "+acl|users"),
+        *("+client|kill", "+client|list"),
     }
     assert named["archiver"] == set()
     assert named["edge"] == {"+client|setname"}

@@ -26,6 +26,14 @@ def test_a_reset_begins_with_the_first_wait_again():
     assert backoff.next_s() == 0.1
 
 
+def test_a_run_that_was_long_enough_ends_the_row_of_failures():
+    backoff = Backoff(0.1, 1.0, steady_s=2.0)
+
+    waits = [backoff.next_s(ran_s) for ran_s in (0.0, 1.9, 2.0, 2.1, 0.0)]
+
+    assert waits == [0.1, 0.2, 0.4, 0.1, 0.2]
+
+
 def test_a_wait_after_so_many_failures_counts_none():
     backoff = Backoff(2.0, 32.0)
 

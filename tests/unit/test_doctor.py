@@ -12,7 +12,6 @@ from everbus.compose import cli, doctor_command
 from everbus.compose.doctor_command import Diagnosis
 from everbus.compose.settings import load_settings
 from everbus.compose.settings_checks import check_settings
-from everbus.gateway.health.readings import _at
 from everbus.gateway.health.verdicts import IndicatorResult
 from everbus.gateway.identity.tokens import mint
 
@@ -153,15 +152,3 @@ def test_a_tier_that_is_set_wrongly_fails_with_the_setting():
 
     assert found["s3"].verdict == "fail"
     assert "EVERBUS_COLD_FOLDER" in found["s3"].shown
-
-
-@pytest.mark.parametrize(
-    ("url", "there"),
-    [
-        ("redis://h:1/0", "redis://10.0.0.2:7/0"),
-        ("rediss://u:p%40@h:1/0?x=y", "rediss://u:p%40@10.0.0.2:7/0?x=y"),
-        ("redis://h", "redis://10.0.0.2:7"),
-    ],
-)
-def test_a_replica_is_asked_with_the_same_credentials(url, there):
-    assert _at(url, "10.0.0.2", 7) == there

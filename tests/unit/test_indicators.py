@@ -69,7 +69,7 @@ def a_status(name="m1", **fields):
 def readings(**fields):
     known = {
         "now_ms": NOW_MS,
-        "server": a_server(),
+        "servers": (a_server(),),
         "partitions": 2,
         "replicas": ("m1", "m2"),
         "statuses": (a_status(),),
@@ -100,12 +100,12 @@ def lane(**fields):
 
 
 def server(**more):
-    return {"server": a_server(**more)}
+    return {"servers": (a_server(**more),)}
 
 
 def settings(**changes):
     told = SETTINGS | {name.replace("_", "-"): v for name, v in changes.items()}
-    return {"server": a_server(settings=told)}
+    return {"servers": (a_server(settings=told),)}
 
 
 def followers(*lags, state="online", **changes):
@@ -115,7 +115,25 @@ def followers(*lags, state="online", **changes):
     }
     chosen = SETTINGS | {name.replace("_", "-"): v for name, v in changes.items()}
     info = INFO | told | {"connected_slaves": str(len(lags))}
-    return {"server": ServerReport(info, chosen)}
+    return {"servers": (ServerReport(info, chosen),)}
+
+
+def replica(**fields):
+    known = {"address": "r:1", "is_primary": False}
+    return a_server()._replace(**known | fields)
+
+
+def with_replicas(*some):
+    primary = a_server()._replace(address="p:1", users=frozenset({"default", "ann"}))
+    return {"servers": (primary, *some)}
+
+
+def prioritised(*priorities):
+    settings = [SETTINGS | {"replica-priority": str(one)} for one in priorities]
+    return with_replicas(*(replica(settings=one) for one in settings))
+
+
+ANN_IS_MISSING = frozenset({"default"})
 
 
 def test_a_healthy_bus_passes_everywhere():
@@ -191,6 +209,16 @@ CASES = [
     ("diverged", "fail", failures(diverged_records=1)),
     ("corrupted", "fail", failures(corrupted_state=1)),
     ("corrupted", "fail", failures(refused_records=1)),
+    ("bus_nodes", "pass", with_replicas(replica())),
+    ("bus_nodes", "warn", with_replicas(replica(trouble="no connection"))),
+    ("bus_nodes", "fail", {"servers": (a_server()._replace(trouble="refused"),)}),
+    ("bus_users", "pass", with_replicas(replica(users=frozenset()))),
+    ("bus_users", "warn", with_replicas(replica(users=ANN_IS_MISSING))),
+    (
+        "bus_users",
+        "fail",
+        with_replicas(replica(users=ANN_IS_MISSING, is_primary=True)),
+    ),
     ("bus_memory", "pass", server(used_memory="749")),
     ("bus_memory", "warn", server(used_memory="750")),
     ("bus_memory", "fail", server(used_memory="900")),
@@ -209,12 +237,14 @@ CASES = [
         "fail",
         followers(0, state="wait_bgsave", min_replicas_to_write="1"),
     ),
-    ("replica_priority", "pass", {"priorities": (100, 100)}),
-    ("replica_priority", "warn", {"priorities": (100, 10)}),
+    ("replica_priority", "pass", prioritised(100, 100)),
+    ("replica_priority", "warn", prioritised(100, 10)),
     ("min_replicas", "warn", followers(1)),
     ("clock_skew", "pass", {"skew_ms": -499}),
     ("clock_skew", "warn", {"skew_ms": -500}),
     ("clock_skew", "fail", {"statuses": (a_status(skew_ms=5_000),)}),
+    ("clock_skew", "pass", with_replicas(replica(skew_ms=499))),
+    ("clock_skew", "warn", with_replicas(replica(skew_ms=500))),
     ("notifications", "warn", settings(notify_keyspace_events="")),
     ("notifications", "warn", settings(notify_keyspace_events="x")),
     ("notifications", "pass", settings(notify_keyspace_events="AK")),
@@ -249,6 +279,36 @@ def test_an_indicator_turns_at_its_threshold_and_no_other_does(name, verdict, ch
     assert turned - {name, *along.split()} == set()
 
 
+def test_the_worst_server_counts_and_is_named():
+    changed = {
+        "bus_memory": a_server(used_memory="950"),
+        "evictions": a_server(evicted_keys="2"),
+        "eviction_policy": a_server(maxmemory_policy="allkeys-lru"),
+        "persistence": a_server(aof_enabled="0"),
+        "redis_replicas": a_server(master_link_status="down"),
+    }
+    for name, other in changed.items():
+        broken = other._replace(address="b:1", is_primary=False)
+
+        found = {
+            one.name: one
+            for one in examine(readings(**with_replicas(replica(), broken)), INDICATORS)
+        }
+
+        assert found[name].verdict == "fail"
+        assert found[name].shown.endswith(" at b:1") or name == "redis_replicas"
+        assert {n for n, one in found.items() if one.verdict != "pass"} == {name}
+
+
+def test_missing_users_are_told_with_the_servers_that_lack_them():
+    some = with_replicas(replica(users=ANN_IS_MISSING))
+
+    found = {one.name: one for one in examine(readings(**some), INDICATORS)}
+
+    assert found["bus_users"].shown == "ann is not on r:1"
+    assert "everbus mads add" in found["bus_users"].remedy
+
+
 def test_every_indicator_that_can_turn_is_tried():
     turned = {name for name, verdict, _ in CASES if verdict != "pass"}
 
@@ -276,19 +336,20 @@ def test_a_version_is_judged_by_its_own_line(info, verdict):
     7.0 never got a fix of its own: only its distributor can tell.
     """
     known = {name: v for name, v in INFO.items() if name != "valkey_version"}
-    told = readings(server=a_server(info=known | info))
+    told = readings(servers=(a_server(info=known | info),))
 
     [found] = [one for one in examine(told, INDICATORS) if one.name == "bus_version"]
     assert found.verdict == verdict
 
 
 def test_a_bus_that_keeps_its_configuration_to_itself_is_told_of_and_no_more():
-    told = readings(server=a_server(settings={}, forbidden=True))
+    told = readings(servers=(a_server(settings={}, forbidden=True),))
 
     found = examine(told, INDICATORS)
 
     assert [o.name for o in found if o.verdict != "pass"] == ["bus_config"]
     assert {o.name for o in found if o.shown == "not known"} == {
+        "bus_users",
         "client_bounds",
         "fsync",
         "notifications",
@@ -299,7 +360,7 @@ def test_without_info_nothing_is_held_against_the_bus():
     replies = [PermissionError("no INFO"), *[PermissionError("no CONFIG")] * 7]
     server = server_of(replies)
 
-    found = examine(readings(server=server), INDICATORS)
+    found = examine(readings(servers=(server,)), INDICATORS)
 
     assert [o.name for o in found if o.verdict == "fail"] == []
     assert [one.setting for one in weaknesses(server)] == ["INFO"]

@@ -21,7 +21,7 @@ from everbus.compose.mad_users import (
 )
 from everbus.gateway.store.lease_records import InstanceRecord, SweepStatus
 
-OURS = User(frozenset({"on"}), frozenset({"&eb:wake:ada:*"}))
+OURS = User(frozenset({"on"}), frozenset({"&eb:wake:ada:*"}), digests=("x",))
 
 
 class FakeWire:
@@ -172,15 +172,8 @@ async def test_what_weakens_the_users_of_a_server_is_told():
     weak = FakeWire(
         ACL_SAVE=ResponseError("ERR no file"),
         ACL_GETUSER=nopass,
-        INFO_replication=b"role:master\r\nconnected_slaves:2\r\n",
     )
-    sound = FakeWire(
-        ACL_SAVE=b"OK", ACL_GETUSER=off, INFO_replication=b"connected_slaves:0\r\n"
-    )
+    sound = FakeWire(ACL_SAVE=b"OK", ACL_GETUSER=off)
 
-    assert [one.split()[0] for one in await user_warnings(weak)] == [
-        "the",
-        "the",
-        "users",
-    ]
+    assert [one.split()[1] for one in await user_warnings(weak)] == ["server", "user"]
     assert await user_warnings(sound) == []

@@ -42,7 +42,7 @@ COMMANDS = {
         re.DOTALL | re.MULTILINE,
     )
 }
-OWN_OPTIONS = {"--help", "--version", "--install-completion"}
+OWN_OPTIONS = {"--help", "--version", "--install-completion", "--context"}
 GROUPS = {name.partition(" ")[0] for name in COMMANDS if " " in name}
 
 
@@ -80,6 +80,9 @@ def is_command(call: str) -> bool:
     """
     options = set(OPTION.findall(call))
     first, *rest = call.split()
+    if first == "--context":
+        _name, *command = rest
+        return command in ([], ["…"]) or is_command(" ".join(command))
     if first.startswith("-"):
         return options <= OWN_OPTIONS
     if first not in GROUPS:

@@ -42,7 +42,7 @@ async def test_without_a_url_there_is_no_tier():
     assert warm_tier(chosen) is None
     assert cold_tier(chosen) is None
     assert archives_of(chosen) is None
-    async with lower_tiers(chosen, None) as tiers:
+    async with lower_tiers(chosen) as tiers:
         assert isinstance(tiers, NoTiers)
 
 
@@ -65,7 +65,7 @@ async def test_a_class_of_the_users_own_is_behind_a_breaker_as_well():
     assert isinstance(warm.tier, MemoryWarm)
     assert isinstance(cold, GuardedTier)
     assert isinstance(cold.tier, MemoryCold)
-    async with lower_tiers(chosen, None) as tiers:
+    async with lower_tiers(chosen) as tiers:
         assert isinstance(tiers, Reader)
 
 
