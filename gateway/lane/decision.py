@@ -245,12 +245,14 @@ class Decider:
 
     def worth_loading(self, delivery: Delivery, now: Now) -> bool:
         """
-        Whether the command is in time and its sender known: else nothing is loaded
-        for it, and its decision only refuses it.
+        Whether the command is new, in time, and its sender known: else nothing is
+        loaded for it, since its decision only repeats a reply or refuses it.
 
         Where records of publishers were lost, a late one may be one that MongoDB holds,
         sent again: to refuse it as not applied could be untrue.
         """
+        if self.cache.settled_before(delivery) and self.writes(delivery):
+            return False
         try:
             if not self.cache.records_lost:
                 in_time(delivery, now)

@@ -11,7 +11,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from everbus.bus import NotFound
+from everbus.bus import Unavailable
 from everbus.bus.keys import partition_of
+from everbus.bus.requests import Requests
 from everbus.gateway.lane.cache import MISSING_S
 from everbus.gateway.store.mongo.documents import PLACEHOLDER_S, TOMBSTONE_DAYS
 from tests.conversations import Conversation
@@ -71,6 +73,36 @@ class TestSuspended:
             await one.check()
             steps = (await mad.diff(one.id, 1, one.version)).changes
             assert [c.kind for c in steps] == ["session.suspended", "session.resumed"]
+
+    async def test_commands_that_are_sent_again_wake_nobody(self, stack, monkeypatch):
+        ask, silent = Requests.settled_numbers, []
+
+        async def settled_numbers(*asked):
+            if silent:
+                raise Unavailable("nobody answers now")
+            return await ask(*asked)
+
+        monkeypatch.setattr(Requests, "settled_numbers", settled_numbers)
+        async with stack.served() as (mad, hands), hands.draining():
+            session = (await mad.create_session("ada")).id
+            mad.append(session, 0)
+            await mad.flush(settled=True, timeout=30)
+            silent.append(True)
+            for n in (1, 2, 3):
+                mad.append(session, n)
+            await mad.suspend_session(session)
+            await stack.until_cold(session)
+
+            kept = mad._requests._publisher._unsettled
+            assert kept.count == 3
+            silent.clear()
+            # So that the managers' answer names another lineage.
+            kept._lineages[partition_of(session, PARTITIONS)] = -1
+            await mad.flush(settled=True, timeout=30)
+
+            assert not await stack.is_hot(session)
+            page = await mad.timeline(session)
+            assert [entry.entry for entry in page.entries] == [0, 1, 2, 3]
 
     async def test_it_stays_hot_until_mongodb_holds_it(self, stack):
         async with stack.served() as (mad, hands):
