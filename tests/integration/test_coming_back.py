@@ -10,8 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from everbus.bus import NotFound
-from everbus.bus import Unavailable
+from everbus.bus import NotFound, Unavailable
 from everbus.bus.keys import partition_of
 from everbus.bus.requests import Requests
 from everbus.gateway.lane.cache import MISSING_S
