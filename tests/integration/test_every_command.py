@@ -129,6 +129,7 @@ async def test_the_life_of_a_session(bus):
     before = await run("session", "at", made, "1")
     changes = await run("session", "diff", made, "1", "2")
     stored = await run("session", "checkpoint", made)
+    await run("session", "update", made, '{"tags": ["land"]}')
     restored = await run("session", "restore", made, stored["id"])
     durable = await run("session", "durable", made, "--wait")
     found = await run("session", "list", "--tag", "sea")
@@ -141,7 +142,7 @@ async def test_the_life_of_a_session(bus):
     assert (shown["tags"], before["tags"]) == (["sea"], [])
     assert [one["entry"] for one in page["entries"]] == [{"text": "hi"}]
     assert len(changes["changes"]) == 1
-    assert restored["version"] == shown["version"] + 1 == durable["version"]
+    assert restored["version"] == shown["version"] + 2 == durable["version"]
     assert command
     assert resumed["version"] > restored["version"]
     assert ended.code == 0
