@@ -14,7 +14,7 @@ T = TypeVar("T")
 _ExcType = type[BaseException] | None
 
 
-class _Entry:
+class _SingleEntry:
     """
     Counts the first entry, and refuses the others.
     """
@@ -38,7 +38,7 @@ class AsyncSingleUse(AbstractAsyncContextManager[T]):
 
     def __init__(self, context: AbstractAsyncContextManager[T]) -> None:
         self._context = context
-        self._entry = _Entry()
+        self._entry = _SingleEntry()
 
     async def __aenter__(self) -> T:
         self._entry.take()
@@ -58,7 +58,7 @@ class SingleUse(AbstractContextManager[T]):
 
     def __init__(self, context: AbstractContextManager[T]) -> None:
         self._context = context
-        self._entry = _Entry()
+        self._entry = _SingleEntry()
 
     def __enter__(self) -> T:
         self._entry.take()

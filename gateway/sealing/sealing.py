@@ -21,14 +21,14 @@ from everbus.gateway.sealing.sensitive_fields import SENSITIVE, TIMELINE
 BYTES = (b"\xc4", b"\xc5", b"\xc6")
 
 
-class _Entry(msgspec.Struct, gc=False):
+class _SealedEntry(msgspec.Struct, gc=False):
     seq: int
     at: msgspec.Raw
     author: str
     entry: msgspec.Raw
 
 
-_entry = msgspec.msgpack.Decoder(_Entry)
+_entry = msgspec.msgpack.Decoder(_SealedEntry)
 
 
 class Sealing:
@@ -129,7 +129,7 @@ def entry_place(session_id: str, generation: datetime, seq: int) -> ValuePlace:
     return ValuePlace(session_id, milliseconds(generation), f"entry:{seq}")
 
 
-def _value_of(entry: _Entry) -> bytes:
+def _value_of(entry: _SealedEntry) -> bytes:
     """
     The bytes in an entry; empty if its value is a plain JSON value.
     """
