@@ -21,6 +21,7 @@ from everbus.gateway.edge.handshake import (
     serve_stream,
     streams_in,
 )
+from everbus.gateway.edge.route import refuse_unknown_query
 from everbus.gateway.edge.stream_ends import end_of
 from everbus.gateway.edge.streams import StreamClient, Streams
 from everbus.gateway.edge.transports import SseClient, WebSocketClient, close_frame
@@ -29,6 +30,7 @@ from everbus.gateway.edge.transports import SseClient, WebSocketClient, close_fr
 # a browser can set no header here, and a URL gets into logs.
 SUBPROTOCOL = "everbus.live"
 BEARER = "everbus.bearer."
+PARAMETERS = ("after",)
 
 _SSE = (
     "Events in order, each with its `id`, its kind as `event` and JSON as `data`. The "
@@ -67,6 +69,7 @@ class LiveRoutes:
         """
         Follow a session by server-sent events.
         """
+        refuse_unknown_query(request.query_params, PARAMETERS)
         start = last_event_id or after
         handshake = await handshake_of(request, self._context, session_id, start)
 
@@ -83,6 +86,7 @@ class LiveRoutes:
         # nothing of a refused handshake.
         await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
         try:
+            refuse_unknown_query(websocket.query_params, PARAMETERS)
             connection = _with_bearer(websocket)
             handshake = await handshake_of(connection, self._context, session_id, after)
             await serve_stream(

@@ -6,7 +6,7 @@ checked before any work, sizes while the body arrives; FastAPI sees the request 
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from email.message import Message
 from typing import Any
 
@@ -65,6 +65,7 @@ class ApiRoute(APIRoute):
         """
         serve = super().get_route_handler()
         takes_body = self.body_field is not None
+        takes_query = bool(self.dependant.query_params)
 
         async def receive(request: Request) -> Response:
             caller = await authenticate(request, request.app.state.context)
@@ -73,6 +74,8 @@ class ApiRoute(APIRoute):
             with limiter.in_flight(caller.principal):
                 request.scope["everbus.caller"] = caller
                 _check_accept(request)
+                if not takes_query:
+                    refuse_unknown_query(request.query_params)
                 body = await _body(request) if takes_body else b""
                 return await serve(ApiRequest(request, body))
 
@@ -86,6 +89,25 @@ def caller_in(request: Request) -> Caller:
     caller: Caller = request.scope["everbus.caller"]
 
     return caller
+
+
+def refuse_unknown_query(query: Iterable[str], known: Iterable[str] = ()) -> None:
+    """
+    Refuse parameters that would have no effect: one may be a condition of the caller's.
+
+    A route whose parameters are one model refuses others by that.
+
+    Raises:
+        Invalid: naming the first unknown one.
+    """
+    allowed = ", ".join(known)
+    for name in query:
+        if name not in known:
+            raise Invalid(
+                f"there is no query parameter {name[:40]!r} here; "
+                + (f"known: {allowed}" if allowed else "this route takes none"),
+                field=name[:40],
+            )
 
 
 def _check_accept(request: Request) -> None:

@@ -54,6 +54,38 @@ async def test_a_session_from_its_creation_to_its_end(edge: Edge):
     assert (gone.status_code, gone.json()["code"]) == (404, "not_found")
 
 
+async def test_no_route_ignores_a_query_parameter(edge: Edge):
+    """
+    Also those whose parameters are in the body: `?expected_version=3` is no condition.
+    """
+    name = fresh()
+    async with edge.client(name) as client:
+        at = f"/sessions/{await begun(client, name)}"
+        described = (await client.get("/openapi.json")).json()["paths"]
+        routes = [
+            (method.upper(), path.replace("/sessions/{session_id}", at))
+            for path, methods in described.items()
+            for method in methods
+            if path.startswith("/sessions")
+        ]
+        told = [
+            await client.request(method, path, params={"nonsense": 1}, json={})
+            if method in ("POST", "PATCH", "PUT")
+            else await client.request(method, path, params={"nonsense": 1})
+            for method, path in routes
+        ]
+        unchanged = await client.get(at)
+
+    assert len(routes) > 12
+    wrong = [
+        (route, one.status_code, one.text[:80])
+        for route, one in zip(routes, told, strict=True)
+        if one.status_code != 422 or "nonsense" not in one.text
+    ]
+    assert wrong == []
+    assert unchanged.json()["version"] == 1
+
+
 async def test_the_timeline_is_appended_to_and_read_in_pages(edge: Edge):
     name = fresh()
     async with edge.client(name) as client:
