@@ -156,7 +156,7 @@ class Part:
         return found
 
     async def logged(
-        self, event: str, within_s: float = 15.0, **fields: Any
+        self, event: str, within_s: float = 45.0, **fields: Any
     ) -> dict[str, Any]:
         """
         The first such record, as soon as it is logged.
