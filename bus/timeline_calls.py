@@ -59,6 +59,7 @@ class TimelineCalls(MadCalls):
         entry: Any,
         *,
         expected_last_seq: int | None = None,
+        command_id: str | None = None,
         durability: Durability = "hot",
         timeout: float = DEFAULT_TIMEOUT_S,
     ) -> int:
@@ -77,6 +78,7 @@ class TimelineCalls(MadCalls):
             session_id,
             _appended(entry, expected_last_seq),
             timeout,
+            command_id=command_id,
             durability=durability,
         )
         return int(unpack(reply.body, dict)["seq"])

@@ -168,6 +168,21 @@ class TestSessions:
 
         assert session.id in [one.id for one in page.sessions]
 
+    async def test_are_changed_once_under_the_callers_id(self, ada):
+        made = [
+            await ada.create_session("ada", session_id="own", command_id="make")
+            for _ in "12"
+        ]
+        patch = {"tags": ["a"]}
+        changed = [
+            await ada.update_session("own", patch, expected_version=1, command_id="tag")
+            for _ in "12"
+        ]
+        for _ in "12":
+            await ada.delete_session("own", command_id="end")
+
+        assert [one.version for one in (*made, *changed)] == [1, 1, 2, 2]
+
 
 class TestParticipants:
     async def test_join_and_leave_once(self, ada, session):
@@ -286,6 +301,27 @@ class TestTimelines:
 
         entries = await told_in(ada, session.id)
         assert [one.split()[1] for one in entries] == [str(n) for n in range(20)]
+
+    async def test_take_an_entry_under_the_callers_id_once(self, bus, ada, session):
+        """
+        Also from another instance, and although the condition holds no longer.
+        """
+        once = {"expected_last_seq": 0, "command_id": f"paid-{session.id}"}
+        late = {"expected_last_seq": 0, "command_id": f"late-{session.id}"}
+        seqs = [await ada.append_and_wait(session.id, "paid", **once)]
+        with pytest.raises(sdk.VersionConflict):
+            await ada.append_and_wait(session.id, "late", **late)
+        async with bus.connect(mad="ada") as twin:
+            seqs += [await twin.append_and_wait(session.id, "paid", **once)]
+            await twin.append_and_wait(session.id, "more")
+            with pytest.raises(sdk.VersionConflict) as refused:
+                await twin.append_and_wait(session.id, "late", **late)
+            with pytest.raises(sdk.Invalid, match="used for another command"):
+                await twin.append_and_wait(session.id, "other", **once)
+
+        assert seqs == [1, 1]
+        assert refused.value.current_last_seq == 1
+        assert await told_in(ada, session.id) == ["paid", "more"]
 
     async def test_are_durable_when_the_warm_tier_has_them(self, ada, session):
         ada.append(session.id, "kept")

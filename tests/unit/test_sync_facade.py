@@ -131,7 +131,7 @@ CALLS = {
     "create_session": (("ada",), {"session_id": "s", "durability": "warm"}),
     "get_or_create_session": (("ada",), {"durability": "warm"}),
     "get_session": (("s",), {"full": True}),
-    "delete_session": (("s",), {"expected_version": 3, "durability": "warm"}),
+    "delete_session": (("s",), {"expected_version": 3, "command_id": "order-7"}),
     "suspend_session": (("s",), {"expected_version": 3, "durability": "hot"}),
     "resume_session": (("s",), {"expected_version": 3, "durability": "warm"}),
     "durable": (("s",), {"wait": True}),
