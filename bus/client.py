@@ -24,6 +24,12 @@ class Mad(SessionCalls, TimelineCalls, HistoryCalls, LiveCalls):
     a number, so repeating one, here or on the bus, never applies it twice. When
     a call ends in ReplyTimeout its effect is unknown until `outcome` is asked.
 
+    Writes that wait take `command_id`, an id of your own of at most 80 letters, digits,
+    `_`, `.` or `-`: a repetition of the same write under it, by any instance of this
+    MAD, gets the first reply and changes nothing, for ten minutes; another write under
+    it is Invalid. Repeat it after an error that passes (ReplyTimeout, Unavailable,
+    Overloaded, Expired), which may be about an earlier attempt.
+
     Writes take `durability`: reply after the commit in Redis (`hot`), after its
     replicas have it, too (`replicated`), or after MongoDB has it (`warm`).
     """
@@ -70,6 +76,7 @@ class Mad(SessionCalls, TimelineCalls, HistoryCalls, LiveCalls):
         mad: str,
         *,
         role: str = "",
+        command_id: str | None = None,
         durability: Durability = "hot",
         timeout: float = DEFAULT_TIMEOUT_S,
     ) -> Session:
@@ -88,7 +95,12 @@ class Mad(SessionCalls, TimelineCalls, HistoryCalls, LiveCalls):
 
         return session_in(
             await self._ask(
-                "participant.add", session_id, body, timeout, durability=durability
+                "participant.add",
+                session_id,
+                body,
+                timeout,
+                command_id=command_id,
+                durability=durability,
             )
         )
 
@@ -97,6 +109,7 @@ class Mad(SessionCalls, TimelineCalls, HistoryCalls, LiveCalls):
         session_id: str,
         mad: str,
         *,
+        command_id: str | None = None,
         durability: Durability = "hot",
         timeout: float = DEFAULT_TIMEOUT_S,
     ) -> Session:
@@ -109,7 +122,12 @@ class Mad(SessionCalls, TimelineCalls, HistoryCalls, LiveCalls):
 
         return session_in(
             await self._ask(
-                "participant.remove", session_id, body, timeout, durability=durability
+                "participant.remove",
+                session_id,
+                body,
+                timeout,
+                command_id=command_id,
+                durability=durability,
             )
         )
 
@@ -118,6 +136,7 @@ class Mad(SessionCalls, TimelineCalls, HistoryCalls, LiveCalls):
         session_id: str,
         *,
         role: str = "",
+        command_id: str | None = None,
         durability: Durability = "hot",
         timeout: float = DEFAULT_TIMEOUT_S,
     ) -> Session:
@@ -125,13 +144,19 @@ class Mad(SessionCalls, TimelineCalls, HistoryCalls, LiveCalls):
         Make this MAD a participant; as `add_participant`.
         """
         return await self.add_participant(
-            session_id, self.name, role=role, durability=durability, timeout=timeout
+            session_id,
+            self.name,
+            role=role,
+            command_id=command_id,
+            durability=durability,
+            timeout=timeout,
         )
 
     async def leave(
         self,
         session_id: str,
         *,
+        command_id: str | None = None,
         durability: Durability = "hot",
         timeout: float = DEFAULT_TIMEOUT_S,
     ) -> Session:
@@ -139,7 +164,11 @@ class Mad(SessionCalls, TimelineCalls, HistoryCalls, LiveCalls):
         Remove this MAD from the participants; as `remove_participant`.
         """
         return await self.remove_participant(
-            session_id, self.name, durability=durability, timeout=timeout
+            session_id,
+            self.name,
+            command_id=command_id,
+            durability=durability,
+            timeout=timeout,
         )
 
     async def outcome(

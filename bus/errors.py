@@ -68,7 +68,7 @@ class Defect(EverbusError):
 
 class VersionConflict(Rejection):
     """
-    The session has another version than expected; read it and decide anew.
+    The session has another version or last seq than expected; read it and decide anew.
     """
 
     code = "version_conflict"
@@ -80,6 +80,13 @@ class VersionConflict(Rejection):
         Version of the session when the command was decided.
         """
         return int(self.details["current_version"])
+
+    @property
+    def current_last_seq(self) -> int:
+        """
+        Seq of the session's newest entry when the command was decided; 0 without one.
+        """
+        return int(self.details["current_last_seq"])
 
 
 class NotFound(Rejection):

@@ -120,6 +120,7 @@ class HistoryCalls(MadCalls):
         checkpoint_id: str,
         *,
         expected_version: int | None = None,
+        command_id: str | None = None,
         durability: Durability = "hot",
         timeout: float = DEFAULT_TIMEOUT_S,
     ) -> Session:
@@ -138,6 +139,7 @@ class HistoryCalls(MadCalls):
                 {"checkpoint_id": check_text(checkpoint_id, "checkpoint_id")},
                 timeout,
                 expected_version,
+                command_id=command_id,
                 durability=durability,
             )
         )

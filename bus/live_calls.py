@@ -62,6 +62,7 @@ class LiveCalls(MadCalls):
         session_id: str,
         message: Any,
         *,
+        command_id: str | None = None,
         durability: Durability = "hot",
         timeout: float = DEFAULT_TIMEOUT_S,
     ) -> str:
@@ -80,6 +81,11 @@ class LiveCalls(MadCalls):
         check_json(message, "message")
         body = {"message": message}
         reply = await self._ask(
-            "session.broadcast", session_id, body, timeout, durability=durability
+            "session.broadcast",
+            session_id,
+            body,
+            timeout,
+            command_id=command_id,
+            durability=durability,
         )
         return str(unpack(reply.body, dict)["id"])

@@ -352,6 +352,20 @@ def check_command_id(value: str) -> str:
     return _matching(_COMMAND_ID, "id", value)
 
 
+def check_free_id(value: str, field: str = "id") -> str:
+    """
+    Return *value* if it is a command id that no publisher counts.
+
+    Raises:
+        Invalid: naming *field*.
+    """
+    if ordinal_of(_matching(_COMMAND_ID, field, value)) is None:
+        return value
+    raise invalid(
+        field, f"{quoted(value)} is a publisher's number; choose an id without dots"
+    )
+
+
 def check_mad(value: str) -> str:
     """
     Return *value* if it is a MAD's name: 1 to 64 letters, digits, `_` or `-`.

@@ -127,6 +127,12 @@ class ReplyReceiver:
 
         return reply
 
+    def expects(self, identifier: str) -> bool:
+        """
+        Whether a request waits for its reply.
+        """
+        return identifier in self._expected
+
     def forget(self, identifier: str) -> None:
         """
         Stop waiting; the stream expires by its TTL.

@@ -29,6 +29,7 @@ from everbus.bus.messages import (
     SCHEMA,
     Envelope,
     Reply,
+    check_free_id,
     check_session_id,
     ordinal_of,
     pack,
@@ -231,12 +232,8 @@ class Requests:
         Raises:
             Invalid: the freely chosen id has the form of a publisher's id.
         """
-        if ordinal_of(acting.command_id) is not None:
-            raise Invalid(
-                f"{acting.command_id:.80} is a publisher's number; choose an id "
-                "without dots",
-                field="id",
-            )
+        if acting.command_id:
+            check_free_id(acting.command_id)
         return Requests(
             *(self._publisher, self._replies, self._partitions, acting),
             affinity=self._affinity,
@@ -257,10 +254,14 @@ class Requests:
         timeout: float,
         expected_version: int | None = None,
         *,
+        command_id: str | None = None,
         durability: str = "hot",
     ) -> Reply:
         """
         Publish a command for a session and return its ok reply.
+
+        Args:
+            command_id: a freely chosen id, by which the ledger recognises a repetition.
 
         Raises:
             Invalid: an argument has a wrong type or value; nothing was sent.
@@ -279,6 +280,9 @@ class Requests:
             reply=True,
             durability=_checked_durability(durability),
         )
+        if command_id is not None:
+            envelope = self._under(self._unused(command_id), envelope)
+
         return await self._reply_to(envelope, partition, timeout)
 
     async def ask_anyone(
@@ -308,8 +312,8 @@ class Requests:
             EverbusError: as in `ask`.
         """
         self.check()
-        own = self._publisher.instance
-        envelope = msgspec.structs.replace(
+        envelope = self._under(
+            f"{self._publisher.instance}-{secrets.token_hex(8)}",
             self._envelope(
                 SETTLED_KIND,
                 "",
@@ -317,8 +321,6 @@ class Requests:
                 deadline_ms=_deadline_ms(SETTLED_TIMEOUT_S),
                 reply=True,
             ),
-            id=f"{own}-{secrets.token_hex(8)}",
-            wake=own,
         )
         reply = await self._reply_to(envelope, partition, SETTLED_TIMEOUT_S)
         settled: SettledNumbers = unpack(reply.body, SettledNumbers)
@@ -350,7 +352,11 @@ class Requests:
         self.check()
         ordinal = ordinal_of(check_text(command_id, "id"))
         if ordinal is None or ordinal.partition >= self._partitions:
-            raise Invalid(f"{command_id[:80]!r} is no id of ours", field="id")
+            raise Invalid(
+                f"{command_id[:80]!r} is no id of ours; to learn the outcome under an "
+                "id of your own, repeat the command under it",
+                field="id",
+            )
         envelope = self._envelope(
             kind,
             session_id,
@@ -455,6 +461,29 @@ class Requests:
             **fields,
         )
 
+    def _under(self, free_id: str, envelope: Envelope) -> Envelope:
+        """
+        The envelope under a freely chosen id, with the reply to this instance.
+        """
+        return msgspec.structs.replace(
+            envelope, id=free_id, wake=self._publisher.instance
+        )
+
+    def _unused(self, command_id: str) -> str:
+        """
+        Return *command_id* if it can be told from the ids of this instance.
+
+        Raises:
+            Invalid: it is no free id, or a call waits for its reply: one reply cannot
+                go to two.
+        """
+        if self._replies.expects(check_free_id(command_id, "command_id")):
+            raise Invalid(
+                f"a call under {command_id} waits for its reply; await that one first",
+                field="command_id",
+            )
+        return command_id
+
     async def _reply_to(
         self, envelope: Envelope, partition: int, timeout: float
     ) -> Reply:
@@ -488,8 +517,7 @@ class Requests:
         self._note_unanswered(envelope)
         return ReplyTimeout(
             f"{envelope.kind} was sent again, and was refused then ({reason}); the "
-            f"first time may have had its effect. Ask outcome({envelope.id!r}) before "
-            "you repeat it",
+            f"first time may have had its effect; {_remedy(envelope.id)}",
             command_id=envelope.id,
         )
 
@@ -508,8 +536,8 @@ class Requests:
                 command_id=identifier,
             )
         return ReplyTimeout(
-            f"no reply to {kind} within {timeout} s{self._reason()}; ask "
-            f"outcome({identifier!r})",
+            f"no reply to {kind} within {timeout} s{self._reason()}; "
+            f"{_remedy(identifier)}",
             command_id=identifier,
         )
 
@@ -527,6 +555,15 @@ def _traceparent() -> str:
     if opentelemetry.get_current_span() is opentelemetry.INVALID_SPAN:
         return ""
     return current_traceparent()
+
+
+def _remedy(identifier: str) -> str:
+    """
+    How to end the doubt about a command without a reply.
+    """
+    if ordinal_of(identifier) is None:
+        return f"repeat it under {identifier!r}: it is applied once"
+    return f"ask outcome({identifier!r}) before you repeat it"
 
 
 def _checked_durability(durability: str) -> str:

@@ -18,7 +18,7 @@ from everbus.bus.arguments import (
     check_patch,
 )
 from everbus.bus.derived_ids import user_session_id
-from everbus.bus.errors import AlreadyExists
+from everbus.bus.errors import AlreadyExists, Invalid
 from everbus.bus.mad_calls import DEFAULT_TIMEOUT_S, MadCalls, without_none
 from everbus.bus.messages import (
     STATES,
@@ -45,6 +45,7 @@ class SessionCalls(MadCalls):
         user_id: str,
         *,
         session_id: str | None = None,
+        command_id: str | None = None,
         durability: Durability = "hot",
         timeout: float = DEFAULT_TIMEOUT_S,
     ) -> Session:
@@ -53,15 +54,24 @@ class SessionCalls(MadCalls):
 
         Args:
             session_id: an id of your choice; default: a fresh UUIDv7.
+            command_id: needs a *session_id*, so that a repetition names the same one.
 
         Raises:
             AlreadyExists: a session has this id.
             Forbidden: the token's role may not create sessions for this user.
         """
+        if command_id is not None and session_id is None:
+            raise Invalid(
+                "a command_id without a session_id would create another session each "
+                "time; choose both",
+                field="session_id",
+            )
         chosen = str(uuid_utils.uuid7()) if session_id is None else session_id
         body = {"user_id": check_name(user_id, "user_id")}
 
-        return await self._created(chosen, body, timeout, durability)
+        return await self._created(
+            chosen, body, timeout, durability, command_id=command_id
+        )
 
     async def get_or_create_session(
         self,
@@ -113,6 +123,7 @@ class SessionCalls(MadCalls):
         patch: Mapping[str, Any],
         *,
         expected_version: int | None = None,
+        command_id: str | None = None,
         durability: Durability = "hot",
         timeout: float = DEFAULT_TIMEOUT_S,
     ) -> Session:
@@ -139,6 +150,7 @@ class SessionCalls(MadCalls):
                 {"patch": check_patch(patch)},
                 timeout,
                 expected_version,
+                command_id=command_id,
                 durability=durability,
             )
         )
@@ -175,6 +187,7 @@ class SessionCalls(MadCalls):
         session_id: str,
         *,
         expected_version: int | None = None,
+        command_id: str | None = None,
         durability: Durability = "hot",
         timeout: float = DEFAULT_TIMEOUT_S,
     ) -> None:
@@ -191,6 +204,7 @@ class SessionCalls(MadCalls):
             {},
             timeout,
             expected_version,
+            command_id=command_id,
             durability=durability,
         )
 
@@ -199,6 +213,7 @@ class SessionCalls(MadCalls):
         session_id: str,
         *,
         expected_version: int | None = None,
+        command_id: str | None = None,
         durability: Durability = "warm",
         timeout: float = DEFAULT_TIMEOUT_S,
     ) -> Session:
@@ -214,6 +229,7 @@ class SessionCalls(MadCalls):
                 {},
                 timeout,
                 expected_version,
+                command_id=command_id,
                 durability=durability,
             )
         )
@@ -223,6 +239,7 @@ class SessionCalls(MadCalls):
         session_id: str,
         *,
         expected_version: int | None = None,
+        command_id: str | None = None,
         durability: Durability = "hot",
         timeout: float = DEFAULT_TIMEOUT_S,
     ) -> Session:
@@ -236,6 +253,7 @@ class SessionCalls(MadCalls):
                 {},
                 timeout,
                 expected_version,
+                command_id=command_id,
                 durability=durability,
             )
         )
@@ -320,11 +338,19 @@ class SessionCalls(MadCalls):
         return stats
 
     async def _created(
-        self, session_id: str, body: dict[str, Any], timeout: float, durability: str
+        self,
+        session_id: str,
+        body: dict[str, Any],
+        timeout: float,
+        durability: str,
+        *,
+        command_id: str | None = None,
     ) -> Session:
         try:
             reply = await self._ask(
-                "session.create", session_id, body, timeout, durability=durability
+                *("session.create", session_id, body, timeout),
+                command_id=command_id,
+                durability=durability,
             )
         except AlreadyExists as error:
             if not error.details.get("settled_before"):

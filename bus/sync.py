@@ -161,7 +161,12 @@ class SyncMad:
         return self._mad.losses
 
     def append(
-        self, session_id: str, entry: Any, *, durability: Durability = "hot"
+        self,
+        session_id: str,
+        entry: Any,
+        *,
+        expected_last_seq: int | None = None,
+        durability: Durability = "hot",
     ) -> str:
         """
         Append *entry* to the timeline without waiting; return the command's id.
@@ -170,7 +175,12 @@ class SyncMad:
         """
 
         async def queued() -> str:
-            return self._mad.append(session_id, entry, durability=durability)
+            return self._mad.append(
+                session_id,
+                entry,
+                expected_last_seq=expected_last_seq,
+                durability=durability,
+            )
 
         return self._loop.call(queued)
 

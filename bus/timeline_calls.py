@@ -7,6 +7,7 @@ from typing import Any
 
 from everbus.bus.arguments import (
     check_flag,
+    check_integer,
     check_limit,
     check_optional_integers,
     check_optional_time,
@@ -21,25 +22,35 @@ class TimelineCalls(MadCalls):
     """
 
     def append(
-        self, session_id: str, entry: Any, *, durability: Durability = "hot"
+        self,
+        session_id: str,
+        entry: Any,
+        *,
+        expected_last_seq: int | None = None,
+        durability: Durability = "hot",
     ) -> str:
         """
         Append *entry* to the timeline without waiting; return the command's id.
 
         Entries of this instance keep their order. An entry that cannot be applied
-        later (no such session, no right) becomes a dead letter.
+        later (no such session, no right, another last seq) becomes a dead letter.
 
         Args:
             entry: any JSON value of at most about 256 KiB.
+            expected_last_seq: the entry is refused unless this is the session's last
+                seq then; 0: the timeline is empty.
             durability: when the outcome of this id is available to `outcome`.
 
         Raises:
             Overloaded: 10,000 commands or 32 MiB wait already: await flush(). Or the
                 spool, or its disk, is full.
-            Invalid: not a JSON value, for example NaN.
+            Invalid: not a JSON value, for example NaN, or no seq.
         """
         return self._requests.publish(
-            "timeline.append", session_id, _entry(entry), durability=durability
+            "timeline.append",
+            session_id,
+            _appended(entry, expected_last_seq),
+            durability=durability,
         )
 
     async def append_and_wait(
@@ -47,17 +58,27 @@ class TimelineCalls(MadCalls):
         session_id: str,
         entry: Any,
         *,
+        expected_last_seq: int | None = None,
+        command_id: str | None = None,
         durability: Durability = "hot",
         timeout: float = DEFAULT_TIMEOUT_S,
     ) -> int:
         """
         Append *entry* to the timeline; return its seq after the commit.
+
+        Args:
+            expected_last_seq: the entry is refused unless this is the session's last
+                seq; 0: the timeline is empty.
+
+        Raises:
+            VersionConflict: it has another last seq; see `.current_last_seq`.
         """
         reply = await self._ask(
             "timeline.append",
             session_id,
-            _entry(entry),
+            _appended(entry, expected_last_seq),
             timeout,
+            command_id=command_id,
             durability=durability,
         )
         return int(unpack(reply.body, dict)["seq"])
@@ -122,6 +143,10 @@ class TimelineCalls(MadCalls):
         return page
 
 
-def _entry(entry: Any) -> dict[str, Any]:
+def _appended(entry: Any, expected_last_seq: int | None) -> dict[str, Any]:
     check_json(entry, "entry")
-    return {"entry": entry}
+    if expected_last_seq is None:
+        return {"entry": entry}
+    seq = check_integer(expected_last_seq, "expected_last_seq")
+
+    return {"entry": entry, "expected_last_seq": seq}

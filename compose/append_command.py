@@ -27,6 +27,10 @@ _Entry = Annotated[
         help="JSON, @file, or - for stdin.",
     ),
 ]
+_ExpectedLastSeq = Annotated[
+    int | None,
+    typer.Option(help="Refuse unless the session's newest entry has this seq."),
+]
 _Durability = Annotated[
     Durability, typer.Option(help="How safe the entry is before the reply.")
 ]
@@ -35,6 +39,7 @@ _Durability = Annotated[
 def append(
     session_id: SessionId,
     entry: _Entry,
+    expected_last_seq: _ExpectedLastSeq = None,
     durability: _Durability = "hot",
     output: OutputOption = Output.table,
     timeout: Timeout = DEFAULT_TIMEOUT_S,
@@ -48,7 +53,11 @@ def append(
     """
     with connected_mad() as mad:
         seq = mad.append_and_wait(
-            session_id, entry, durability=durability, timeout=timeout
+            session_id,
+            entry,
+            expected_last_seq=expected_last_seq,
+            durability=durability,
+            timeout=timeout,
         )
     if output is Output.json:
         print_json({"session": session_id, "seq": seq})

@@ -164,9 +164,14 @@ class LostParticipant(msgspec.Struct, frozen=True, kw_only=True):
 class AppendTimeline(msgspec.Struct, frozen=True):
     """
     Add one entry at the end of the timeline; neither needs nor moves a version.
+
+    Attributes:
+        expected_last_seq: refuse unless this is the seq of the newest entry; 0: there
+            is none.
     """
 
     entry: msgspec.Raw
+    expected_last_seq: int | None = None
 
 
 class ReadTimeline(msgspec.Struct, frozen=True, kw_only=True):

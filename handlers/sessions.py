@@ -60,12 +60,22 @@ def require_version(session: Session | None, command: Command) -> Session:
     current = require_session(session, command)
     version = command.expected_version
     if version is not None and version != current.version:
-        raise VersionConflict(
-            f"session {current.id} is at version {current.version}, not {version}; "
-            "read it and decide anew",
-            current_version=current.version,
+        raise conflict(
+            current,
+            f"at version {current.version}, not {version}; read it and decide anew",
         )
     return current
+
+
+def conflict(current: Session, state: str) -> VersionConflict:
+    """
+    The refusal of a command that expected another state of the session than *state*.
+    """
+    return VersionConflict(
+        f"session {current.id} is {state}",
+        current_version=current.version,
+        current_last_seq=current.last_seq,
+    )
 
 
 def unchanged_outcome(current: Session) -> Outcome:
@@ -376,9 +386,8 @@ def _effective(
 
 
 def _was_active(current: Session) -> VersionConflict:
-    return VersionConflict(
-        f"session {current.id} is at version {current.version}, entry "
-        f"{current.last_seq}, last active at {current.last_active.isoformat()}: more "
-        "than was seen; look again",
-        current_version=current.version,
+    return conflict(
+        current,
+        f"at version {current.version}, entry {current.last_seq}, last active at "
+        f"{current.last_active.isoformat()}: more than was seen; look again",
     )

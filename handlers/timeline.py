@@ -22,6 +22,7 @@ from everbus.handlers.patches import appended
 from everbus.handlers.sessions import (
     check_bound,
     check_range,
+    conflict,
     require_session,
     resumed,
 )
@@ -39,9 +40,14 @@ def append_timeline(
     Append one entry; the reply contains its seq.
 
     A dormant session is resumed first, which moves its version.
+
+    Raises:
+        VersionConflict: the newest entry has another seq than expected.
     """
-    current = require_session(session, command)
     request: body.AppendTimeline = command.body
+    current = _require_last_seq(
+        require_session(session, command), request.expected_last_seq
+    )
     entry = _decoded(request.entry)
     check_json(entry, "entry")
     events: tuple[Event, ...] = ()
@@ -65,6 +71,16 @@ def append_timeline(
         reply={"seq": after.last_seq},
         events=(*events, event),
         entry=packed,
+    )
+
+
+def _require_last_seq(current: Session, expected: int | None) -> Session:
+    if expected is None or expected == current.last_seq:
+        return current
+    raise conflict(
+        current,
+        f"at entry {current.last_seq}, not {expected}; read what was appended and "
+        "decide anew",
     )
 
 

@@ -48,7 +48,7 @@ _DESCRIPTIONS = {
     404: "The caller sees no such thing.",
     406: "The client does not accept JSON.",
     408: "The deadline passed; nothing was done.",
-    409: "The session has another version, or the id is taken.",
+    409: "The session has another version or last seq, or the id is taken.",
     412: "The session's version is not that of If-Match.",
     413: "Too large.",
     414: "The query is too long.",
@@ -112,6 +112,7 @@ _PROBLEM: dict[str, Any] = {
         "request_id": {"type": "string"},
         "field": {"type": "string", "description": "The invalid field."},
         "current_version": {"type": "integer", "minimum": 0},
+        "current_last_seq": {"type": "integer", "minimum": 0},
         "limit": {"description": "The exceeded limit: its name or its value."},
         "retry_after_s": {"type": "number", "minimum": 0},
     },
@@ -124,6 +125,7 @@ _PROBLEM_EXAMPLE = {
     "detail": "session 0199 has version 4, not 3; read it and decide anew",
     "request_id": "0199a1b2c3d47e5f8a9b0c1d2e3f4a5b",
     "current_version": 4,
+    "current_last_seq": 12,
 }
 _STRUCTS = (
     *(Session, SessionPage, TimelinePage, Checkpoint, CheckpointPage),

@@ -101,6 +101,12 @@ class NewEntry(Body):
         description="Any JSON value, at most 32 levels deep.",
         examples=[{"role": "user", "text": "hello"}],
     )
+    expected_last_seq: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_INTEGER,
+        description="Refuse unless the session's newest entry has this seq.",
+    )
 
 
 class NewMessage(Body):

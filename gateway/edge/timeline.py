@@ -24,7 +24,7 @@ router = APIRouter(route_class=ApiRoute, tags=["timeline"])
     "/sessions/{session_id}/timeline",
     status_code=201,
     response_model=None,
-    responses=openapi.write(201, "Appended", 404),
+    responses=openapi.write(201, "Appended", 404, 409),
     summary="Append an entry",
 )
 async def append(
@@ -34,7 +34,11 @@ async def append(
     Append an entry; you are its author. It neither needs nor changes a version.
     """
     return await write_request.run(
-        lambda mad, options: mad.append_and_wait(session_id, body.entry, **options),
+        lambda mad, options: mad.append_and_wait(
+            *(session_id, body.entry),
+            expected_last_seq=body.expected_last_seq,
+            **options,
+        ),
         lambda seq, command_id: json_answer(
             {"seq": seq, "command_id": command_id}, 201
         ),

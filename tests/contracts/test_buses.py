@@ -98,6 +98,13 @@ async def until_event(mad: sdk.Mad, session_id: str, kind: str) -> sdk.SessionEv
     raise AssertionError(f"the watch ended without {kind}")
 
 
+async def told_in(mad: sdk.Mad, session_id: str) -> list:
+    """
+    The entries of the session, oldest first.
+    """
+    return [one.entry for one in (await mad.timeline(session_id)).entries]
+
+
 class TestSessions:
     async def test_live_from_creation_to_deletion(self, ada):
         made = await ada.create_session("ada")
@@ -160,6 +167,21 @@ class TestSessions:
         page = await ada.list_sessions(owner="ada", tag="deep", limit=1)
 
         assert session.id in [one.id for one in page.sessions]
+
+    async def test_are_changed_once_under_the_callers_id(self, ada):
+        made = [
+            await ada.create_session("ada", session_id="own", command_id="make")
+            for _ in "12"
+        ]
+        patch = {"tags": ["a"]}
+        changed = [
+            await ada.update_session("own", patch, expected_version=1, command_id="tag")
+            for _ in "12"
+        ]
+        for _ in "12":
+            await ada.delete_session("own", command_id="end")
+
+        assert [one.version for one in (*made, *changed)] == [1, 1, 2, 2]
 
 
 class TestParticipants:
@@ -228,6 +250,78 @@ class TestTimelines:
 
         assert [one.entry for one in page.entries] == ["once", "after it"]
         assert seq == 2
+
+    async def test_take_an_entry_that_expects_their_last_seq(self, ada, session):
+        first = await ada.append_and_wait(session.id, "a", expected_last_seq=0)
+        second = await ada.append_and_wait(session.id, "b", expected_last_seq=1)
+
+        with pytest.raises(sdk.VersionConflict) as refused:
+            await ada.append_and_wait(session.id, "late", expected_last_seq=1)
+
+        assert (first, second) == (1, 2)
+        conflict = refused.value
+        assert (conflict.current_last_seq, conflict.current_version) == (2, 1)
+        assert await told_in(ada, session.id) == ["a", "b"]
+
+    async def test_refuse_what_is_appended_later_at_another_seq(self, ada, session):
+        """
+        Without a reply: the next flush tells it, and what comes behind is applied.
+        """
+        ada.append(session.id, "a", expected_last_seq=0)
+        late = ada.append(session.id, "late", expected_last_seq=0)
+        ada.append(session.id, "b", expected_last_seq=1)
+
+        with pytest.raises(sdk.VersionConflict) as refused:
+            await ada.flush(settled=True)
+
+        assert [one["id"] for one in refused.value.details["refused"]] == [late]
+        assert (await ada.outcome(late)).code == "version_conflict"
+        assert await told_in(ada, session.id) == ["a", "b"]
+
+    async def test_have_one_winner_for_each_seq(self, bus, ada, session):
+        """
+        Two MADs append to each state of one timeline; the loser knows, nothing is lost.
+        """
+        await ada.update_session(session.id, {"acl": ["ada", "bo"]})
+        async with bus.connect(mad="bo") as bo:
+            for seq in range(20):
+                told = await asyncio.gather(
+                    *(
+                        mad.append_and_wait(
+                            session.id, f"{mad.name} {seq}", expected_last_seq=seq
+                        )
+                        for mad in (ada, bo)
+                    ),
+                    return_exceptions=True,
+                )
+
+                lost = [one for one in told if isinstance(one, sdk.VersionConflict)]
+                assert [one for one in told if isinstance(one, int)] == [seq + 1]
+                assert [one.current_last_seq for one in lost] == [seq + 1]
+
+        entries = await told_in(ada, session.id)
+        assert [one.split()[1] for one in entries] == [str(n) for n in range(20)]
+
+    async def test_take_an_entry_under_the_callers_id_once(self, bus, ada, session):
+        """
+        Also from another instance, and although the condition holds no longer.
+        """
+        once = {"expected_last_seq": 0, "command_id": f"paid-{session.id}"}
+        late = {"expected_last_seq": 0, "command_id": f"late-{session.id}"}
+        seqs = [await ada.append_and_wait(session.id, "paid", **once)]
+        with pytest.raises(sdk.VersionConflict):
+            await ada.append_and_wait(session.id, "late", **late)
+        async with bus.connect(mad="ada") as twin:
+            seqs += [await twin.append_and_wait(session.id, "paid", **once)]
+            await twin.append_and_wait(session.id, "more")
+            with pytest.raises(sdk.VersionConflict) as refused:
+                await twin.append_and_wait(session.id, "late", **late)
+            with pytest.raises(sdk.Invalid, match="used for another command"):
+                await twin.append_and_wait(session.id, "other", **once)
+
+        assert seqs == [1, 1]
+        assert refused.value.current_last_seq == 1
+        assert await told_in(ada, session.id) == ["paid", "more"]
 
     async def test_are_durable_when_the_warm_tier_has_them(self, ada, session):
         ada.append(session.id, "kept")

@@ -53,10 +53,12 @@ async def test_an_entry_is_appended_from_stdin_as_well(everbus):
     first = await everbus("append", session, json.dumps({"text": "hi"}))
     second = await everbus("append", session, "-", "-o", "json", typed='"two"')
     joined = await everbus("join", session, "--role", "reader", "-o", "json")
+    late = await everbus("append", session, '"three"', "--expected-last-seq", "1")
     refused = await everbus("append", session, "no json")
 
     assert first.said.strip() == "1"
     assert second.json == {"session": session, "seq": 2}
+    assert late.code == 5
     assert "ann" in joined.json["participants"]
     assert refused.code == 2
     assert "needs quotes inside" in " ".join(refused.talk.replace("│", "").split())

@@ -116,9 +116,12 @@ def remove(mad: str, **fields: Any) -> Command:
     return a_command("participant.remove", body.RemoveParticipant(mad), **fields)
 
 
-def append(entry: Any, **fields: Any) -> Command:
+def append(
+    entry: Any, *, expected_last_seq: int | None = None, **fields: Any
+) -> Command:
     raw = entry if isinstance(entry, msgspec.Raw) else msgspec.Raw(pack(entry))
-    return a_command("timeline.append", body.AppendTimeline(raw), **fields)
+    wanted = body.AppendTimeline(raw, expected_last_seq)
+    return a_command("timeline.append", wanted, **fields)
 
 
 def read(after: int | None = None, *, fetched: Any = None, **bounds: Any) -> Command:

@@ -105,6 +105,10 @@ def cases():
             *("expected_version", value),
             lambda m, v: m.delete_session("s", expected_version=v),
         )
+        yield (
+            *("expected_last_seq", value),
+            lambda m, v: m.append_and_wait("s", 1, expected_last_seq=v),
+        )
         yield "limit", value, lambda m, v: m.timeline("s", limit=v)
         yield "limit", value, lambda m, v: m.checkpoints("s", limit=v)
         yield "limit", value, lambda m, v: m.list_sessions(limit=v)

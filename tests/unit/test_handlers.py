@@ -106,9 +106,10 @@ def test_a_session_that_is_not_there_is_not_found(command):
 )
 def test_a_change_that_expects_another_version_is_a_conflict(command):
     with pytest.raises(VersionConflict) as refused:
-        handle(a_session(version=7), command)
+        handle(a_session(version=7, last_seq=4), command)
 
     assert refused.value.current_version == 7
+    assert refused.value.current_last_seq == 4
 
 
 @pytest.mark.parametrize(

@@ -57,10 +57,14 @@ class FakeBus:
     """
 
     trouble = None
+    last_error = None
     waiting = 0
+    instance = "i"
+    silent = False
 
     def __init__(self):
         self.published = []
+        self.expected = set()
 
     def session_of(self, command_id):
         return ""
@@ -69,15 +73,20 @@ class FakeBus:
         self.published.append((envelope, partition))
         return SimpleNamespace(envelope=envelope, attempted=True)
 
+    def expects(self, identifier):
+        return identifier in self.expected
+
     def expect(self, partition, identifier, wake):
         [*_, (envelope, _)] = self.published
+        self.expected.add(identifier)
         reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         body = BODIES.get(envelope.kind, a_session())
-        reply.set_result(Reply(id="i.0.1", body=pack(body)))
+        if not self.silent:
+            reply.set_result(Reply(id="i.0.1", body=pack(body)))
         return reply
 
     def forget(self, identifier):
-        pass
+        self.expected.discard(identifier)
 
 
 @pytest.fixture
@@ -123,6 +132,62 @@ async def test_an_unknown_durability_is_refused_before_anything_is_sent(mad, bus
 
     assert refused.value.details == {"field": "durability"}
     assert bus.published == []
+
+
+OWN_IDS = {
+    **{kind: WRITES[kind] for kind in WRITES if kind != "checkpoint.create"},
+    "session.create": lambda mad, **how: mad.create_session(
+        "ada", session_id="s", **how
+    ),
+    "session.broadcast": lambda mad, **how: mad.broadcast("s", 1, **how),
+}
+
+
+@pytest.mark.parametrize("kind", OWN_IDS)
+async def test_a_write_takes_an_id_of_the_callers_own(mad, bus, kind):
+    await OWN_IDS[kind](mad)
+    await OWN_IDS[kind](mad, command_id="order-7")
+
+    sent = [(envelope.id, envelope.wake) for envelope, _ in bus.published]
+    assert sent == [("", ""), ("order-7", "i")]
+
+
+@pytest.mark.parametrize("wrong", ["i.0.1", "", "a b", "x" * 81, 7, "order:7"])
+@pytest.mark.parametrize("kind", OWN_IDS)
+async def test_what_is_no_free_id_is_refused_before_anything_is_sent(
+    mad, bus, kind, wrong
+):
+    with pytest.raises(Invalid) as refused:
+        await OWN_IDS[kind](mad, command_id=wrong)
+
+    assert refused.value.details == {"field": "command_id"}
+    assert bus.published == []
+
+
+async def test_a_new_session_under_an_id_of_ones_own_has_one_as_well(mad, bus):
+    with pytest.raises(Invalid, match="choose both") as refused:
+        await mad.create_session("ada", command_id="order-7")
+
+    assert refused.value.details == {"field": "session_id"}
+    assert bus.published == []
+
+
+async def test_an_id_that_waits_for_its_reply_is_not_sent_again(mad, bus):
+    """
+    One reply cannot go to two calls; after a timeout the id may be used again.
+    """
+    bus.silent = True
+    first = asyncio.create_task(
+        mad.append_and_wait("s", 1, command_id="order-7", timeout=0.2)
+    )
+    await asyncio.sleep(0)
+    with pytest.raises(Invalid, match="await that one first"):
+        await mad.append_and_wait("s", 1, command_id="order-7")
+    with pytest.raises(ReplyTimeout, match="repeat it under 'order-7'"):
+        await first
+    bus.silent = False
+
+    assert await mad.append_and_wait("s", 1, command_id="order-7") == 7
 
 
 async def test_a_flush_that_is_over_before_all_is_settled_says_so_first(bus):

@@ -73,8 +73,9 @@ class FakeMad:
     def waiting(self):
         return len(self.appended)
 
-    def append(self, session_id, entry, *, durability):
+    def append(self, session_id, entry, *, expected_last_seq, durability):
         assert asyncio.get_running_loop() is self.loop
+        self.asked.append((session_id, entry, expected_last_seq, durability))
         self.appended.append(entry)
         return f"i.0.{len(self.appended)}"
 
@@ -130,7 +131,7 @@ CALLS = {
     "create_session": (("ada",), {"session_id": "s", "durability": "warm"}),
     "get_or_create_session": (("ada",), {"durability": "warm"}),
     "get_session": (("s",), {"full": True}),
-    "delete_session": (("s",), {"expected_version": 3, "durability": "warm"}),
+    "delete_session": (("s",), {"expected_version": 3, "command_id": "order-7"}),
     "suspend_session": (("s",), {"expected_version": 3, "durability": "hot"}),
     "resume_session": (("s",), {"expected_version": 3, "durability": "warm"}),
     "durable": (("s",), {"wait": True}),
@@ -140,7 +141,7 @@ CALLS = {
     "remove_participant": (("s", "tool"), {"durability": "warm"}),
     "join": (("s",), {"role": "r", "durability": "warm"}),
     "leave": (("s",), {"durability": "warm"}),
-    "append_and_wait": (("s", ENTRY), {"durability": "warm"}),
+    "append_and_wait": (("s", ENTRY), {"expected_last_seq": 3, "durability": "warm"}),
     "timeline": (("s",), {"after": None, "newest_first": True, "limit": 7}),
     "session_at": (("s", 3), {}),
     "diff": (("s", 3, 4), {}),
@@ -237,6 +238,13 @@ def test_appends_of_many_threads_all_arrive_with_ids_of_their_own(made):
 
     assert len(set(ids)) == 400
     assert sorted(made[0].appended) == list(range(400))
+
+
+def test_an_append_hands_all_arguments_on(made):
+    with sync.connect() as mad:
+        mad.append("s", ENTRY, expected_last_seq=3, durability="warm")
+
+    assert made[0].asked == [("s", ENTRY, 3, "warm")]
 
 
 def test_an_update_for_later_is_handed_on_with_its_id_back(made):

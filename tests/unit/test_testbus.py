@@ -107,6 +107,17 @@ class TestFaults:
 
         assert (await mad.outcome(lost.value.command_id)).state == "applied"
 
+    async def test_a_write_under_an_own_id_is_repeated_after_a_lost_reply(
+        self, bus, mad, session
+    ):
+        bus.lose_reply(kind="timeline.append")
+
+        with pytest.raises(sdk.ReplyTimeout, match="repeat it under 'order-7'"):
+            await mad.append_and_wait(session.id, 1, command_id="order-7", timeout=1.5)
+        seq = await mad.append_and_wait(session.id, 1, command_id="order-7")
+
+        assert (seq, (await mad.get_session(session.id)).last_seq) == (1, 1)
+
     async def test_a_lost_command_never_arrives(self, bus, mad, session):
         bus.lose_command(kind="session.update")
 

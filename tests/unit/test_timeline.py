@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from everbus.bus.errors import Invalid
+from everbus.bus.errors import Invalid, VersionConflict
 from everbus.bus.messages import Session, TimelineEntry, TimelinePage, pack
 from everbus.handlers.fetch_requests import WarmPage
 from everbus.handlers.outcomes import Event
@@ -65,8 +65,31 @@ def test_an_append_gets_the_next_seq_and_leaves_the_version_alone():
     )
 
 
-def test_an_append_never_conflicts():
+def test_an_append_needs_no_version():
     assert after(a_session(version=7), append("hi", expected_version=3)).last_seq == 1
+
+
+@pytest.mark.parametrize("last_seq", [0, 4])
+def test_an_append_that_expects_the_last_seq_gets_the_next(last_seq):
+    there = a_session(last_seq=last_seq)
+
+    there = after(there, append("hi", expected_last_seq=last_seq))
+
+    assert there.last_seq == last_seq + 1
+
+
+@pytest.mark.parametrize("state", ["active", "dormant"])
+@pytest.mark.parametrize("expected", [0, 3, 5, -1])
+def test_an_append_that_expects_another_last_seq_is_a_conflict(state, expected):
+    """
+    It resumes nothing, either: a refusal has no effect.
+    """
+    there = a_session(version=7, last_seq=4, state=state)
+
+    with pytest.raises(VersionConflict, match=f"at entry 4, not {expected}") as refused:
+        handle(there, append("hi", expected_last_seq=expected))
+
+    assert refused.value.details == {"current_version": 7, "current_last_seq": 4}
 
 
 @pytest.mark.parametrize("entry", [None, 0, "", [], {}, {"a": [1, {"b": None}]}])

@@ -15,7 +15,6 @@ from everbus.bus.messages import (
     COMMAND_FIELD,
     Envelope,
     Reply,
-    ordinal_of,
     pack,
     unpack,
     unpack_envelope,
@@ -72,7 +71,7 @@ class FaultPlan:
         self._tell = tell
         self._drop = drop
         self._faults: list[Fault] = []
-        # Command id → the fault of its reply, and its MAD.
+        # Command id → the fault of its reply, and the reply's stream.
         self._befallen: dict[str, tuple[Fault, str]] = {}
 
     def add(self, fault: Fault) -> None:
@@ -111,7 +110,7 @@ class FaultPlan:
         for packed in rest[1::2]:
             envelope = unpack_envelope(packed)
             fault = self._find(envelope, mad)
-            if fault is None or self._strike(fault, envelope, mad):
+            if fault is None or self._strike(fault, envelope, mad, words[1]):
                 kept += (COMMAND_FIELD, packed)
 
         return kept
@@ -129,7 +128,9 @@ class FaultPlan:
     def _find(self, envelope: Envelope, mad: str) -> Fault | None:
         return next((f for f in self._faults if f.fits(envelope, mad)), None)
 
-    def _strike(self, fault: Fault, envelope: Envelope, mad: str) -> bool:
+    def _strike(
+        self, fault: Fault, envelope: Envelope, mad: str, ingress: bytes
+    ) -> bool:
         """
         Let *fault* happen; whether the command goes on to its lane.
         """
@@ -137,7 +138,9 @@ class FaultPlan:
         if fault.left <= 0:
             self._faults.remove(fault)
         if fault.applied:
-            self._befallen[envelope.id] = (fault, mad)
+            partition = int(ingress.partition(b"{")[2].partition(b"}")[0])
+            stream = keys.reply(partition, mad, envelope.id, envelope.wake)
+            self._befallen[envelope.id] = (fault, stream)
         elif fault.code:
             instance = envelope.wake or envelope.id.partition(".")[0]
             refusal = _refusal(fault, envelope.id)
@@ -154,10 +157,8 @@ class FaultPlan:
             identifier = unpack_reply(carried).id
         if not isinstance(identifier, str) or identifier not in self._befallen:
             return carried
-        fault, mad = self._befallen.pop(identifier)
-        ordinal = ordinal_of(identifier)
-        if ordinal is not None:
-            self._drop(keys.reply(ordinal.partition, mad, identifier))
+        fault, stream = self._befallen.pop(identifier)
+        self._drop(stream)
 
         return pack(_refusal(fault, identifier)) if fault.code else None
 

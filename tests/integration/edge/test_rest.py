@@ -212,6 +212,21 @@ class TestVersions:
         assert tagged.json()["current_version"] == 1
         assert (fits.status_code, fits.headers["ETag"]) == (200, '"2"')
 
+    async def test_an_entry_may_depend_on_the_last_seq(self, edge: Edge):
+        name = fresh()
+        async with edge.client(name) as client:
+            at = f"/sessions/{await begun(client, name)}/timeline"
+            fits = await client.post(at, json={"entry": 1, "expected_last_seq": 0})
+            late = await client.post(at, json={"entry": 2, "expected_last_seq": 0})
+            wrong = await client.post(at, json={"entry": 3, "expected_last_seq": -1})
+            read = await client.get(at)
+
+        assert (fits.status_code, fits.json()["seq"]) == (201, 1)
+        assert (late.status_code, late.json()["code"]) == (409, "version_conflict")
+        assert late.json()["current_last_seq"] == late.json()["current_version"] == 1
+        assert (wrong.status_code, wrong.json()["field"]) == (422, "expected_last_seq")
+        assert [e["entry"] for e in read.json()["entries"]] == [1]
+
     async def test_two_words_on_the_version_must_be_the_same(self, edge: Edge):
         name = fresh()
         async with edge.client(name) as client:
