@@ -145,8 +145,9 @@ async def test_people_read_it_at_eighty_columns_with_the_remedy(whole):
     assert code == FINDING
     assert max(map(len, told.splitlines())) <= 80
     assert "→ CONFIG SET maxmemory-policy noeviction" in told
-    assert f"{len(INDICATORS) + 4} indicators: " in told.splitlines()[-1]
-    assert told.splitlines()[-1].endswith(" 1 fail")
+    assert told.startswith("bus: 1 fail, ")
+    assert f" of {len(INDICATORS) + 4} need" in told.splitlines()[-1]
+    assert " attention: eviction_policy" in told.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
