@@ -90,13 +90,13 @@ def try_lock(file: int) -> bool:
     return True
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str, *, mode: int = 0o600) -> None:
     """
-    Put *text* into *path*, readable by this user only, in one atomic step.
+    Put *text* into *path* in one atomic step; by default only this user may read it.
     """
     draft = path.with_name(f".{path.name}.draft")
-    file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(file, "w") as out:
+    file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(file, "w", encoding="utf-8") as out:
         out.write(text)
         out.flush()
         os.fsync(out.fileno())

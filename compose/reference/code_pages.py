@@ -11,7 +11,7 @@ from everbus.bus.errors import (
 )
 from everbus.compose.catalogue.entries import catalogue
 from everbus.compose.reference.markdown import about, in_code, page, table
-from everbus.gateway.health.indicators import INDICATORS
+from everbus.gateway.health.indicators import PARTS
 from everbus.gateway.telemetry.failures import TABLE
 
 FAMILIES: dict[type[EverbusError], str] = {
@@ -57,8 +57,12 @@ def indicators_page() -> str:
     Indicators with thresholds and remedies; kinds of failures.
     """
     rows = (
-        (in_code(one.name), one.unit or "count", one.threshold, one.means, one.remedy)
-        for one in INDICATORS
+        (
+            *(in_code(one.name), part, one.unit or "count"),
+            *(one.threshold, one.means, one.remedy),
+        )
+        for part, indicators in PARTS.items()
+        for one in indicators
     )
     failures = (
         (in_code(kind), one.what, one.detected, one.recovery)
@@ -69,7 +73,7 @@ def indicators_page() -> str:
         "Indicators",
         "`everbus doctor` shows them; a manager exports them as `everbus_health` "
         "(0 pass, 1 warn, 2 fail) and `everbus_health_value`.",
-        table(("indicator", "unit", "threshold", "what it is", "remedy"), rows),
+        table(("indicator", "part", "unit", "threshold", "what it is", "remedy"), rows),
         "## Failures",
         "Each failure counts once in `everbus_failures_total`.",
         table(("kind", "what has happened", "noticed by", "recovery"), failures),

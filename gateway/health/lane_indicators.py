@@ -1,5 +1,5 @@
 """
-Indicators of lanes, of the processes that serve them, and of MADs.
+Indicators of lanes, and of the processes that serve them.
 """
 
 from collections.abc import Callable
@@ -65,7 +65,11 @@ def _silent(readings: Readings) -> Measurement:
     return Measurement(len(lately), f"{len(lately)}: {text}" if text else "0")
 
 
-def _recent(name: str) -> Callable[[Readings], Measurement]:
+def recent(name: str) -> Callable[[Readings], Measurement]:
+    """
+    What all processes counted under *name* in the last 5 minutes.
+    """
+
     def measure(readings: Readings) -> Measurement:
         return Measurement(readings.recent(name))
 
@@ -98,16 +102,6 @@ def _ping(readings: Readings) -> Measurement:
 
 def _parked(readings: Readings) -> Measurement:
     return Measurement(sum(one.gauges.get("parked", 0) for one in readings.fresh()))
-
-
-def _publishers(readings: Readings) -> Measurement:
-    return Measurement(max((lane.publishers for lane in readings.lanes), default=0))
-
-
-def _overdue(readings: Readings) -> Measurement:
-    known = f"{readings.overdue_s:,.1f} s, {readings.leases} leases"
-
-    return Measurement(readings.overdue_s, known)
 
 
 def _dead(readings: Readings) -> Measurement:
@@ -236,7 +230,7 @@ LANES: tuple[Indicator, ...] = (
         "",
         "managers that ended without goodbye, the last 5 minutes",
         "see why in their logs: killed, out of memory, or a dead letter `poison`",
-        _recent("failures.replica_crashed"),
+        recent("failures.replica_crashed"),
         warn=1,
         fail=5,
     ),
@@ -255,7 +249,7 @@ LANES: tuple[Indicator, ...] = (
         "owners that the epoch fence turned away, the last 5 minutes",
         "processes were paused for longer than their TTL: see CPU and swapping, or "
         "raise EVERBUS_LANE_TTL_MS",
-        _recent("superseded"),
+        recent("superseded"),
         warn=1,
         fail=20,
     ),
@@ -264,27 +258,9 @@ LANES: tuple[Indicator, ...] = (
         "",
         "lane restarts that replay what is pending, the last 5 minutes",
         "see lane.disturbed in the managers' logs: its cause names the remedy",
-        _recent("disturbed"),
+        recent("disturbed"),
         warn=10,
         fail=200,
-    ),
-    Indicator(
-        "lost_mads",
-        "",
-        "MAD instances declared lost, the last 5 minutes",
-        "see everbus mads list, and why they ended or could not publish",
-        _recent("lost_mads"),
-        warn=1,
-        fail=50,
-    ),
-    Indicator(
-        "lease_overdue",
-        "s",
-        "how long a MAD's lease has been over that nobody declared lost",
-        "the lane of heartbeats is not served: see lanes_without_owner",
-        _overdue,
-        warn=3,
-        fail=15,
     ),
     Indicator(
         "dead_letters",
@@ -311,22 +287,5 @@ LANES: tuple[Indicator, ...] = (
         "begin a new count",
         failures("lost_entries"),
         fail=1,
-    ),
-    Indicator(
-        "undecodable",
-        "",
-        "records of producers that do not decode: these instances cannot write",
-        "everbus verify names them; restart those MADs, as each instance has a record "
-        "of its own; let them flush, then HDEL the records, never before",
-        failures("undecodable_records"),
-        fail=1,
-    ),
-    Indicator(
-        "publishers",
-        "",
-        "publisher instances that the fullest lane remembers, 24 hours each",
-        "MADs that reconnect all the time: keep one `connect()` per process",
-        _publishers,
-        warn=10_000,
     ),
 )

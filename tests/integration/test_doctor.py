@@ -145,8 +145,22 @@ async def test_people_read_it_at_eighty_columns_with_the_remedy(whole):
     assert code == FINDING
     assert max(map(len, told.splitlines())) <= 80
     assert "→ CONFIG SET maxmemory-policy noeviction" in told
-    assert f"{len(INDICATORS) + 4} indicators: " in told.splitlines()[-1]
-    assert told.splitlines()[-1].endswith(" 1 fail")
+    assert told.startswith("bus: 1 fail, ")
+    assert f" of {len(INDICATORS) + 4} need" in told.splitlines()[-1]
+    assert " attention: eviction_policy" in told.splitlines()[-1]
+
+
+async def test_ci_gets_what_people_read(whole, tmp_path):
+    file = tmp_path / "doctor.xml"
+    async with changed(whole.client, "maxmemory-policy", "allkeys-lru"):
+        code, told, _ = await run(whole.settings, "--junit", str(file))
+
+    assert code == FINDING
+    assert told.startswith("bus: 1 fail, ")
+    report = file.read_text()
+    assert report.count("<testcase ") == len(INDICATORS) + 4
+    assert "<failure " in report
+    assert "→ CONFIG SET maxmemory-policy noeviction" in report
 
 
 @pytest.mark.parametrize(
@@ -258,10 +272,13 @@ async def test_what_is_set_here_is_checked_from_here(whole, setting, value, name
     }
 
 
-async def test_a_bus_that_is_away_is_said_with_its_own_exit_code():
-    code, told, talk = await run(settings_of(f"redis://127.0.0.1:{free_port()}"))
+async def test_a_bus_that_is_away_is_said_with_its_own_exit_code(tmp_path):
+    file = tmp_path / "doctor.xml"
+    nobody = settings_of(f"redis://127.0.0.1:{free_port()}")
 
-    assert (code, told) == (UNREACHABLE, "")
+    code, told, talk = await run(nobody, "--junit", str(file))
+
+    assert (code, told, file.exists()) == (UNREACHABLE, "", False)
     assert "no connection to the bus" in talk
 
 

@@ -4,7 +4,6 @@ The image, compose.yaml and Prometheus's files: what they name exists in the cod
 No engine runs where these tests do; kubernetes/ is looked at in deployment/.
 """
 
-import importlib
 import json
 import re
 import subprocess
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client.metrics import MetricWrapperBase
 
 from everbus.gateway.health.indicators import INDICATORS
 from everbus.gateway.health.probe_routes import probe_routes
@@ -26,6 +24,7 @@ from tests.unit.deployment.manifests import (
     loaded,
     named,
 )
+from tests.unit.deployment.queries import check_expression, labels_of
 from tests.unit.deployment.settings import commands, settings_of, told_secrets
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -33,8 +32,6 @@ PACKAGES = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
 ROOMS = sorted(link.name for link in (ROOT / "everbus").iterdir() if link.is_symlink())
 (STACK,) = loaded(COMPOSE / "compose.yaml")
 OURS = {name for name, one in STACK["services"].items() if "build" in one}
-# Tables of names that Prometheus adds, or that functions are called.
-SCRAPED = {"up": {"job", "instance"}}
 
 
 # The image.
@@ -200,45 +197,6 @@ def _seconds(text: str) -> int:
 # Prometheus.
 
 
-def metrics() -> dict[str, MetricWrapperBase]:
-    """
-    What our processes tell, by the names under which Prometheus has it.
-    """
-    found: dict[str, MetricWrapperBase] = {}
-    for path in sorted((ROOT / "gateway").rglob("metrics.py")):
-        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        for metric in vars(importlib.import_module(f"everbus.{name}")).values():
-            if isinstance(metric, MetricWrapperBase):
-                found |= dict.fromkeys(_names(metric), metric)
-
-    return found
-
-
-def _names(metric: MetricWrapperBase) -> list[str]:
-    endings = {"counter": ["_total"], "gauge": [""]}
-    histogram = ["_bucket", "_sum", "_count"]
-
-    return [metric._name + end for end in endings.get(metric._type, histogram)]
-
-
-def check_expression(expression: str) -> None:
-    """
-    See that each series in it exists, and has the labels by which it is chosen.
-    """
-    known = metrics()
-    series = re.findall(r"\b(everbus_\w+|up)\b(?:{([^}]*)})?", expression)
-    assert series, expression
-    labels: set[str] = set()
-    for name, chosen in series:
-        assert name in SCRAPED or name in known, f"{name} is no metric"
-        has = SCRAPED.get(name) or {*known[name]._labelnames, "le"}
-        labels |= has
-        assert set(re.findall(r"(\w+)\s*[=!]", chosen)) <= has, expression
-    grouped = re.findall(r"by \(([^)]*)\)", expression)
-    for group in grouped:
-        assert set(re.split(r",\s*", group)) <= labels, expression
-
-
 RULES = {
     rule["alert"]: rule
     for group in loaded(COMPOSE / "prometheus/everbus.rules.yml")[0]["groups"]
@@ -253,8 +211,7 @@ def test_an_alert_is_about_a_metric_that_there_is(name):
     check_expression(rule["expr"])
     assert rule["labels"]["severity"] in {"page", "ticket"}
     told = " ".join(rule["annotations"].values())
-    for label in re.findall(r"\$labels\.(\w+)", told):
-        assert label in SCRAPED["up"] or f"({label})" in rule["expr"]
+    assert set(re.findall(r"\$labels\.(\w+)", told)) <= labels_of(rule["expr"])
 
 
 @pytest.mark.parametrize(
@@ -264,11 +221,30 @@ def test_an_alert_is_about_a_metric_that_there_is(name):
         "everbus_commands > 1",
         "max by (partition) (everbus_outbox_records)",
         'everbus_health{lane="1"}',
+        'everbus_health{indicator="no_such_thing"}',
+        "increase(everbus_health[5m])",
+        "everbus_dead_letters_total > 0",
+        "rate(everbus_dead_letters_total) > 0",
+        "sum by (le) (rate(everbus_batch_commands_count[5m]))",
+        "sum(rate(everbus_commands_total[5m])) by (lane)",
+        "sum(max by (lane) (everbus_outbox_records)",
+        "summ by (lane) (everbus_outbox_records)",
+        "vector(1)",
     ],
 )
 def test_the_check_of_alerts_finds_what_is_wrong(wrong):
     with pytest.raises(AssertionError):
         check_expression(wrong)
+
+
+def test_the_manual_shows_alerts_that_work():
+    section = (ROOT / "docs/operate.md").read_text().partition("\n## Alert\n")[2]
+    section = section.partition("\n## ")[0]
+    shown = re.findall(r"^\| [^|`]+ \| `([^`]+)`", section, re.MULTILINE)
+
+    assert len(shown) >= 4
+    for expression in shown:
+        check_expression(expression)
 
 
 def test_prometheus_asks_every_role_where_it_serves(tmp_path):

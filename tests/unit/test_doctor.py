@@ -9,12 +9,13 @@ import msgspec
 import pytest
 
 from everbus.compose import cli, doctor_command
-from everbus.compose.doctor_command import Diagnosis
+from everbus.compose.diagnosis import PART_OF, Diagnosis
 from everbus.compose.settings import load_settings
 from everbus.compose.settings_checks import check_settings
 from everbus.gateway.health.verdicts import IndicatorResult
 from everbus.gateway.identity.tokens import mint
 
+AT_MS = 1_800_000_000_000
 SECRET = "a secret of the tests, 32 bytes or more"
 
 
@@ -36,16 +37,15 @@ def everbus(monkeypatch, capsys):
     Runs `everbus doctor` on these findings; exit code, stdout and stderr.
     """
 
-    def run(findings, *arguments):
+    def run(findings, *arguments, columns=80):
         async def diagnosed(_):
-            verdicts = dict.fromkeys(("pass", "warn", "fail"), 0)
-            for one in findings:
-                verdicts[one.verdict] += 1
-            return Diagnosis(7, verdicts, findings)
+            return Diagnosis(AT_MS, findings)
 
         monkeypatch.setattr(doctor_command, "diagnose", diagnosed)
         monkeypatch.setattr(sys, "argv", ["everbus", "doctor", *arguments])
-        monkeypatch.setenv("COLUMNS", "80")
+        monkeypatch.delenv("COLUMNS", raising=False)
+        if columns is not None:
+            monkeypatch.setenv("COLUMNS", str(columns))
         with pytest.raises(SystemExit) as ended:
             cli.main()
         output = capsys.readouterr()
@@ -63,7 +63,10 @@ def everbus(monkeypatch, capsys):
     ],
 )
 def test_only_a_failure_is_a_finding(everbus, verdicts, code):
-    findings = [a_finding(f"i{n}", verdict) for n, verdict in enumerate(verdicts)]
+    names = ("lag", "managers", "fsync")
+    findings = [
+        a_finding(name, verdict) for name, verdict in zip(names, verdicts, strict=False)
+    ]
 
     assert everbus(findings)[0] == code
     assert everbus(findings, "-o", "json")[0] == code
@@ -75,19 +78,81 @@ def test_programs_get_one_line_of_json(everbus):
     assert talk == ""
     assert told.count("\n") == 1
     found = msgspec.json.decode(told)
-    assert found["at_ms"] == 7
+    assert found["at_ms"] == AT_MS
     assert found["verdicts"] == {"pass": 0, "warn": 0, "fail": 1}
-    assert found["findings"] == [a_finding(verdict="fail")._asdict()]
+    known = {"part": "managers and lanes"}
+    assert found["findings"] == [a_finding(verdict="fail")._asdict() | known]
 
 
-def test_remedies_are_told_of_what_does_not_pass_and_of_nothing_else(everbus):
-    findings = [a_finding("good"), a_finding("bad", "warn", remedy="mend it")]
+def test_parts_and_findings_with_trouble_come_first(everbus):
+    """
+    Failures before warnings before the rest, among the parts and within each.
+    """
+    findings = [
+        a_finding("fsync", "warn"),
+        a_finding("bus_memory"),
+        a_finding("lost_mads"),
+        a_finding("outbox"),
+        a_finding("archiver", "warn"),
+        a_finding("cold_tier", "fail"),
+        a_finding("tokens"),
+    ]
 
     _, told, _ = everbus(findings)
 
-    assert "warn: bad: age of the oldest command\n      → mend it" in told
-    assert told.count("→") == 1
-    assert told.splitlines()[-1] == "2 indicators: 1 pass, 1 warn, 0 fail"
+    lines = [line for line in told.splitlines() if not line.startswith("      ")]
+    assert [" ".join(line.split(" (")[0].split()) for line in lines] == [
+        "archiver and tiers: 1 fail, 1 warn, 1 pass",
+        *("fail cold_tier 1 s", "warn archiver 1 s", "pass outbox 1 s", ""),
+        "bus: 1 warn, 1 pass",
+        *("warn fsync 1 s", "pass bus_memory 1 s", ""),
+        *("MADs: 1 pass", "pass lost_mads 1 s", ""),
+        *("settings: 1 pass", "pass tokens 1 s", ""),
+        "3 of 7 need attention: cold_tier, fsync, archiver",
+    ]
+
+
+def test_remedies_are_told_of_what_does_not_pass_and_of_nothing_else(everbus):
+    findings = [a_finding("lag"), a_finding("managers", "warn", remedy="mend it")]
+
+    _, told, _ = everbus(findings)
+
+    assert "\n        age of the oldest command\n      → mend it\n" in told
+    assert told.count("→") == told.count("age of the oldest command") == 1
+    assert told.splitlines()[-1] == "1 of 2 needs attention: managers"
+
+
+def test_the_last_line_says_that_all_is_well(everbus):
+    _, told, _ = everbus([a_finding("lag"), a_finding("fsync")])
+
+    assert told.splitlines()[-1] == "none of 2 needs attention"
+
+
+LONG = {"shown": "s " * 90, "means": "m " * 90, "remedy": "r " * 90}
+
+
+def test_everything_fits_the_terminal(everbus):
+    findings = [a_finding(name, "warn", **LONG) for name in PART_OF]
+    findings[0] = a_finding(findings[0].name, "fail", shown="x" * 500)
+
+    _, told, _ = everbus(findings)
+
+    assert max(map(len, told.splitlines())) <= 80
+    assert told.count("x") > 500
+    last = told.splitlines()[-1]
+    assert last.startswith(f"{len(PART_OF)} of {len(PART_OF)} need attention: ")
+    assert last.endswith(" …")
+
+
+def test_a_pipe_gets_each_finding_on_one_line(everbus):
+    findings = [a_finding(name, "warn", **LONG) for name in PART_OF]
+
+    _, told, _ = everbus(findings, columns=None)
+
+    parts = set(PART_OF.values())
+    assert len(told.splitlines()) == 3 * len(findings) + 2 * len(parts) + 1
+    assert told.splitlines()[-1].endswith(findings[-1].name)
+    assert not any(line.endswith(" ") for line in told.splitlines())
 
 
 def test_a_name_from_the_bus_steers_no_terminal_and_is_no_markup(everbus):
@@ -110,7 +175,7 @@ def test_watching_goes_on_until_ctrl_c(everbus, monkeypatch):
     code, told, _ = everbus([a_finding()], "--watch", "5")
 
     assert (code, slept) == (130, [5, 5, 5])
-    assert told.count("1 indicators:") == 3
+    assert told.count("none of 1 needs attention") == 3
 
 
 def a_token(secret=SECRET, ttl_s=60, now=1e10):

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.unit.deployment.queries import SCRAPED, series
+
 HOUSE = Path(__file__).parent.parent.parent
 PACKAGES = ("bus", "handlers", "gateway", "archiver", "compose")
 MAKERS = frozenset({"Counter", "Gauge", "Histogram", "Summary", "CounterMetricFamily"})
@@ -89,6 +91,15 @@ def in_table() -> set[Made]:
 
 def test_the_table_and_the_code_have_the_same_metrics():
     assert in_table() == in_code()
+
+
+def test_queries_are_checked_against_all_of_them():
+    known = series()
+
+    for made in in_code():
+        name = made.name if made.name in known else f"{made.name}_sum"
+        assert known[name].labels == SCRAPED | set(made.labels)
+        assert known[name].adds_up == name.endswith(("_total", "_sum"))
 
 
 def test_every_label_has_few_values():
