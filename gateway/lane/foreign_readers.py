@@ -3,9 +3,9 @@ Entries that somebody else has read with the lane's own group, and how they come
 
 Who tries XREADGROUP by hand, with another consumer's name, takes entries away from the
 lane, and would take their order as well: later commands of the same publisher go on.
-So a lane looks for such readers when it opens, now and then, and as soon as a
-publisher's numbers skip some. What it finds it claims, and then it begins anew with
-all that is pending, in order.
+So a lane looks for such readers when it opens, now and then, and as soon as a read
+skips entries. What it finds it claims, and then it begins anew with all that is
+pending, in order.
 """
 
 import time
@@ -24,8 +24,9 @@ from everbus.gateway.telemetry import metrics
 log = structlog.get_logger()
 
 LOOK_EVERY_S = 1.0
-# Entries of one ingress that one look takes back, at most; then it looks again.
+# Of one ingress, one look takes back so much at most; then it looks again.
 CLAIMED = 500
+CLAIMED_BYTES = 4 * 1024 * 1024
 MAX_LOOKS = 100
 
 
@@ -89,7 +90,7 @@ class ForeignReaders:
         command = script(
             "claim",
             [key_names.owner(p), *(keys.ingress(p, span.mad) for span in spans)],
-            *(self._wire.owner, keys.GROUP, self._consumer, CLAIMED),
+            *(self._wire.owner, keys.GROUP, self._consumer, CLAIMED, CLAIMED_BYTES),
             *chain.from_iterable(span[1:] for span in spans),
         )
         [reply] = await self._wire.exchange([command])
