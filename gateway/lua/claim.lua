@@ -61,7 +61,8 @@ end
 local function between(key, after, last, ids)
   local count, bytes = 0, 0
   while count < most and bytes < most_bytes do
-    local found = redis.call('XRANGE', key, '(' .. after, last, 'COUNT', STEP)
+    -- Behind the highest id there is nothing, and XRANGE refuses to look.
+    local found = redis.pcall('XRANGE', key, '(' .. after, last, 'COUNT', STEP)
     for _, entry in ipairs(found) do
       after = entry[1]
       ids[#ids + 1] = after

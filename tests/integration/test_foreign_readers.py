@@ -11,7 +11,7 @@ import structlog
 from everbus.bus import keys
 from everbus.bus.messages import SCHEMA
 from everbus.gateway.lane import foreign_readers
-from everbus.gateway.lane.intake import Intake
+from everbus.gateway.lane.intake import MAX_ID_PART, Intake
 from everbus.gateway.telemetry import metrics
 from tests.replicas import a_mad, replica_here, settled, until
 
@@ -232,6 +232,23 @@ async def test_a_lane_serves_although_others_read_before_each_opening(
             await mad.append_and_wait(session.id, "served", timeout=30)
 
             assert {*await entries_of(mad, session)} == {"taken", "served"}
+
+
+async def test_an_entry_of_the_highest_id_disturbs_no_look(server, client, monkeypatch):
+    monkeypatch.setattr(foreign_readers, "LOOK_EVERY_S", 0.0)
+    with structlog.testing.capture_logs() as logs:
+        async with (
+            replica_here(server.url, **ALONE),
+            a_mad(server.url),
+            a_mad(server.url, "other") as other,
+        ):
+            session = await other.create_session("ada")
+            await client.xadd(ADA, {"c": b""}, id=f"{MAX_ID_PART}-{MAX_ID_PART}")
+            await settled(client)
+            for n in range(3):
+                await other.append_and_wait(session.id, n, timeout=30)
+
+    assert [one for one in logs if one["event"] == "lane.disturbed"] == []
 
 
 async def test_no_trim_takes_what_others_have_read(server, client, monkeypatch):
