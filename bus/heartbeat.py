@@ -130,6 +130,8 @@ class HeartbeatThread:
         self._note_success()
         if ended:
             self._on_lost(ended)
+        if self._registers:
+            self._register()
         due = began + self._lease.ttl_s / BEATS_PER_TTL
 
         return max(0.0, due - self._lease.now())
@@ -151,13 +153,14 @@ class HeartbeatThread:
         limit = ("MAXLEN", "~", MAX_HEARTBEATS)
         packed = pack_envelope(envelope)
         self._call("XADD", stream, *limit, "*", COMMAND_FIELD, packed)
-        if kind != LEAVE and self._registers:
-            self._register()
 
     def _register(self) -> None:
         """
         Enter the MAD in the list of MADs again, if the bus has lost it with its memory:
         nobody would read its streams. On a bus with ACL `everbus mads add` does that.
+
+        The heartbeat is on the bus, whatever becomes of this: on a Cluster another node
+        has the list, which may be away or full. The next heartbeat tries again.
         """
         try:
             if self._call("HSETNX", MADS, self._mad, "{}"):
@@ -165,6 +168,9 @@ class HeartbeatThread:
                 self._call("PUBLISH", NEWS, "mads")
         except NoPermissionError:
             self._registers = False
+        except Exception as error:  # noqa: BLE001 - no heartbeat fails of it
+            log.debug("mad.not_registered", mad=self._mad, error=str(translated(error)))
+            self._disconnect()
 
     def _connect(self) -> None:
         deadline_s = min(DEADLINE_S, self._lease.ttl_s / 6)

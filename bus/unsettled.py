@@ -183,10 +183,10 @@ class Unsettled:
 
     async def settled(self, patience_s: float) -> bool:
         """
-        Wait until all commands kept now are settled; False if nobody answers for
-        *patience_s*.
+        Wait until all commands kept now, or on their way once more, are settled; False
+        if nobody answers for *patience_s*.
         """
-        targets = {count: kept[-1].n for count, kept in self._kept.items() if kept}
+        targets = self._last_numbers()
         while any(self._open(count, n) for count, n in targets.items()):
             self._answered.clear()
             self._wanted.set()
@@ -289,6 +289,15 @@ class Unsettled:
                 # The sooner the lineage is known, the fewer commands are in doubt.
                 self._wanted.set()
         return kept
+
+    def _last_numbers(self) -> dict[Count, int]:
+        last = dict(self._on_way)
+        for partition, again in self._again.items():
+            last |= {(one.instance, partition): one.n for one in again}
+        for count, kept in self._kept.items():
+            if kept:
+                last[count] = max(kept[-1].n, last.get(count, 0))
+        return last
 
     def _open(self, count: Count, n: int) -> bool:
         kept = self._kept.get(count)

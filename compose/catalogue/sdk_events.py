@@ -75,6 +75,10 @@ mad.not_registered: The MAD could not be entered in the list of MADs now. | The 
 was not available while the MAD connected. | Nothing if it is listed already (everbus
 mads list); else connect again.
 
+mad.not_registered: The list of MADs could not be read or written with a heartbeat,
+which counts all the same; the next one tries again. | The list's node is away or full,
+on a Cluster. | Nothing if it passes.
+
 mad.registered_again: The bus had forgotten the MAD, which entered itself again. | The
 bus was emptied while no manager lived. | everbus doctor (`lost_writes`, `persistence`),
 then everbus verify --all.

@@ -252,19 +252,13 @@ class _Doorway(asyncio.Protocol):
             protocol.data_received(bytes(self._early))
 
     async def _secure(self, plain: asyncio.Transport, tls: ssl.SSLContext) -> None:
-        timeout_s = self._connections.limits.head_timeout_s
-        loop = asyncio.get_running_loop()
         secure: asyncio.Transport | None = None
-        upgrading = asyncio.ensure_future(
-            loop.start_tls(
-                plain, self, tls, server_side=True, ssl_handshake_timeout=timeout_s
-            )
-        )
+        upgrading = asyncio.ensure_future(self._upgrade(plain, tls))
         # A busy loop reads the client's first bytes before it has begun, and uvloop
         # does so even from a transport that is paused when its connection is made.
         await asyncio.sleep(0)
         early, self._early = self._early, bytearray()
-        loop.call_soon(_feed, plain, early)
+        asyncio.get_running_loop().call_soon(_feed, plain, early)
         with suppress(OSError):  # ssl.SSLError is one, too
             secure = await upgrading
         if secure is None or secure.is_closing():
@@ -273,6 +267,17 @@ class _Doorway(asyncio.Protocol):
             return
         self._connections.replace(plain, secure)
         self._hand_over(secure)
+
+    async def _upgrade(
+        self, plain: asyncio.Transport, tls: ssl.SSLContext
+    ) -> asyncio.Transport | None:
+        if plain.is_closing():
+            # Nobody would tell the handshake of the end, and it would wait for ever.
+            return None
+        timeout_s = self._connections.limits.head_timeout_s
+        return await asyncio.get_running_loop().start_tls(
+            plain, self, tls, server_side=True, ssl_handshake_timeout=timeout_s
+        )
 
 
 def _feed(transport: asyncio.Transport, data: bytearray) -> None:

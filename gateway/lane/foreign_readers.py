@@ -3,9 +3,9 @@ Entries that somebody else has read with the lane's own group, and how they come
 
 Who tries XREADGROUP by hand, with another consumer's name, takes entries away from the
 lane, and would take their order as well: later commands of the same publisher go on.
-So a lane looks for such readers when it opens, now and then, and as soon as a
-publisher's numbers skip some. What it finds it claims, and then it begins anew with
-all that is pending, in order.
+So a lane looks for such readers when it opens, now and then, and as soon as a read
+skips entries. What it finds it claims, and then it begins anew with all that is
+pending, in order.
 """
 
 import time
@@ -24,8 +24,11 @@ from everbus.gateway.telemetry import metrics
 log = structlog.get_logger()
 
 LOOK_EVERY_S = 1.0
-# Entries of one ingress that one look takes back, at most; then it looks again.
+# Of more MADs it is rarer, so that the server's work for it stays the same.
+LOOKED_AT = 200
+# Of one ingress, one look takes back so much at most; then it looks again.
 CLAIMED = 500
+CLAIMED_BYTES = 4 * 1024 * 1024
 MAX_LOOKS = 100
 
 
@@ -68,8 +71,9 @@ class ForeignReaders:
             LaneLost: the lane has another owner; nothing was claimed.
             WireFailed: the connection broke.
         """
-        self.look_at = time.monotonic() + LOOK_EVERY_S
         total, left = 0, list(spans)
+        rarer = max(1.0, len(left) / LOOKED_AT)
+        self.look_at = time.monotonic() + LOOK_EVERY_S * rarer
         for _ in range(MAX_LOOKS):
             if not left:
                 break
@@ -89,7 +93,7 @@ class ForeignReaders:
         command = script(
             "claim",
             [key_names.owner(p), *(keys.ingress(p, span.mad) for span in spans)],
-            *(self._wire.owner, keys.GROUP, self._consumer, CLAIMED),
+            *(self._wire.owner, keys.GROUP, self._consumer, CLAIMED, CLAIMED_BYTES),
             *chain.from_iterable(span[1:] for span in spans),
         )
         [reply] = await self._wire.exchange([command])

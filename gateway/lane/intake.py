@@ -45,8 +45,6 @@ READ_ENTRIES = 256
 # A larger entry, or one of more fields, stays in the server; only its size comes.
 SENT_BYTES = 2 * MAX_ENTRY_BYTES
 SENT_FIELDS = 4 * MAX_ENTRY_COMMANDS
-# Publishers whose last number is known, at most.
-MAX_PUBLISHERS = 10_000
 MAX_ID_PART = 2**64 - 1
 # The waiting read asks for one entry; it only shows that there are new ones.
 WAIT_MS = 2_000
@@ -276,7 +274,6 @@ class Intake:
         self._cursors: dict[str, str] = {}
         self._untrimmed: set[str] = set()
         self._seen: dict[str, str] = {}
-        self._numbers: dict[str, int] = {}
         self._unread: list[Span] = []
         self._astray = False
         self.others = ForeignReaders(wire, partition, CONSUMER)
@@ -302,15 +299,16 @@ class Intake:
         """
         return self._astray
 
-    async def admit(self, mads: Iterable[str]) -> None:
+    async def admit(self, mads: Iterable[str], *, replays: bool = False) -> None:
         """
-        Read these MADs' ingress too; makes missing groups and streams.
+        Read these MADs' ingress too; makes missing groups and streams. What others have
+        read of it is pending for us then; the caller *replays* it, or begins anew.
 
         A group starts at the trim point below which everything is settled, not
         at `$`, which would skip commands that are older than their first reader.
 
         Raises:
-            Disturbed: others had read some of it; the lane must begin anew.
+            Disturbed: others had read some of it, and nobody replays.
             WireFailed: the connection broke.
         """
         fresh = [mad for mad in mads if mad not in self._cursors]
@@ -326,7 +324,8 @@ class Intake:
                 raise Disturbed(f"ingress of {mad} vanished: {reply}", cause="nogroup")
             self._cursors[mad] = _last_delivered(reply)
             self.pending[mad] = {}
-        await self._take_back(map(Span, fresh))
+        take_back = self.others.take_back if replays else self._take_back
+        await take_back(map(Span, fresh))
 
     async def replay(self) -> list[Queued]:
         """
@@ -355,8 +354,9 @@ class Intake:
         share = max(1, READ_ENTRIES // max(1, len(self._cursors)))
         bound = bound._replace(entries=min(share, bound.entries))
         if self._astray:
-            return self._read_command(self._cursors, bound)
-        return self._read_command(dict.fromkeys(self.readable, ">"), bound)
+            return self._read_command("pending", self._cursors, bound)
+        news = {mad: self._cursors[mad] for mad in self.readable}
+        return self._read_command("news", news, bound)
 
     def accept(self, reply: Any) -> tuple[int, list[Queued]]:
         """
@@ -368,15 +368,14 @@ class Intake:
         """
         now_ms, streams = _checked(reply)
         received: list[Queued] = []
-        for key, entries in streams or ():
+        for key, entries, *skips in streams or ():
             # A read of pending entries names its stream also without any entry.
             if entries:
                 mad = key.decode().partition(":in:")[2]
-                news = self._received(mad, entries)
-                if self._skips(news):
+                if skips:
                     first = entries[0][0].decode()
                     self._unread.append(Span(mad, self._cursors[mad], first))
-                received += news
+                received += self._received(mad, entries)
                 self._cursors[mad] = entries[-1][0].decode()
         self._astray = self._astray and bool(received)
         if any(_after(seen, self._cursors[mad]) for mad, seen in self._seen.items()):
@@ -482,27 +481,6 @@ class Intake:
         firsts = [next(iter(ids)) for ids in self.pending.values() if ids]
         return min((int(i.partition("-")[0]) for i in firsts), default=None)
 
-    def _skips(self, news: Iterable[Queued]) -> bool:
-        """
-        Whether somebody else may have read entries before *news*: a number is missing,
-        or a command has none.
-
-        That is no proof: its publisher may have given the number up, and the first one
-        that this lane sees of a publisher may follow others that were settled before.
-        """
-        numbers, skips = self._numbers, False
-        for one in news:
-            if one.publisher is None or one.ordinal is None:
-                skips = True
-                continue
-            n, last = one.ordinal.n, numbers.get(one.publisher, 0)
-            if n > last:
-                numbers[one.publisher] = n
-                skips = skips or n > last + 1
-        if len(numbers) > MAX_PUBLISHERS:
-            numbers.clear()
-        return skips
-
     def _settled_below(self, mad: str) -> str:
         for identifier in self.pending[mad]:
             return identifier
@@ -521,7 +499,7 @@ class Intake:
                 level("group.created", mad=mad, lane=p, start=_before(point))
 
     async def _pending_page(self, mad: str, after: str) -> list[Any]:
-        command = self._read_command({mad: after}, ALONE)
+        command = self._read_command("pending", {mad: after}, ALONE)
         [reply] = await self._wire.exchange([command])
         _, streams = _checked(reply)
         if not streams:
@@ -529,13 +507,16 @@ class Intake:
         entries: list[Any] = streams[0][1]
         return entries
 
-    def _read_command(self, after: Mapping[str, str], bound: IngressBound) -> Command:
+    def _read_command(
+        self, which: str, after: Mapping[str, str], bound: IngressBound
+    ) -> Command:
         p = self._partition
         return (
             *(*_READ, 1 + len(after), self._owner_key),
             *(keys.ingress(p, mad) for mad in after),
             *(self._wire.owner, keys.GROUP, CONSUMER),
             *(min(bound.first, bound.entries), *bound[1:4], SENT_BYTES, SENT_FIELDS),
+            which,
             *after.values(),
         )
 

@@ -274,7 +274,7 @@ class Lane:
         self._intake = self._new_intake()
         self._may_trim = False
         self._now = await self._recovery.begin()
-        await self._admit()
+        await self._admit(replays=True)
         await self._look_at_backlog()
         await self._recovery.prune(self._now)
         pending = await self._intake.replay()
@@ -286,9 +286,9 @@ class Lane:
     def _new_intake(self) -> Intake:
         return Intake(self._wire, self.number, self._parts.partitions, self._queue)
 
-    async def _admit(self) -> None:
+    async def _admit(self, *, replays: bool = False) -> None:
         mads = self._mads
-        await self._intake.admit(mads)
+        await self._intake.admit(mads, replays=replays)
         self._admitted = mads
 
     async def _next_batch(self) -> list[Queued]:

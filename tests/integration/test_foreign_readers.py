@@ -3,6 +3,7 @@ Somebody reads the managers' groups by hand: nothing is lost, doubled, out of or
 """
 
 import asyncio
+from functools import partial
 
 import pytest
 import structlog
@@ -10,13 +11,15 @@ import structlog
 from everbus.bus import keys
 from everbus.bus.messages import SCHEMA
 from everbus.gateway.lane import foreign_readers
-from everbus.gateway.lane.intake import Intake
+from everbus.gateway.lane.intake import MAX_ID_PART, Intake
 from everbus.gateway.telemetry import metrics
-from tests.replicas import a_mad, replica_here, settled
+from tests.replicas import a_mad, replica_here, settled, until
 
 ADA = keys.ingress(0, "fiedler")
 ALONE = {"partitions": 1}
 COUNT = 15
+# Redis's Lua passes at most 8,000 arguments.
+MANY = 8_500
 
 
 async def read_by_hand(client, *how):
@@ -149,6 +152,103 @@ async def test_what_others_read_while_no_manager_lives_is_applied(
             await mad.flush(settled=True, timeout=30)
 
             assert await entries_of(mad, session) == [*range(COUNT)]
+
+
+async def test_no_command_of_another_publisher_hides_what_others_have_read(
+    server, client, monkeypatch
+):
+    """
+    Nothing is pending, no number is missing, and the group is behind the last entry.
+    """
+    # So that a trim takes single entries, and a look some.
+    await client.config_set("stream-node-max-entries", 1)
+    monkeypatch.setattr(foreign_readers, "CLAIMED_BYTES", 1)
+    async with (
+        replica_here(server.url, **ALONE),
+        a_mad(server.url) as one,
+        a_mad(server.url) as other,
+    ):
+        session = await known_session(one)
+        await other.append_and_wait(session.id, "before")
+        async with Held(monkeypatch):
+            for n in range(COUNT):
+                one.append(session.id, n)
+                await one.flush()
+            await read_without_acknowledgement(client)
+            later = asyncio.create_task(other.append_and_wait(session.id, "later"))
+            await until(partial(is_unread, client), what="the later one")
+        await later
+        await one.flush(settled=True, timeout=30)
+
+        assert await entries_of(one, session) == ["before", *range(COUNT), "later"]
+
+
+async def is_unread(client):
+    [group] = await client.xinfo_groups(ADA)
+    return await client.xrange(ADA, f"({group['last-delivered-id'].decode()}", "+")
+
+
+async def test_a_lane_opens_whatever_many_others_have_read(server, client):
+    """
+    More than one call of a script may name.
+    """
+    await client.hset(keys.CONFIG, mapping={"partitions": 1, "schema": SCHEMA})
+    async with a_mad(server.url) as mad:
+        async with replica_here(server.url, **ALONE):
+            session = await known_session(mad)
+        async with client.pipeline(transaction=False) as pipe:
+            for n in range(MANY):
+                pipe.xadd(ADA, {"c": b""})
+                if (n + 1) % foreign_readers.CLAIMED == 0:
+                    pipe.xreadgroup(keys.GROUP, f"stranger {n}", {ADA: ">"})
+            await pipe.execute()
+        names = [one["name"] for one in await client.xinfo_consumers(ADA, keys.GROUP)]
+        # Nothing is left to decide about them, only to claim.
+        await client.xtrim(ADA, maxlen=0)
+
+        async with replica_here(server.url, **ALONE):
+            await mad.append_and_wait(session.id, "served", timeout=30)
+
+    assert len(names) >= MANY / foreign_readers.CLAIMED
+
+
+async def test_a_lane_serves_although_others_read_before_each_opening(
+    server, client, monkeypatch
+):
+    await client.hset(keys.CONFIG, mapping={"partitions": 1, "schema": SCHEMA})
+    make_groups = Intake._make_groups
+    async with a_mad(server.url) as mad:
+        async with replica_here(server.url, **ALONE):
+            session = await known_session(mad)
+
+        async def beaten_to_it(intake, mads):
+            mad.append(session.id, "taken")
+            await mad.flush()
+            await read_by_hand(client)
+            await make_groups(intake, mads)
+
+        monkeypatch.setattr(Intake, "_make_groups", beaten_to_it)
+        async with replica_here(server.url, **ALONE):
+            await mad.append_and_wait(session.id, "served", timeout=30)
+
+            assert {*await entries_of(mad, session)} == {"taken", "served"}
+
+
+async def test_an_entry_of_the_highest_id_disturbs_no_look(server, client, monkeypatch):
+    monkeypatch.setattr(foreign_readers, "LOOK_EVERY_S", 0.0)
+    with structlog.testing.capture_logs() as logs:
+        async with (
+            replica_here(server.url, **ALONE),
+            a_mad(server.url),
+            a_mad(server.url, "other") as other,
+        ):
+            session = await other.create_session("ada")
+            await client.xadd(ADA, {"c": b""}, id=f"{MAX_ID_PART}-{MAX_ID_PART}")
+            await settled(client)
+            for n in range(3):
+                await other.append_and_wait(session.id, n, timeout=30)
+
+    assert [one for one in logs if one["event"] == "lane.disturbed"] == []
 
 
 async def test_no_trim_takes_what_others_have_read(server, client, monkeypatch):

@@ -103,7 +103,7 @@ CARRIED = {
     "read": lambda owner: script(
         "read",
         [OWNER, keys.ingress(0, "ann")],
-        *(owner, keys.GROUP, CONSUMER, 8, 10, 64, 1 << 20, 1 << 20, 256, ">"),
+        *(owner, keys.GROUP, CONSUMER, 8, 10, 64, 1 << 20, 1 << 20, 256, "news", "0-0"),
     ),
     "commit": a_commit,
     "admit": lambda owner: hot_copy.admit_command(

@@ -107,7 +107,19 @@ async def delivered(wire, owner):
         *script(
             "read",
             [key_names.owner(0), keys.ingress(0, "ann")],
-            *(owner, keys.GROUP, CONSUMER, 8, 10, 64, 1 << 20, 1 << 20, 256, ">"),
+            *(
+                owner,
+                keys.GROUP,
+                CONSUMER,
+                8,
+                10,
+                64,
+                1 << 20,
+                1 << 20,
+                256,
+                "news",
+                "0-0",
+            ),
         )
     )
 

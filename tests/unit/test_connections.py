@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
 from typing import NamedTuple
 
 import httpx
@@ -244,15 +245,24 @@ async def test_addresses_that_speak_for_many_have_only_the_servers_bound():
     assert met(TOTAL) == before + 1
 
 
+def an_authority(folder: Path) -> tuple[Authority, ssl.SSLContext]:
+    """
+    An authority, and what a server needs that has its certificate.
+    """
+    authority = Authority(folder)
+    mine = authority.issued("server")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(mine.cert, mine.key)
+
+    return authority, context
+
+
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
 def test_a_client_that_speaks_before_its_handshake_begins_is_served(run, tmp_path):
     """
     Its first bytes come along with the connection: the server's loop was busy.
     """
-    authority = Authority(tmp_path)
-    mine = authority.issued("server")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(mine.cert, mine.key)
+    authority, context = an_authority(tmp_path)
     client = ssl.create_default_context(cafile=authority.ca)
     clients = 20
 
@@ -274,3 +284,24 @@ def test_a_client_that_speaks_before_its_handshake_begins_is_served(run, tmp_pat
     responses = run(serve_while_busy())
 
     assert [one.text for one in responses] == ["hello"] * clients
+
+
+@pytest.mark.parametrize("said", [b"", HALF], ids=["nothing", "plain text"])
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_clients_that_go_before_their_handshake_are_counted_no_more(
+    run, said, tmp_path
+):
+    """
+    As the probes of a load balancer do, which only connect.
+    """
+    _, context = an_authority(tmp_path)
+
+    async def connect_and_go() -> None:
+        async with a_server(AMPLE._replace(tls=context)) as served:
+            for _ in range(10):
+                with socket.create_connection(("127.0.0.1", served.port)) as client:
+                    client.sendall(said)
+            async with Client(served.port):
+                await until(lambda: len(served.connections) == 1, WITHIN_S, "the last")
+
+    run(connect_and_go())

@@ -11,6 +11,7 @@ from redis.exceptions import (
     AuthenticationError,
     ConnectionError,
     NoPermissionError,
+    OutOfMemoryError,
 )
 from structlog.testing import capture_logs
 
@@ -42,11 +43,11 @@ class FakeBus:
         self.blocked.set()
         self.mads = {"ada"}
         self.news = []
-        self.may_register = True
+        self.refusal = None
 
     def register(self, command):
-        if not self.may_register:
-            raise NoPermissionError("no permissions to run the 'hsetnx' command")
+        if self.refusal is not None:
+            raise self.refusal
         if command[0] == "PUBLISH":
             return self.news.append(command[1:])
         new = command[2] not in self.mads
@@ -138,15 +139,36 @@ def test_a_mad_that_the_bus_has_forgotten_is_entered_again(heart, bus):
 
 
 def test_where_operators_enter_mads_no_mad_tries_twice(heart, bus):
-    bus.may_register = False
+    bus.refusal = NoPermissionError("no permissions to run the 'hsetnx' command")
     heart._beat()
-    bus.may_register = True
+    bus.refusal = None
     bus.mads.clear()
     heart._beat()
 
     assert bus.mads == set()
     assert [kind for kind, _ in bus.beats] == ["instance.join", "instance.beat"]
     assert bus.connections == 1
+
+
+@pytest.mark.parametrize(
+    "refusal", [OutOfMemoryError("full"), ConnectionError("the list's node is away")]
+)
+def test_a_heartbeat_counts_although_its_mad_cannot_be_entered(
+    heart, bus, lease, told, refusal
+):
+    heart._beat()
+    lease.declare_lost(1)
+    bus.mads.clear()
+    bus.refusal = refusal
+
+    waits = [heart._beat(), heart._beat()]
+    bus.refusal = None
+    heart._beat()
+
+    assert waits == [TTL_S / 3] * 2
+    assert bus.beats[1:] == [("instance.join", 2), *[("instance.beat", 2)] * 2]
+    assert told == [1]
+    assert bus.mads == {"ada"}
 
 
 def test_each_epoch_begins_with_a_join_and_its_predecessor_is_told_then(

@@ -294,6 +294,22 @@ async def test_what_is_on_its_way_once_more_is_not_settled():
         assert await asyncio.wait_for(waiting, 5)
 
 
+async def test_what_is_to_be_sent_once_more_is_not_settled():
+    """
+    Also for who asks after it was scheduled, and before it is on the bus.
+    """
+    unsettled = kept()
+    unsettled.send_all_again()
+    assert not await unsettled.settled(0)
+    [again] = unsettled.take_again().values()
+    assert not await unsettled.settled(0)
+
+    unsettled.keep(0, again)
+
+    async with asking(unsettled, SettledNumbers(mark=5)):
+        assert await unsettled.settled(5)
+
+
 async def test_what_is_sent_again_takes_no_room_of_new_commands(monkeypatch):
     """
     The bus lost them, so the caller, who awaited every flush, is not refused.

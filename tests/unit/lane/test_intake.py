@@ -193,14 +193,14 @@ async def test_an_entry_that_only_the_wait_sees_is_looked_for_at_others_first():
     assert claim[-2:] == ("5-0", "")
 
 
-async def test_a_missing_number_makes_the_lane_look_at_once():
+async def test_a_read_that_skips_entries_makes_the_lane_look_at_once():
     wire, intake = await admitted(claim=[0, b""])
     intake.others.look_at = math.inf
-    intake.accept(a_read(entry("6-0", packed("session.get", 1))))
-    intake.accept(a_read(entry("7-0", packed("session.get", 2))))
+    intake.accept(a_read(entry("7-0", packed("session.get", 1))))
     assert not await intake.look_for_others()
 
-    intake.accept(a_read(entry("9-0", packed("session.get", 4))))
+    after_others = [ADA, [entry("9-0", packed("session.get", 2))], 1]
+    intake.accept([9000, [after_others]])
 
     wire.answers["claim"] = [0, b""] * 2
     assert await intake.look_for_others()
