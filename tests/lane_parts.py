@@ -106,7 +106,7 @@ class FakeWire(LaneConnection):
         if command[0] == "groups":
             return self._groups(command[1:])
         if command[0] == "claim" and "claim" not in self.answers:
-            return [0, b""] * ((len(command) - 6) // 3)
+            return [0, b""] * ((len(command) - 7) // 3)
         self.sent.append(command)
         answer = self.answers.get(str(command[0]))
         if isinstance(answer, Exception) and not isinstance(answer, ResponseError):

@@ -63,7 +63,7 @@ class Server:
         )
 
     def read(self, command):
-        if command[-1] == ">":
+        if "news" in command:
             entries, self.left = self.left, []
             self.pending += entries
         else:
