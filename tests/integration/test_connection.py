@@ -310,16 +310,6 @@ async def test_without_a_token_nobody_connects(bus: Bus, tmp_path: Path, spooled
             pass
 
 
-async def _entries(bus: Bus, stream: str) -> list[Any]:
-    """
-    The entries of a stream, the fields of each as a flat list: names repeat.
-    """
-    async with redis.asyncio.from_url(bus.url) as client:
-        client.set_response_callback("XRANGE", lambda found, **_: found)
-        found: list[Any] = await client.execute_command("XRANGE", stream, "-", "+")
-    return found
-
-
 async def _listeners(bus: Bus) -> int:
     found: list[Any] = await bus.client.pubsub_channels("eb:wake:deafened:*")
     await asyncio.sleep(0)
