@@ -20,7 +20,7 @@ from everbus.bus.errors import Unavailable
 from everbus.bus.messages import TimelineEntry, pack
 from everbus.compose.testing.contracts.assertions import is_empty, seqs
 from everbus.compose.testing.contracts.sample_histories import BEGIN, SampleHistory
-from everbus.gateway.store.claims import Branch
+from everbus.gateway.store.claims import Branch, Claim
 from everbus.gateway.store.mongo.documents import (
     REMOVALS,
     SESSIONS,
@@ -218,6 +218,25 @@ async def test_a_deleted_session_is_kept_as_an_id_for_a_month_only(tier, raw):
 
     assert indexes["deleted_at_1"]["expireAfterSeconds"] == 30 * 86_400
     assert await raw[REMOVALS].count_documents({}) == 0
+
+
+async def test_a_claim_makes_the_indexes_before_it_writes(other, raw):
+    """
+    Managers claim while an archiver that has just started makes them, too.
+    """
+    door, seen = other._mongo, []
+    bulk = door.bulk
+
+    async def looked(name, operations, *args, **options):
+        seen.append(await raw[name].index_information())
+        return await bulk(name, operations, *args, **options)
+
+    door.bulk = looked
+    await other.claim([Claim(session="s", lineage=7)])
+    await other.claim([Claim(session="t", lineage=7)])
+
+    assert len(seen) == 2
+    assert all("deleted_at_1" in indexes for indexes in seen)
 
 
 async def test_a_long_timeline_is_removed_in_bounded_steps(tier, raw, monkeypatch):

@@ -91,12 +91,14 @@ class MongoWarm:
         self._writes = Writes(self._mongo, self._checkpoints)
         self._search = Search(self._mongo)
         self._claims = Claims(self._mongo)
+        self._prepared = False
 
     async def prepare(self) -> None:
         """
         Make the indexes that reading and idempotence rely on; may be repeated.
         """
         await make_indexes(self._mongo)
+        self._prepared = True
 
     async def write(self, records: Sequence[Record]) -> Sequence[WriteRefused]:
         """
@@ -107,7 +109,12 @@ class MongoWarm:
     async def claim(self, claims: Sequence[Claim]) -> dict[str, Claimed]:
         """
         Claim sessions for a lineage, see `store.claims`.
+
+        The first call makes the indexes. SecantusDB 0.7 can stand still for most of a
+        minute when a client writes to a new collection while another makes its index.
         """
+        if not self._prepared:
+            await self.prepare()
         return await self._claims.claim(claims)
 
     async def commands(
