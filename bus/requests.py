@@ -402,7 +402,7 @@ class Requests:
         Raises:
             Unavailable: *timeout* seconds have passed; sending goes on. Or the managers
                 do not report all commands as settled by then; the next flush reports
-                those that they refused.
+                their refusals.
             EverbusError: the code of the first command that was refused since.
         """
         deadline = time.monotonic() + check_timeout(timeout)

@@ -188,7 +188,7 @@ class UserOnBus:
     @property
     def user(self) -> User | None:
         """
-        The user, rather one that is no MAD's; None if no server has it.
+        The user, preferably a foreign one; None if no server has it.
         """
         known = [one for one in self._users if one is not None]
         foreign = [one for one in known if not is_user_of(one, self._name)]

@@ -191,7 +191,7 @@ class EmbeddedStack:
 
     async def _start(self, part: SupervisedProcess, slow_at: float) -> None:
         """
-        Start *part*; at *slow_at* say that it is the one that is waited for.
+        Start *part*; at *slow_at* say that it is not ready yet.
         """
         name, log = part.server.name, part.server.log
         self._say(f"starting {name}")

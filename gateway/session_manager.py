@@ -133,7 +133,7 @@ class SessionManager:
     @property
     def lanes(self) -> dict[int, Lane]:
         """
-        Partition → its lane, of those that this replica serves now.
+        Partition → its lane, for the partitions that this replica serves now.
         """
         served = self._served.values()
 

@@ -30,8 +30,8 @@ class ContentCheck:
     """
     Checks a timeline, entry by entry, against the entries that were sent.
 
-    Entries are recognised by their content; of two with the same content, the
-    earlier one in the timeline is taken for the earlier one that was sent.
+    Entries are recognised by their content; two with the same content count as
+    sent in the order of the timeline.
     """
 
     def __init__(

@@ -217,8 +217,8 @@ class _StateCheck:
 
     def refusals(self) -> None:
         """
-        Each refusal for a version has an update that moved it, or may have: one that
-        was acknowledged without its version, or never answered.
+        Each refusal for a version has an update that moved it, or may have: an update
+        acknowledged without its version, or never answered.
         """
         updates = self._expected.updates.values()
         allowed = sum(its.acknowledged + len(its.doubtful) for its in updates)

@@ -208,7 +208,7 @@ class Streams:
 
     def drain(self) -> None:
         """
-        End all streams, also those that open later.
+        End all streams, later ones as they open.
         """
         self._draining = True
         for stream in self:

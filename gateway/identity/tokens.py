@@ -65,8 +65,8 @@ class Identity:
         Accept tokens of *issuer* for *audience*, signed with one of *keys* or, for
         any other `kid`, of *published*.
 
-        *wanted*: of `typ` and `iat`, those that a token must have; RFC 7519 makes
-        both optional. Clocks may differ by *leeway_s*, 0 to MAX_LEEWAY_S; *clock*
+        *wanted*: which of `typ` and `iat` a token must have; RFC 7519 makes both
+        optional. Clocks may differ by *leeway_s*, 0 to MAX_LEEWAY_S; *clock*
         tells seconds since 1970.
 
         Raises:

@@ -173,7 +173,7 @@ class Admission:
 
 class _Numbers:
     """
-    The settled numbers of publishers, with those that sessions bring along.
+    The settled numbers of publishers, also from the documents of sessions.
 
     A session tells the MAD that a command counts for, not the ingress that it came by:
     the edge's and the gateway's are tried as well.

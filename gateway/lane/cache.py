@@ -326,8 +326,8 @@ class LaneCache:
 
         Must see a publisher's commands in their order: the first one decides which
         numbers count as settled. Not where records were lost: the numbers before it
-        may be sent again, and the admission of their session settles those that
-        MongoDB holds.
+        may be sent again, and the admission of their session settles what MongoDB
+        holds.
         """
         if received.ordinal is None or received.publisher is None:
             return None

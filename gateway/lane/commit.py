@@ -61,7 +61,7 @@ class Lineages(NamedTuple):
 
     Attributes:
         current: of the partition's hot data.
-        unclaimed: session id → lineage, of those that are served unclaimed.
+        unclaimed: session id → lineage, of sessions served without a claim.
     """
 
     current: int = 0
@@ -342,8 +342,8 @@ class Batch:
 
     def hold(self, delivery: Delivery, packed: bytes, session: str = "") -> None:
         """
-        Stage a reply for the time when MongoDB holds all committed so far; one that
-        tells of all of *session* turns into an error if MongoDB refused some of it.
+        Stage a reply for the time when MongoDB holds all committed so far. With
+        *session*, it turns into an error if MongoDB refused a record of that session.
         """
         instance = delivery.instance
         self._held.append(

@@ -248,8 +248,8 @@ class Decider:
         Whether the command is new, in time, and its sender known: else nothing is
         loaded for it, since its decision only repeats a reply or refuses it.
 
-        Where records of publishers were lost, a late one may be one that MongoDB holds,
-        sent again: to refuse it as not applied could be untrue.
+        Where records of publishers were lost, a late command may be a repeat of what
+        MongoDB holds: to refuse it as not applied could be untrue.
         """
         if self.cache.settled_before(delivery) and self.writes(delivery):
             return False
@@ -264,7 +264,7 @@ class Decider:
     def in_doubt(self, delivery: Delivery, now: Now) -> bool:
         """
         Whether it is a write past its deadline that may have had its effect: records of
-        publishers were lost, and it may be one that MongoDB holds, sent again.
+        publishers were lost, and it may be a repeat of what MongoDB holds.
         """
         if not self.cache.records_lost or not self.writes(delivery):
             return False
@@ -292,7 +292,7 @@ class Decider:
     ) -> None:
         """
         Raises:
-            Rejection: the one that the decision on the loaded session would give.
+            Rejection: as the decision on the loaded session would.
         """
         kind, mad = delivery.envelope.kind, delivery.mad
         body = unpack_body(delivery.envelope.body, self._bodies[kind])

@@ -107,7 +107,7 @@ class HotEpochs:
 
     async def steady(self, epoch: HotEpoch, now: Now) -> HotEpoch:
         """
-        *epoch*, or the one that begins because the server's clock has moved by itself.
+        *epoch*, or the next if the server's clock has moved by itself.
 
         *now* is as old as the last read, so a suspicion is looked at once more.
         """

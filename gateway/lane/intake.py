@@ -254,7 +254,7 @@ class Intake:
     The ingress streams of one lane.
 
     Attributes:
-        others: those who read with our group, but are no lane.
+        others: readers of our group that are no lane.
         pending: MAD → ids of entries read and not yet acknowledged, in order.
         paused: MADs whose ingress is not read for now, as too much of theirs waits.
     """

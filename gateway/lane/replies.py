@@ -5,7 +5,7 @@ Everything is staged into the batch, so the very commit that makes an answer tru
 gives it.
 
 Replies that nobody has received are counted for each receiver, which unlinks the
-stream of each reply that it has. One that asks and never reads would fill the bus, so
+stream of each reply that it has. A receiver that never reads would fill the bus, so
 beyond the bound its requests are refused, and the refusals are not stored: only a
 wake-up carries them.
 """

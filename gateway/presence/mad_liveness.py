@@ -147,6 +147,6 @@ class MadLiveness:
 
     def _wait_for_return(self) -> None:
         """
-        Give those that listened at a node that is away time to come back elsewhere.
+        Give listeners of a node that is away time to come back elsewhere.
         """
         self._not_before = time.monotonic() + RETURN_S

@@ -61,7 +61,7 @@ def until_full(
     items: Iterable[Item], size_of: Callable[[Item], int], bound: ReadBound | None
 ) -> list[Item]:
     """
-    The *items*, up to the one that reaches the bound.
+    The *items* up to the bound, the last of which may reach it.
     """
     if bound is None:
         return list(items)

@@ -151,8 +151,8 @@ class SealedCopies:
 
     async def open_body(self, envelope: Envelope) -> Envelope:
         """
-        A command with its body opened, if it was sealed. One that does not open stays
-        as it is, and is refused as an invalid body.
+        A command with its body opened, if it was sealed. A body that does not open
+        stays as it is, and is refused as an invalid body.
         """
         body = bytes(envelope.body)
         value = unpack(body, bytes) if body[:1] in BYTES else b""

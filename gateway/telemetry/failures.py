@@ -248,7 +248,7 @@ class FailureCounter(Collector):
 
     def totals(self) -> dict[Kind, float]:
         """
-        Kind → how often, those that are counted elsewhere included.
+        Kind → how often, with the counts kept elsewhere.
         """
         return {
             kind: counted + (_ELSEWHERE[kind]() if kind in _ELSEWHERE else 0)

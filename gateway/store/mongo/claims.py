@@ -106,7 +106,7 @@ class Claims:
 
     async def _claim(self, claims: Sequence[Claim]) -> dict[str, Claimed]:
         """
-        One attempt; those that lost a race are left out.
+        One attempt; claims that lost a race are left out.
         """
         documents = await self._documents([claim.session for claim in claims])
         claimed: dict[str, Claimed] = {}

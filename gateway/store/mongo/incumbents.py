@@ -1,5 +1,5 @@
 """
-Documents that have the place of one that is to be inserted.
+Documents in the place of a new one.
 
 The place of an entry is its seq, that of a change its version, that of a notice its
 number. A repeat finds its own command there. Another command there is either a remnant

@@ -1,8 +1,8 @@
 """
 Seals MongoDB's documents by the newest keys, while everything runs.
 
-Each value is replaced only if it is still the one that was read, so that a document
-that changes meanwhile keeps its later value, which has the newest key anyway.
+Each value is replaced only if it is unchanged since it was read. A document that
+changes meanwhile keeps its later value, which has the newest key anyway.
 """
 
 from collections.abc import Callable, Iterator
