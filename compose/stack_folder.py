@@ -32,7 +32,7 @@ ENVIRONMENTS = ("env", "mad.env", "manager.env", "edge.env", "archiver.env")
 # Below every system's ephemeral range (32768 on Linux, 49152 elsewhere): a client
 # may get an ephemeral port while its server restarts, and a client that reconnects
 # to such a port may even connect to itself.
-_PORTS_FROM, _PORTS_TO = 15_000, 32_000
+PORT_RANGE = range(15_000, 32_000)
 # For the one stack of a user that takes them first, so that a URL stays the same.
 DEFAULT_PORTS: Mapping[str, int] = {
     "edge": 18_080,
@@ -211,12 +211,12 @@ def free_port(taken: Collection[int] = ()) -> int:
     Raises:
         StackError: no port is free.
     """
-    for _ in range(_PORTS_TO - _PORTS_FROM):
-        port = random.randrange(_PORTS_FROM, _PORTS_TO)  # noqa: S311 - no secret
+    for _ in PORT_RANGE:
+        port = random.choice(PORT_RANGE)  # noqa: S311 - no secret
         if port not in taken and _is_free(port):
             return port
     raise StackError(
-        f"no free port on 127.0.0.1 from {_PORTS_FROM} to {_PORTS_TO}; "
+        f"no free port on 127.0.0.1 from {PORT_RANGE.start} to {PORT_RANGE.stop}; "
         "stop a program that listens there (ss -ltn)"
     )
 

@@ -12,6 +12,8 @@ import pytest
 import structlog
 from hypothesis import settings
 
+from everbus.compose import stack_folder
+
 # How long an example takes is the machine's affair: no test judges time.
 settings.register_profile("everbus", deadline=None)
 settings.load_profile("everbus")
@@ -27,6 +29,12 @@ _console.exception_formatter = structlog.dev.plain_traceback
 
 # The contexts of whoever runs the tests are not theirs.
 os.environ["XDG_CONFIG_HOME"] = "/nonexistent"
+
+# A port is free until its server binds it a second later: two workers that choose
+# alike in that second would disturb each other, so each has ports of its own.
+_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+stack_folder.PORT_RANGE = stack_folder.PORT_RANGE[_WORKER % _WORKERS :: _WORKERS]
 
 # The longest files begin first, so that all workers end together.
 LONG = ("embedded", "drain", "takeover", "archiving", "degradations", "disk_full")
