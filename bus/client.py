@@ -14,9 +14,10 @@ from everbus.bus.messages import CommandOutcome, Durability, Session, check_mad,
 from everbus.bus.requests import Delegation
 from everbus.bus.session_calls import SessionCalls, session_in
 from everbus.bus.timeline_calls import TimelineCalls
+from everbus.bus.turn_calls import TurnCalls
 
 
-class Mad(SessionCalls, TimelineCalls, HistoryCalls, LiveCalls):
+class Mad(SessionCalls, TimelineCalls, TurnCalls, HistoryCalls, LiveCalls):
     """
     One instance of a MAD, connected to the bus; made by `connect`.
 

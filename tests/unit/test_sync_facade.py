@@ -20,7 +20,7 @@ from everbus.bus import connection, sync
 from everbus.bus.client import Mad
 from everbus.bus.errors import Invalid, NotFound, Unavailable, VersionConflict
 from everbus.bus.events import SessionEvent
-from everbus.bus.messages import CommandOutcome, Session, TimelinePage
+from everbus.bus.messages import CommandOutcome, CommittedTurn, Session, TimelinePage
 from tests.processes import HOUSE
 
 ENTRY = {"role": "user", "text": "hi"}
@@ -41,6 +41,8 @@ def test_every_call_has_the_same_signature(name):
     wanted = inspect.signature(asynchronous)
     if name == "watch":
         wanted = wanted.replace(return_annotation=Iterator[SessionEvent])
+    if name == "turn":
+        wanted = wanted.replace(return_annotation=CommittedTurn)
 
     assert inspect.signature(blocking) == wanted
     assert not inspect.iscoroutinefunction(blocking)
@@ -156,6 +158,7 @@ CALLS = {
 RESULTS = {
     **dict.fromkeys(CALLS, SESSION),
     "delete_session": None,
+    "turn": CommittedTurn(turn="i.0.1", version=4, seqs=(5,)),
     "append_and_wait": 7,
     "timeline": TimelinePage(()),
     "outcome": CommandOutcome("applied"),
@@ -165,7 +168,7 @@ RESULTS = {
 
 def test_every_call_is_tried_here():
     tried = {*CALLS, *PROPERTIES, "append", "flush", "update_later", "update_session"}
-    tried |= {"watch"}
+    tried |= {"watch", "turn"}
 
     assert tried == public(Mad)
 
@@ -245,6 +248,22 @@ def test_an_append_hands_all_arguments_on(made):
         mad.append("s", ENTRY, expected_last_seq=3, durability="warm")
 
     assert made[0].asked == [("s", ENTRY, 3, "warm")]
+
+
+def test_a_turn_hands_all_arguments_on_and_its_result_back(made):
+    options = {
+        "expected_version": 3,
+        "expected_last_seq": 4,
+        "turn_id": "run-7",
+        "command_id": "order-7",
+        "durability": "warm",
+        "timeout": 1.0,
+    }
+    with sync.connect() as mad:
+        told = mad.turn("s", [ENTRY], {"tags": []}, **options)
+
+    assert told is RESULTS["turn"]
+    assert made[0].asked == [("turn", ("s", [ENTRY], {"tags": []}), options)]
 
 
 def test_an_update_for_later_is_handed_on_with_its_id_back(made):
