@@ -122,9 +122,9 @@ def appended(
     An entry too large for the tail stays out of it and is read from the warm
     tier; so do the entries before it, since the tail has no holes.
     """
-    at = not_before(session, now)
+    first, at = session.last_seq + 1, not_before(session, now)
     packed = []
-    for seq, entry in enumerate(entries, session.last_seq + 1):
+    for seq, entry in enumerate(entries, first):
         encoded = _encode(TimelineEntry(seq, at, author, msgspec.Raw(entry), turn))
         # An exact copy: the encoder's bytes reserve half as much again, and recent
         # timelines take most of a replica's memory.
@@ -132,7 +132,7 @@ def appended(
     room = HOT_BYTES - _state_bytes(session)
     after = msgspec.structs.replace(
         session,
-        last_seq=session.last_seq + len(packed),
+        last_seq=first - 1 + len(packed),
         last_active=at,
         recent_timeline=trimmed((*session.recent_timeline, *packed), room),
     )
