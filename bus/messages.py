@@ -283,7 +283,8 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     A stored state of a session that can be restored.
 
     Attributes:
-        id: id of the command that created it.
+        id: id of the command that created it, or derived from it if it was chosen
+            freely.
         version: the session's version at that time.
         kind: `full`, or `incremental`: kept as a patch to *parent*.
         sha256: hash of the state's canonical form, hexadecimal; checked before use.

@@ -173,6 +173,7 @@ class SyncMad:
         entry: Any,
         *,
         expected_last_seq: int | None = None,
+        command_id: str | None = None,
         durability: Durability = "hot",
     ) -> str:
         """
@@ -186,6 +187,7 @@ class SyncMad:
                 session_id,
                 entry,
                 expected_last_seq=expected_last_seq,
+                command_id=command_id,
                 durability=durability,
             )
 
@@ -197,6 +199,7 @@ class SyncMad:
         patch: Mapping[str, Any],
         *,
         expected_version: int | None = None,
+        command_id: str | None = None,
         durability: Durability = "hot",
     ) -> str:
         """
@@ -210,6 +213,7 @@ class SyncMad:
                 session_id,
                 patch,
                 expected_version=expected_version,
+                command_id=command_id,
                 durability=durability,
             )
 

@@ -47,7 +47,8 @@ class NewCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
     A checkpoint on its way to the warm tier.
 
     Attributes:
-        id: id of the command that created it.
+        id: id of the command that created it, or derived from it if it was chosen
+            freely.
         state: result of `handlers.history.state_of`.
         sha256: `handlers.history.digest` of *state*, hexadecimal.
     """

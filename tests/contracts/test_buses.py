@@ -497,6 +497,60 @@ class TestTurns:
         assert await told_in(ada, session.id) == ["a"]
 
 
+class TestIdsOfTheCallersOwn:
+    async def test_append_without_a_reply_once(self, bus, ada, session):
+        """
+        Also repeated by another instance, which gets the seq of the first one.
+        """
+        own = {"command_id": f"said-{session.id}"}
+        assert ada.append(session.id, "said", **own) == own["command_id"]
+        ada.append(session.id, "later")
+        await ada.flush(settled=True)
+        async with bus.connect(mad="ada") as twin:
+            seq = await twin.append_and_wait(session.id, "said", **own)
+            twin.append(session.id, "said", **own)
+            await twin.flush(settled=True)
+
+        assert seq == 1
+        assert await told_in(ada, session.id) == ["said", "later"]
+
+    async def test_update_without_a_reply_once(self, ada, session):
+        own = {"command_id": f"tag-{session.id}", "expected_version": 1}
+        patch = {"tags": ["a"]}
+        ada.update_later(session.id, patch, **own)
+        await ada.flush(settled=True)
+        again = await ada.update_session(session.id, patch, **own)
+        ada.update_later(session.id, patch, **own)
+        await ada.flush(settled=True)
+
+        assert (again.version, again.tags) == (2, ("a",))
+        assert (await ada.get_session(session.id)).version == 2
+
+    async def test_tell_a_refusal_with_the_next_flush(self, ada, session):
+        own = {"command_id": f"late-{session.id}"}
+        ada.append(session.id, "late", expected_last_seq=7, **own)
+
+        with pytest.raises(sdk.VersionConflict) as refused:
+            await ada.flush(settled=True)
+
+        [told] = refused.value.details["refused"]
+        assert (told["id"], told["code"]) == (own["command_id"], "version_conflict")
+        await ada.flush(settled=True)
+
+    async def test_are_for_one_command_at_a_time(self, ada, session):
+        own = {"command_id": f"one-{session.id}"}
+        ada.append(session.id, "one", **own)
+
+        with pytest.raises(sdk.Invalid, match=r"flush\(settled=True\)"):
+            ada.append(session.id, "one", **own)
+        await ada.flush(settled=True)
+        ada.append(session.id, "another", **own)
+        with pytest.raises(sdk.Invalid, match="used for another command"):
+            await ada.flush(settled=True)
+
+        assert await told_in(ada, session.id) == ["one"]
+
+
 class TestHistories:
     async def test_know_each_version_and_its_change(self, ada, session):
         await ada.update_session(session.id, {"tags": ["a"]})
@@ -520,6 +574,54 @@ class TestHistories:
 
         assert [one.name for one in listed.checkpoints] == ["before"]
         assert (restored.version, restored.tags) == (4, ("kept",))
+
+    async def test_keep_the_checkpoints_of_two_mads_under_one_id_apart(
+        self, bus, ada, session
+    ):
+        """
+        A repetition is the same checkpoint; another MAD's is another one.
+        """
+        once = {"command_id": f"nightly-{session.id}"}
+        await ada.update_session(session.id, {"tags": ["ada"], "acl": ["ada", "bo"]})
+        mine = [
+            await ada.create_checkpoint(session.id, name="ada's", **once) for _ in "12"
+        ]
+        async with bus.connect(mad="bo") as bo:
+            await bo.update_session(session.id, {"tags": ["bo"]})
+            other = await bo.create_checkpoint(session.id, name="bo's", **once)
+            with pytest.raises(sdk.Invalid, match="used for another command"):
+                await bo.create_checkpoint(session.id, name="else", **once)
+
+        listed = (await ada.checkpoints(session.id)).checkpoints
+        assert mine[0] == mine[1]
+        assert [(one.name, one.author) for one in listed] == [
+            ("bo's", "bo"),
+            ("ada's", "ada"),
+        ]
+        assert [one.id for one in listed] == [other.id, mine[0].id]
+        for made, tags in ((mine[0], ("ada",)), (other, ("bo",))):
+            restored = await ada.restore_checkpoint(session.id, made.id)
+            assert restored.tags == tags
+
+    async def test_of_two_mads_under_one_id_never_mix(self, bus, ada, session):
+        """
+        Whatever they write: the id is each MAD's own.
+        """
+        await ada.update_session(session.id, {"acl": ["ada", "bo"]})
+        once = {"command_id": f"same-{session.id}"}
+        async with bus.connect(mad="bo") as bo:
+            for mad in (ada, bo, ada, bo):
+                await mad.turn(
+                    session.id, [mad.name], {"fields": {mad.name: 1}}, **once
+                )
+
+        page = await ada.timeline(session.id)
+        read = await ada.get_session(session.id)
+        assert [(one.author, one.entry) for one in page.entries] == [
+            ("ada", "ada"),
+            ("bo", "bo"),
+        ]
+        assert read.fields == {"ada": 1, "bo": 1}
 
 
 class TestWatching:

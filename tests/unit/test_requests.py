@@ -138,11 +138,12 @@ async def test_an_unknown_durability_is_refused_before_anything_is_sent(mad, bus
 
 
 OWN_IDS = {
-    **{kind: WRITES[kind] for kind in WRITES if kind != "checkpoint.create"},
+    **WRITES,
     "session.create": lambda mad, **how: mad.create_session(
         "ada", session_id="s", **how
     ),
     "session.broadcast": lambda mad, **how: mad.broadcast("s", 1, **how),
+    "session.resume, called": lambda mad, **how: mad.call("session.resume", "s", **how),
 }
 
 
