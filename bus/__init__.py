@@ -26,6 +26,7 @@ from everbus.bus.messages import (
     Checkpoint,
     CheckpointPage,
     CommandOutcome,
+    CommittedTurn,
     Difference,
     Durability,
     Durable,
@@ -38,6 +39,7 @@ from everbus.bus.messages import (
     TimelinePage,
 )
 from everbus.bus.settled_numbers import RefusedCommand
+from everbus.bus.turn_calls import Turn
 
 __all__ = [
     "AlreadyExists",
@@ -45,6 +47,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointPage",
     "CommandOutcome",
+    "CommittedTurn",
     "Defect",
     "Difference",
     "Durability",
@@ -68,6 +71,7 @@ __all__ = [
     "TimelineEntry",
     "TimelinePage",
     "TooLarge",
+    "Turn",
     "Unauthenticated",
     "Unavailable",
     "VersionConflict",

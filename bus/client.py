@@ -14,9 +14,10 @@ from everbus.bus.messages import CommandOutcome, Durability, Session, check_mad,
 from everbus.bus.requests import Delegation
 from everbus.bus.session_calls import SessionCalls, session_in
 from everbus.bus.timeline_calls import TimelineCalls
+from everbus.bus.turn_calls import TurnCalls
 
 
-class Mad(SessionCalls, TimelineCalls, HistoryCalls, LiveCalls):
+class Mad(SessionCalls, TimelineCalls, TurnCalls, HistoryCalls, LiveCalls):
     """
     One instance of a MAD, connected to the bus; made by `connect`.
 
@@ -24,8 +25,8 @@ class Mad(SessionCalls, TimelineCalls, HistoryCalls, LiveCalls):
     a number, so repeating one, here or on the bus, never applies it twice. When
     a call ends in ReplyTimeout its effect is unknown until `outcome` is asked.
 
-    Writes that wait take `command_id`, an id of your own of at most 80 letters, digits,
-    `_`, `.` or `-`: a repetition of the same write under it, by any instance of this
+    Writes take `command_id`, an id of your own of at most 80 letters, digits, `_`, `.`
+    or `-`: a repetition of the same write under it, by any instance of this
     MAD, gets the first reply and changes nothing, for ten minutes; another write under
     it is Invalid. Repeat it after an error that passes (ReplyTimeout, Unavailable,
     Overloaded, Expired), which may be about an earlier attempt.
@@ -196,6 +197,7 @@ class Mad(SessionCalls, TimelineCalls, HistoryCalls, LiveCalls):
         body: Mapping[str, Any] | None = None,
         *,
         expected_version: int | None = None,
+        command_id: str | None = None,
         durability: Durability = "hot",
         timeout: float = DEFAULT_TIMEOUT_S,
     ) -> Any:
@@ -208,17 +210,19 @@ class Mad(SessionCalls, TimelineCalls, HistoryCalls, LiveCalls):
         Args:
             session_id: empty for kinds without a session.
             body: for a kind `request.…` only its `command_id` is sent.
+            command_id: an id of your own, for a write of a session.
 
         Raises:
             EverbusError: the refusal in the reply, as the exception of its code.
         """
         fields = dict(body or {})
         if check_text(kind, "kind").startswith("request."):
-            command_id = fields.get("command_id", "")
-            reply = await self._requests.ask_about(kind, command_id, timeout)
+            about = fields.get("command_id", "")
+            reply = await self._requests.ask_about(kind, about, timeout)
         elif session_id:
             reply = await self._ask(
                 *(kind, session_id, fields, timeout, expected_version),
+                command_id=command_id,
                 durability=durability,
             )
         else:

@@ -136,7 +136,8 @@ class Invalid(Rejection):
 
 class TooLarge(Rejection):
     """
-    A command, an entry or a session's hot state exceeds its limit in bytes.
+    A command, an entry or a session's hot state exceeds its limit in bytes, or a turn
+    its limit of entries.
     """
 
     code = "too_large"

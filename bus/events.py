@@ -73,6 +73,7 @@ class SessionEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
             every kind that moves the version.
         entry: the appended value, of `timeline.appended`.
         message: the message, of `session.broadcast`.
+        turn: id of the turn, of `session.turned` and the entries before it.
     """
 
     id: str
@@ -87,6 +88,7 @@ class SessionEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     patch: dict[str, Any] | None = None  # JSON values
     entry: Any = None  # JSON value; pre-encoded bytes on the way out
     message: Any = None  # JSON value
+    turn: str = ""
 
     @property
     def position(self) -> Position:

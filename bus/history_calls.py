@@ -73,6 +73,7 @@ class HistoryCalls(MadCalls):
         *,
         name: str = "",
         kind: Literal["full", "incremental"] = "full",
+        command_id: str | None = None,
         durability: Durability = "warm",
         timeout: float = DEFAULT_TIMEOUT_S,
     ) -> Checkpoint:
@@ -86,7 +87,9 @@ class HistoryCalls(MadCalls):
         check_optional_text(name=name)
         body = {"name": name, "kind": check_choice(kind, "kind", KINDS)}
         reply = await self._ask(
-            "checkpoint.create", session_id, body, timeout, durability=durability
+            *("checkpoint.create", session_id, body, timeout),
+            command_id=command_id,
+            durability=durability,
         )
         checkpoint: Checkpoint = unpack(reply.body, Checkpoint)
 

@@ -126,7 +126,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fa
     fingerprint: bytes = b""
 
 
-class TimelineEntry(msgspec.Struct, frozen=True, gc=False):
+class TimelineEntry(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """
     One entry of a session's timeline.
 
@@ -135,18 +135,36 @@ class TimelineEntry(msgspec.Struct, frozen=True, gc=False):
         at: when it was committed, on the bus server's clock.
         author: the MAD that published it.
         entry: the appended value; JSON-compatible.
+        turn: the turn that it was committed in; empty for an entry by itself. The
+            entries of one turn follow each other, with one author and one time.
     """
 
     seq: int
     at: datetime
     author: str
     entry: Any  # JSON value; pre-encoded bytes on the way out
+    turn: str = ""
+
+
+class CommittedTurn(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    A turn as it was committed.
+
+    Attributes:
+        turn: the id that its entries carry.
+        version: the session's version after it.
+        seqs: of its entries, ascending without gap.
+    """
+
+    turn: str
+    version: int
+    seqs: tuple[int, ...]
 
 
 class TimelinePage(msgspec.Struct, frozen=True):
     """
     Entries in ascending seq (descending if newest first was asked for), at most about
-    4 MiB of them.
+    4 MiB of them. It may end within a turn.
 
     Attributes:
         next: the `after` of the next page (its `before`, if newest first); None at
@@ -265,7 +283,8 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     A stored state of a session that can be restored.
 
     Attributes:
-        id: id of the command that created it.
+        id: id of the command that created it, or derived from it if it was chosen
+            freely.
         version: the session's version at that time.
         kind: `full`, or `incremental`: kept as a patch to *parent*.
         sha256: hash of the state's canonical form, hexadecimal; checked before use.
@@ -364,6 +383,16 @@ def check_free_id(value: str, field: str = "id") -> str:
     raise invalid(
         field, f"{quoted(value)} is a publisher's number; choose an id without dots"
     )
+
+
+def check_turn(value: str) -> str:
+    """
+    Return *value* if it is the id of a turn: as a command's id.
+
+    Raises:
+        Invalid: naming the field `turn`.
+    """
+    return _matching(_COMMAND_ID, "turn", value)
 
 
 def check_mad(value: str) -> str:

@@ -77,6 +77,7 @@ class SessionCalls(MadCalls):
         self,
         user_id: str,
         *,
+        command_id: str | None = None,
         durability: Durability = "hot",
         timeout: float = DEFAULT_TIMEOUT_S,
     ) -> Session:
@@ -94,7 +95,9 @@ class SessionCalls(MadCalls):
         chosen = user_session_id(tenant, user_id)
         body = {"user_id": user_id, "or_get": True}
 
-        return await self._created(chosen, body, timeout, durability)
+        return await self._created(
+            chosen, body, timeout, durability, command_id=command_id
+        )
 
     async def get_session(
         self,
@@ -161,6 +164,7 @@ class SessionCalls(MadCalls):
         patch: Mapping[str, Any],
         *,
         expected_version: int | None = None,
+        command_id: str | None = None,
         durability: Durability = "hot",
     ) -> str:
         """
@@ -179,6 +183,7 @@ class SessionCalls(MadCalls):
             session_id,
             {"patch": check_patch(patch)},
             expected_version=expected_version,
+            command_id=command_id,
             durability=durability,
         )
 

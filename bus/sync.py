@@ -9,7 +9,14 @@ import asyncio
 import os
 import sys
 import threading
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from concurrent.futures import CancelledError, Future
 from contextlib import (
     AbstractAsyncContextManager,
@@ -27,7 +34,7 @@ from everbus.bus.connection import OnLost, SpoolPath
 from everbus.bus.credential import TokenSource
 from everbus.bus.errors import EverbusError, Invalid, Unavailable
 from everbus.bus.events import SessionEvent
-from everbus.bus.messages import Durability
+from everbus.bus.messages import CommittedTurn, Durability
 from everbus.bus.single_use import SingleUse
 from everbus.bus.spool import MAX_BYTES as SPOOL_BYTES
 from everbus.bus.unsettled import OnRefused
@@ -166,6 +173,7 @@ class SyncMad:
         entry: Any,
         *,
         expected_last_seq: int | None = None,
+        command_id: str | None = None,
         durability: Durability = "hot",
     ) -> str:
         """
@@ -179,6 +187,7 @@ class SyncMad:
                 session_id,
                 entry,
                 expected_last_seq=expected_last_seq,
+                command_id=command_id,
                 durability=durability,
             )
 
@@ -190,6 +199,7 @@ class SyncMad:
         patch: Mapping[str, Any],
         *,
         expected_version: int | None = None,
+        command_id: str | None = None,
         durability: Durability = "hot",
     ) -> str:
         """
@@ -203,10 +213,43 @@ class SyncMad:
                 session_id,
                 patch,
                 expected_version=expected_version,
+                command_id=command_id,
                 durability=durability,
             )
 
         return self._loop.call(queued)
+
+    def turn(
+        self,
+        session_id: str,
+        entries: Iterable[Any] = (),
+        patch: Mapping[str, Any] | None = None,
+        *,
+        expected_version: int | None = None,
+        expected_last_seq: int | None = None,
+        turn_id: str | None = None,
+        command_id: str | None = None,
+        durability: Durability = "hot",
+        timeout: float = DEFAULT_TIMEOUT_S,
+    ) -> CommittedTurn:
+        """
+        Append *entries* and merge *patch*, all or nothing; the version rises by one.
+
+        As `await mad.turn(…)` of `bus.client.Mad`.
+        """
+
+        async def sent() -> CommittedTurn:
+            return await self._mad.turn(
+                *(session_id, entries, patch),
+                expected_version=expected_version,
+                expected_last_seq=expected_last_seq,
+                turn_id=turn_id,
+                command_id=command_id,
+                durability=durability,
+                timeout=timeout,
+            )
+
+        return self._loop.call(sent)
 
     def watch(
         self, session_id: str, *, after: str | None = None

@@ -8,6 +8,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings
 
 from everbus.gateway.store.read_bound import PAGE_BYTES
+from everbus.handlers.turns import MAX_ENTRIES
 
 MIB = 1024 * 1024
 
@@ -37,6 +38,7 @@ class BoundSettings(BaseSettings):
             dead_letters_max_bytes: their bytes.
         ingress_max_bytes: the streams of one MAD, of the lanes that one manager
             serves; mad_max_connections: the connections of its Redis user.
+        turn_max_entries: entries of one turn; its bytes are those of one command.
     """
 
     page_max_bytes: int = Field(PAGE_BYTES, ge=64 * 1024, le=16 * 1024 * 1024)
@@ -56,3 +58,5 @@ class BoundSettings(BaseSettings):
     dead_letters_max_bytes: int = Field(8 * MIB, ge=MIB)
     ingress_max_bytes: int = Field(256 * MIB, ge=MIB)
     mad_max_connections: int = Field(1_000, ge=10)
+    # Each is an event and a document of its own; the commit writes all of them at once.
+    turn_max_entries: int = Field(MAX_ENTRIES, ge=1, le=4096)

@@ -20,6 +20,7 @@ demo     demo_command:demo             See a replica killed, and every message c
 dev      dev_command:dev               Run the whole stack on this machine
 session  session_command:session_app   Find, show and change sessions
 append   append_command:append         Append an entry to a timeline
+turn     turn_command:turn             Append entries and merge a patch, all or nothing
 join     append_command:join           Take part in a session
 timeline timeline_command:timeline     Print the entries of a timeline
 watch    watch_command:watch           Print a session's events as they happen

@@ -252,7 +252,11 @@ def lane_parts(
     """
     grants = grants_of(settings)
     policy = Policy(KINDS)
-    handlers = routes_with(fields_type(settings)) if routes is None else routes
+    handlers = routes
+    if handlers is None:
+        handlers = routes_with(
+            fields_type(settings), turn_max_entries=settings.turn_max_entries
+        )
     rates = CommandRates(settings.mad_rate, settings.tenant_rate)
     cache_budget = CacheBudget(settings.cache_max_bytes)
     has_tiers = not isinstance(tiers, NoTiers)

@@ -126,6 +126,7 @@ dead_letters_max_bytes: their bytes
 ingress_max_bytes: streams of one MAD in the lanes of one manager; beyond it the MAD \
 is disabled
 mad_max_connections: connections of one MAD's Redis user; beyond it likewise
+turn_max_entries: entries of one turn; a turn with more is too large
 # Health and logs
 health_host: address of the health port
 health_port: /livez, /readyz, /startupz, /health, /metrics; 0: off, and an edge \

@@ -71,9 +71,9 @@ def timeline(
     if output is Output.json:
         print_json(page)
         return
-    print_table(
-        ("seq", "at", "author", "entry"),
-        ((e.seq, e.at, e.author, e.entry) for e in page.entries),
-    )
+    columns = ["seq", "at", "author", "entry"]
+    if any(entry.turn for entry in page.entries):
+        columns.insert(3, "turn")
+    print_table(columns, ([getattr(e, name) for name in columns] for e in page.entries))
     if page.next is not None:
         notify(f"more: {'--before' if newest_first else '--after'} {page.next}")

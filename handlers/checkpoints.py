@@ -2,10 +2,17 @@
 Handlers of `checkpoint.*`: create, list and restore checkpoints.
 """
 
+import hashlib
 from datetime import datetime
 from typing import Any
 
-from everbus.bus.messages import Checkpoint, Session, check_command_id
+from everbus.bus.messages import (
+    Checkpoint,
+    Session,
+    check_command_id,
+    ordinal_of,
+    pack,
+)
 from everbus.handlers import commands as body
 from everbus.handlers.commands import Command
 from everbus.handlers.fetch_requests import CheckpointsOf, CheckpointState
@@ -42,7 +49,7 @@ def create_checkpoint(
     request: body.CreateCheckpoint = command.body
     state = state_of(current)
     new = NewCheckpoint(
-        id=command.id,
+        id=_checkpoint_id(current, command),
         name=check_label(request.name, "name") if request.name else "",
         version=current.version,
         last_seq=current.last_seq,
@@ -112,6 +119,22 @@ def restore_checkpoint(
     after = changed(current, now, **state)
 
     return changed_outcome(current, after, command, "checkpoint.restored", patch)
+
+
+def _checkpoint_id(current: Session, command: Command) -> str:
+    """
+    The id of the checkpoint that *command* makes: the command's number; of a freely
+    chosen id one that follows from it, from its MAD and from the session's notices.
+
+    Two MADs may choose the same id, and one MAD may use it again when the ledger has
+    forgotten it: each is a checkpoint of its own.
+    """
+    if ordinal_of(command.id) is not None:
+        return command.id
+    named = pack((command.mad, command.principal, command.id))
+    digest_ = hashlib.sha256(named).hexdigest()[:32]
+
+    return f"c{current.notices + 1}-{digest_}"
 
 
 def _checkpoint(new: NewCheckpoint) -> Checkpoint:

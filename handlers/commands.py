@@ -174,6 +174,23 @@ class AppendTimeline(msgspec.Struct, frozen=True):
     expected_last_seq: int | None = None
 
 
+class TakeTurn(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    Append entries and merge a patch, all or nothing; the version rises by one.
+
+    Attributes:
+        entries: at most `EVERBUS_TURN_MAX_ENTRIES`, in order; none only with a patch.
+        patch: as in UpdateSession.
+        expected_last_seq: as in AppendTimeline.
+        turn: id of the turn, on each of its entries; empty: the command's id.
+    """
+
+    entries: list[msgspec.Raw] = []
+    patch: dict[str, Any] = {}  # JSON values
+    expected_last_seq: int | None = None
+    turn: str = ""
+
+
 class ReadTimeline(msgspec.Struct, frozen=True, kw_only=True):
     """
     Read entries, oldest first or newest first.
@@ -288,6 +305,7 @@ Body = (
     | RemoveParticipant
     | LostParticipant
     | AppendTimeline
+    | TakeTurn
     | ReadTimeline
     | SessionAt
     | DiffSession

@@ -38,6 +38,7 @@ class _Appended(msgspec.Struct, frozen=True):
 
     at: datetime
     entry: msgspec.Raw
+    turn: str = ""
 
 
 _appended = msgspec.msgpack.Decoder(_Appended)
@@ -125,6 +126,7 @@ def session_event(
         patch=event.patch,
         entry=None if entry is None else entry.entry,
         message=event.message,
+        turn=event.turn if entry is None else entry.turn,
     )
 
 

@@ -22,6 +22,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fa
         patch: merge patch (RFC 7396) from the state before to the state after, for
             every kind that moves the version: together they are the history.
         notices: the session's notices after it; see `bus.events`.
+        turn: id of the turn, of `session.turned`.
         message: the message of a broadcast.
         trace: W3C traceparent of the command, if its spans are recorded; sent to the
             archiver, not stored.
@@ -38,6 +39,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fa
     notices: int = 0
     message: Any = None  # JSON value
     trace: str = ""
+    turn: str = ""
 
 
 class NewCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,7 +47,8 @@ class NewCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
     A checkpoint on its way to the warm tier.
 
     Attributes:
-        id: id of the command that created it.
+        id: id of the command that created it, or derived from it if it was chosen
+            freely.
         state: result of `handlers.history.state_of`.
         sha256: `handlers.history.digest` of *state*, hexadecimal.
     """
@@ -80,7 +83,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         session: the session afterwards; None if it is deleted.
         reply: value for the caller; None without a reply value.
         events: the events in order; empty for a read or a change without effect.
-        entry: the appended timeline entry, encoded; None for other kinds.
+        entries: the appended timeline entries, encoded, in ascending seq.
         fetch: data of the lower tiers that the handler needs; the handler is called
             again with it as `command.fetched`.
         checkpoint: a checkpoint to store.
@@ -91,7 +94,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     session: Session | None
     reply: Any = None  # a value of bus.messages
     events: tuple[Event, ...] = ()
-    entry: bytes | None = None
+    entries: tuple[bytes, ...] = ()
     fetch: FetchRequest | None = None
     checkpoint: NewCheckpoint | None = None
     archived: Archived | None = None

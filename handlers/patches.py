@@ -2,6 +2,7 @@
 Rules of the Session value: creation, versions, recent entries, limits, merge patches.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -108,25 +109,34 @@ def not_before(session: Session, now: datetime) -> datetime:
 
 
 def appended(
-    session: Session, author: str, entry: bytes, now: datetime
-) -> tuple[Session, bytes]:
+    session: Session,
+    author: str,
+    entries: Sequence[bytes],
+    now: datetime,
+    turn: str = "",
+) -> tuple[Session, tuple[bytes, ...]]:
     """
-    The session with *entry* (msgpack) as its newest entry, and the encoded entry.
+    The session with *entries* (msgpack each) as its newest entries, of one *turn*, and
+    the encoded entries.
 
     An entry too large for the tail stays out of it and is read from the warm
     tier; so do the entries before it, since the tail has no holes.
     """
-    seq, at = session.last_seq + 1, not_before(session, now)
-    encoded = _encode(TimelineEntry(seq, at, author, msgspec.Raw(entry)))
-    # An exact copy: the encoder's bytes reserve half as much again, and recent
-    # timelines take most of a replica's memory.
-    packed = bytes(memoryview(encoded))
+    first, at = session.last_seq + 1, not_before(session, now)
+    packed = []
+    for seq, entry in enumerate(entries, first):
+        encoded = _encode(TimelineEntry(seq, at, author, msgspec.Raw(entry), turn))
+        # An exact copy: the encoder's bytes reserve half as much again, and recent
+        # timelines take most of a replica's memory.
+        packed.append(bytes(memoryview(encoded)))
     room = HOT_BYTES - _state_bytes(session)
-    tail = trimmed((*session.recent_timeline, packed), room)
     after = msgspec.structs.replace(
-        session, last_seq=seq, last_active=at, recent_timeline=tail
+        session,
+        last_seq=first - 1 + len(packed),
+        last_active=at,
+        recent_timeline=trimmed((*session.recent_timeline, *packed), room),
     )
-    return after, packed
+    return after, tuple(packed)
 
 
 def trimmed(tail: tuple[bytes, ...], room: int) -> tuple[bytes, ...]:

@@ -44,6 +44,7 @@ from everbus.handlers.sessions import (
     update_session,
 )
 from everbus.handlers.timeline import append_timeline, read_timeline
+from everbus.handlers.turns import MAX_ENTRIES, take_turn
 
 
 class Route(NamedTuple):
@@ -66,6 +67,7 @@ HANDLERS: Mapping[str, Route] = {
     "session.create": Route(body.CreateSession, create_session),
     "session.get": Route(body.GetSession, get_session, writes=False),
     "session.update": Route(body.UpdateSession, update_session),
+    "session.turn": Route(body.TakeTurn, take_turn),
     "session.delete": Route(body.DeleteSession, delete_session),
     "session.suspend": Route(body.SuspendSession, suspend_session),
     "session.resume": Route(body.ResumeSession, resume_session),
@@ -90,20 +92,25 @@ HANDLERS: Mapping[str, Route] = {
 }
 
 
-def routes_with(fields_type: type[Any] | None) -> Mapping[str, Route]:
+def routes_with(
+    fields_type: type[Any] | None, *, turn_max_entries: int = MAX_ENTRIES
+) -> Mapping[str, Route]:
     """
     HANDLERS with a type for the sessions' `fields`, checked by every kind that changes
-    them; None accepts any fields.
+    them; None accepts any fields. A turn has at most *turn_max_entries*.
 
     A session begins with empty fields, so each field of the type should have a default.
     """
-    if fields_type is None:
+    if fields_type is None and turn_max_entries == MAX_ENTRIES:
         return HANDLERS
-    typed = {
+    chosen = {
         "session.update": partial(update_session, fields_type=fields_type),
+        "session.turn": partial(
+            take_turn, fields_type=fields_type, max_entries=turn_max_entries
+        ),
         "checkpoint.restore": partial(restore_checkpoint, fields_type=fields_type),
     }
     return {
-        kind: route._replace(handler=typed.get(kind, route.handler))
+        kind: route._replace(handler=chosen.get(kind, route.handler))
         for kind, route in HANDLERS.items()
     }

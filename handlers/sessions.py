@@ -253,22 +253,41 @@ def update_session(
     """
     current = require_version(session, command)
     request: body.UpdateSession = command.body
-    if "acl" in request.patch and not command.may_share:
-        raise Forbidden("only the owner or an operator may change the acl")
-    if command.fetched is None and needs_context(current, request.patch):
+    after = changed_by_patch(current, request.patch, command, now, fields_type)
+    if after is None:
         return Outcome(session=current, fetch=FullContext(version=current.version))
-    after = patched(current, request.patch, now, command.fetched)
     if after is current:
         return unchanged_outcome(current)
-    if "fields" in request.patch:
-        check_fields(after.fields, fields_type)
     return changed_outcome(
         current,
         after,
         command,
         "session.updated",
-        _effective(current, after, request.patch),
+        effective_patch(current, after, request.patch),
     )
+
+
+def changed_by_patch(
+    current: Session,
+    patch: dict[str, Any],
+    command: Command,
+    now: datetime,
+    fields_type: type[Any] | None,
+) -> Session | None:
+    """
+    The session with *patch* merged in, itself without a difference; None if the full
+    context has to be fetched first.
+
+    Raises: as `update_session`.
+    """
+    if "acl" in patch and not command.may_share:
+        raise Forbidden("only the owner or an operator may change the acl")
+    if command.fetched is None and needs_context(current, patch):
+        return None
+    after = patched(current, patch, now, command.fetched)
+    if after is not current and "fields" in patch:
+        check_fields(after.fields, fields_type)
+    return after
 
 
 def delete_session(session: Session | None, command: Command, now: datetime) -> Outcome:
@@ -365,7 +384,7 @@ def durable_session(
     return Outcome(session=current, reply=command.fetched or Durable(0, 0))
 
 
-def _effective(
+def effective_patch(
     before: Session, after: Session, patch: dict[str, Any]
 ) -> dict[str, Any]:
     """

@@ -3,7 +3,7 @@ Handlers of `timeline.*`: append an entry, read a page.
 """
 
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -45,18 +45,15 @@ def append_timeline(
         VersionConflict: the newest entry has another seq than expected.
     """
     request: body.AppendTimeline = command.body
-    current = _require_last_seq(
+    current = require_last_seq(
         require_session(session, command), request.expected_last_seq
     )
-    entry = _decoded(request.entry)
-    check_json(entry, "entry")
+    entry = checked_entry(request.entry, "entry")
     events: tuple[Event, ...] = ()
     if current.state == "dormant":
         current, awoken = resumed(current, command, now)
         events = (awoken,)
-    # The checked value is encoded again: in the original bytes a duplicate key could
-    # hide a value from the check.
-    after, packed = appended(current, command.mad, msgspec.msgpack.encode(entry), now)
+    after, packed = appended(current, command.mad, (entry,), now)
     event = Event(
         kind="timeline.appended",
         command_id=command.id,
@@ -70,11 +67,17 @@ def append_timeline(
         session=after,
         reply={"seq": after.last_seq},
         events=(*events, event),
-        entry=packed,
+        entries=packed,
     )
 
 
-def _require_last_seq(current: Session, expected: int | None) -> Session:
+def require_last_seq(current: Session, expected: int | None) -> Session:
+    """
+    Return the session, at the expected last seq if there is one.
+
+    Raises:
+        VersionConflict: its newest entry has another seq.
+    """
     if expected is None or expected == current.last_seq:
         return current
     raise conflict(
@@ -188,8 +191,19 @@ def _within(
     return first, last, sure
 
 
-def _decoded(raw: msgspec.Raw) -> Any:
+def checked_entry(raw: msgspec.Raw, field: str) -> bytes:
+    """
+    The entry in *raw*, encoded.
+
+    Raises:
+        Invalid: naming *field*: it is no JSON value.
+    """
     try:
-        return msgspec.msgpack.decode(raw)
+        entry = msgspec.msgpack.decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise Invalid(f"entry is not msgpack: {error}", field="entry") from error
+        raise Invalid(f"{field} is not msgpack: {error}", field=field) from error
+    check_json(entry, field)
+
+    # The checked value is encoded again: in the original bytes a duplicate key could
+    # hide a value from the check.
+    return msgspec.msgpack.encode(entry)

@@ -38,9 +38,10 @@ It was silent for longer than its lease. | Nothing: the SDK joins again by itsel
 timeout: No reply came in time; the outcome is unknown. | Managers are behind or away.
 | Ask `outcome(command_id)` before you send it again.
 
-too_large: A command, an entry or a session's hot state exceeds its limit in bytes. |
-Large values in fields or entries; the message has the limit. | Store large values
-elsewhere, and name them here.
+too_large: A command, an entry or a session's hot state exceeds its limit in bytes, or a
+turn its limit of entries. | Large values in fields or entries, or many entries; the
+message has the limit. | Store large values elsewhere, and name them here; take several
+turns.
 
 unauthenticated: The token is missing, expired, forged or not for us. | It ran out, or
 is of another issuer. | Get a new token; for development: everbus token.

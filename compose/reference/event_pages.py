@@ -16,6 +16,8 @@ from everbus.compose.reference.markdown import attributes_of, in_code, page, tab
 SESSION_EVENTS = {
     "session.created": "the session exists, at version 1",
     "session.updated": "a patch changed the state; `patch` has the difference",
+    "session.turned": "the end of a turn, behind its entries; `patch` has the "
+    "difference of the state, perhaps empty",
     "session.suspended": "dormant: out of Redis as soon as MongoDB holds it",
     "session.resumed": "active again, by a command or by the next change",
     "session.deleted": "the end of this session; a watch ends after it",

@@ -16,6 +16,7 @@ from everbus.bus.events import EventPage, Position, SessionEvent
 from everbus.bus.messages import (
     SCHEMA,
     CommandOutcome,
+    CommittedTurn,
     Envelope,
     Reply,
     Session,
@@ -101,6 +102,11 @@ def values() -> dict[str, Any]:
         "an integer at its limit": _envelope(
             4, "timeline.append", {"entry": [2**53, -(2**53), 0.1]}
         ),
+        "a turn": _envelope(
+            5,
+            "session.turn",
+            {"entries": [{"text": "ü"}, 7], "patch": {"tags": ["physics"]}},
+        ),
         "a heartbeat": _heartbeat(),
         "a reply": Reply(id=f"{INSTANCE}.0.2", body=msgspec.Raw(pack({"seq": 1}))),
         "a reply without a value": Reply(id=f"{INSTANCE}.0.5"),
@@ -112,6 +118,12 @@ def values() -> dict[str, Any]:
         ),
         "a session": session,
         "a page of a timeline": TimelinePage((entry,), next=None),
+        "a page that ends in a turn": TimelinePage(
+            (TimelineEntry(1, AT, MAD, {"text": "ü"}, turn=f"{INSTANCE}.0.5"),), next=1
+        ),
+        "a committed turn": CommittedTurn(
+            turn=f"{INSTANCE}.0.5", version=3, seqs=(1, 2)
+        ),
         "a page of events": EventPage(events=(event,), next=event.id),
         "an outcome": CommandOutcome("rejected", "forbidden", "not on its ACL"),
         "a token request, without the 128 bytes before it": TokenRequest(

@@ -12,6 +12,7 @@ from everbus.bus.messages import (
     Checkpoint,
     CheckpointPage,
     CommandOutcome,
+    CommittedTurn,
     Difference,
     Durable,
     Session,
@@ -31,6 +32,7 @@ HEARTBEATS = (JOIN, BEAT, LEAVE)
 VALUES: dict[str, Any] = {
     "session.delete": None,
     "session.durable": Durable,
+    "session.turn": CommittedTurn,
     "session.diff": Difference,
     "session.list": SessionPage,
     "session.stats": Stats,

@@ -6,6 +6,7 @@ No command is applied twice; versions and seqs of each session are 1, 2, 3 …
 
 from collections import defaultdict
 from datetime import datetime
+from itertools import groupby, takewhile
 
 import msgspec
 
@@ -13,8 +14,10 @@ from everbus.bus.messages import ordinal_of
 from everbus.compose.verify.sequences import Numbering
 from everbus.compose.verify.violations import Kind, Violation, Violations
 from everbus.gateway.store.hot_copy import Record
+from everbus.gateway.store.record_effects import APPENDED
 from everbus.handlers.outcomes import Event
 
+TURNED = "session.turned"
 # Ordinals of a publisher in one block of bits.
 BLOCK = 1024
 
@@ -37,16 +40,16 @@ class CommandIds:
 
     def __init__(self) -> None:
         self._blocks: dict[tuple[str, int, int], bytearray] = {}
-        self._free: set[str] = set()
+        self._free: set[tuple[str, str]] = set()
 
-    def add(self, command_id: str) -> bool:
+    def add(self, command_id: str, mad: str = "") -> bool:
         """
-        Whether the id is new.
+        Whether the id is new; a free one belongs to its *mad*.
         """
         ordinal = ordinal_of(command_id)
         if ordinal is None:
-            new = command_id not in self._free
-            self._free.add(command_id)
+            new = (mad, command_id) not in self._free
+            self._free.add((mad, command_id))
             return new
         number, place = divmod(ordinal.n, BLOCK)
         key = ordinal.instance, ordinal.partition, number
@@ -75,6 +78,8 @@ class CommitCheck:
         Check the next record.
         """
         life = record.session, record.created_at
+        for _, events in groupby(record.events, key=_command_of):
+            self._command(record.session, list(events))
         for event in record.events:
             self._event(record.session, self._versions[life], event)
         for entry in record.entries:
@@ -83,12 +88,20 @@ class CommitCheck:
             if kind is not None:
                 self._note(kind, record.session, "seq", seq, "")
 
-    def _event(self, session: str, versions: Numbering, event: Event) -> None:
-        if not self._commands.add(event.command_id):
+    def _command(self, session: str, events: list[Event]) -> None:
+        """
+        Check neighbouring events of one command id: the first command's, which may
+        have several, and those of repetitions.
+        """
+        first = events[0]
+        new = self._commands.add(first.command_id, first.mad)
+        for event in events[_first_of(events) if new else 0 :]:
             detail = f"a second {event.kind} of one command"
             self._violations.note(
                 Violation("doubled", session, detail, event.version, event.command_id)
             )
+
+    def _event(self, session: str, versions: Numbering, event: Event) -> None:
         # Events without a patch (appends, broadcasts, a deletion) move no version.
         if event.patch is not None:
             kind = versions.see(event.version)
@@ -100,3 +113,20 @@ class CommitCheck:
     ) -> None:
         detail = f"{word} {number} does not follow the one before"
         self._violations.note(Violation(kind, session, detail, number, command_id))
+
+
+def _command_of(event: Event) -> tuple[str, str]:
+    return event.command_id, event.mad
+
+
+def _first_of(events: list[Event]) -> int:
+    """
+    How many of the *events* one command makes: a turn its entries and its end, an
+    append to a dormant session two, any other one.
+    """
+    entries = len(list(takewhile(lambda event: event.kind == APPENDED, events)))
+    if entries < len(events) and events[entries].kind == TURNED:
+        return entries + 1
+    woke = [event.kind for event in events[:2]] == ["session.resumed", APPENDED]
+
+    return 2 if woke else 1

@@ -183,6 +183,7 @@ class _WarmCheck:
         # An append to a dormant session resumes it: one step, and one entry.
         self._changes = CommandIds()
         self._appends = CommandIds()
+        self._latest = ("", "", 0)
 
     async def run(self) -> None:
         await self._versions()
@@ -206,7 +207,7 @@ class _WarmCheck:
                     continue
                 if event.patch is not None:
                     self._number(numbering, event.version, "version")
-                self._command(self._changes, event.command_id, event.version)
+                self._command(self._changes, event.command_id, event.mad, event.version)
             if not events or events[-1].version >= session.version:
                 break
             after = (events[-1].version, events[-1].notices)
@@ -218,27 +219,39 @@ class _WarmCheck:
         while first <= session.last_seq:
             last = min(first + PAGE - 1, session.last_seq)
             where = (session.id, session.created_at, first, last)
-            for packed in await self._tier.entries(*where):
-                self._entry(numbering, packed)
+            packed = await self._tier.entries(*where)
+            found = [self._entry(numbering, one) for one in packed]
+            entries = {entry.seq: entry for entry in found if entry is not None}
             for seq, (command, _) in (await self._tier.appended_by(*where)).items():
-                self._command(self._appends, command, seq)
+                self._append(entries.get(seq), command, seq)
             first = last + 1
         if numbering.last < session.last_seq:
             self._missing("entry", "seq", numbering.last)
 
-    def _entry(self, numbering: Numbering, packed: bytes) -> None:
+    def _append(self, entry: TimelineEntry | None, command: str, seq: int) -> None:
+        """
+        Check the command of an entry. The neighbours in a turn have the same one; a
+        turn that was taken twice shows by its change.
+        """
+        author, turn = ("", "") if entry is None else (entry.author, entry.turn)
+        if not turn or self._latest != (command, author, seq - 1):
+            self._command(self._appends, command, author, seq)
+        self._latest = command, author, seq
+
+    def _entry(self, numbering: Numbering, packed: bytes) -> TimelineEntry | None:
         try:
-            entry = unpack(packed, TimelineEntry)
+            entry: TimelineEntry = unpack(packed, TimelineEntry)
             packed = self._open(packed)
         except SealBroken as error:
             self._note("damaged", error.message, entry.seq)
         except msgspec.ValidationError as error:
             self._note("damaged", f"an entry after seq {numbering.last}: {error}")
-            return
+            return None
         self._number(numbering, entry.seq, "seq")
         hot = self._tail.get(entry.seq)
         if hot is not None and bytes(hot) != bytes(packed):
             self._note("unequal", "the entry differs, hot and warm", entry.seq)
+        return entry
 
     def _open(self, packed: bytes) -> bytes:
         opened = self._owner._opened  # noqa: SLF001
@@ -255,10 +268,12 @@ class _WarmCheck:
     def _missing(self, what: str, number: str, last: int) -> None:
         self._note("gap", f"no {what} after {number} {last}", last)
 
-    def _command(self, known: CommandIds, command_id: str, number: int) -> None:
+    def _command(
+        self, known: CommandIds, command_id: str, mad: str, number: int
+    ) -> None:
         if not command_id:
             return
-        if not known.add(command_id):
+        if not known.add(command_id, mad):
             self._note("doubled", "two effects of one command", number, command_id)
         if self._owner._is_settled(command_id) is False:  # noqa: SLF001
             detail = "in MongoDB, and its producer's number is not settled"

@@ -19,6 +19,7 @@ from everbus.gateway.edge import (
     sessions,
     statistics,
     timeline,
+    turns,
 )
 from everbus.gateway.edge.context import EdgeContext
 from everbus.gateway.edge.documentation import documentation_routes
@@ -64,7 +65,8 @@ def edge_app(context: EdgeContext, extra_routes: Sequence[BaseRoute] = ()) -> Fa
     app.state.limiter = Limiter(context.limits, time.monotonic)
     app.state.idempotency = IdempotencyCache(time.monotonic)
     routers = (
-        *(sessions.router, timeline.router, history.router, statistics.router),
+        *(sessions.router, timeline.router, turns.router),
+        *(history.router, statistics.router),
         live_router(context),
     )
     for route in (route for router in routers for route in router.routes):

@@ -141,6 +141,17 @@ _APPENDED: dict[str, Any] = {
         "command_id": {"type": "string"},
     },
 }
+_TURN: dict[str, Any] = {
+    "title": "TakenTurn",
+    "type": "object",
+    "required": ["turn", "version", "seqs", "command_id"],
+    "properties": {
+        "turn": {"type": "string"},
+        "version": {"type": "integer", "minimum": 1},
+        "seqs": {"type": "array", "items": {"type": "integer", "minimum": 1}},
+        "command_id": {"type": "string"},
+    },
+}
 _BROADCAST: dict[str, Any] = {
     "title": "Told",
     "type": "object",
@@ -219,7 +230,13 @@ def _describe(app: FastAPI, served: Sequence[BaseRoute]) -> dict[str, Any]:
     _, schemas = msgspec.json.schema_components(_STRUCTS, ref_template=REF + "{name}")
     components = document.setdefault("components", {})
     components.setdefault("schemas", {}).update(
-        {**schemas, "Problem": _PROBLEM, "Appended": _APPENDED, "Told": _BROADCAST}
+        {
+            **schemas,
+            "Problem": _PROBLEM,
+            "Appended": _APPENDED,
+            "TakenTurn": _TURN,
+            "Told": _BROADCAST,
+        }
     )
     components["headers"] = _HEADERS
     components["securitySchemes"] = {

@@ -36,6 +36,14 @@ Expected = Annotated[
         description="Refuse unless the session has this version; as If-Match.",
     ),
 ]
+ExpectedLastSeq = Annotated[
+    int | None,
+    Field(
+        ge=0,
+        le=MAX_INTEGER,
+        description="Refuse unless the session's newest entry has this seq.",
+    ),
+]
 
 
 class Body(BaseModel):
@@ -101,12 +109,31 @@ class NewEntry(Body):
         description="Any JSON value, at most 32 levels deep.",
         examples=[{"role": "user", "text": "hello"}],
     )
-    expected_last_seq: int | None = Field(
-        None,
-        ge=0,
-        le=MAX_INTEGER,
-        description="Refuse unless the session's newest entry has this seq.",
+    expected_last_seq: ExpectedLastSeq = None
+
+
+class NewTurn(Body):
+    """
+    A turn to take: entries, a patch, or both.
+    """
+
+    entries: list[Any] = Field(
+        [],
+        description="JSON values, each at most 32 levels deep, in their order.",
+        examples=[[{"role": "user", "text": "hello"}]],
     )
+    patch: dict[str, Any] | None = Field(
+        None,
+        description="A JSON merge patch (RFC 7396), as of PATCH.",
+        examples=[{"context_summary": {"topic": "tides"}}],
+    )
+    turn: str | None = Field(
+        None,
+        pattern=COMMAND_ID,
+        description="Id of the turn, on each of its entries; else the command's.",
+    )
+    expected_version: Expected = None
+    expected_last_seq: ExpectedLastSeq = None
 
 
 class NewMessage(Body):

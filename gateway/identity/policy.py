@@ -65,6 +65,8 @@ RULES: Mapping[str, Mapping[Role, Relations]] = {
     },
     "session.get": _WORK,
     "session.update": _WORK,
+    # May all that `timeline.append` and `session.update` may, and no more.
+    "session.turn": _WORK,
     # The gateway deletes by age.
     "session.delete": {
         "user": _OWN,

@@ -118,8 +118,8 @@ class StagedChange:
             self.last_entries += self.entries
             self.entries.clear()
             self.checkpoints.clear()
-        elif outcome.entry is not None:
-            self.entries.append(outcome.entry)
+        elif outcome.entries:
+            self.entries += outcome.entries
         if outcome.checkpoint is not None:
             self.checkpoints.append(outcome.checkpoint)
         if outcome.archived is not None:

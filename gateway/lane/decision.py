@@ -406,7 +406,9 @@ class Decider:
             return Decision.WANTS
         envelope = delivery.envelope
         # Pack first: a reply that cannot be packed must fail before it has an effect.
-        packed = packed_reply(delivery, outcome.reply) if envelope.reply else b""
+        # Of a free id the ledger keeps the reply: a repetition may wait for it.
+        told = envelope.reply or delivery.ordinal is None
+        packed = packed_reply(delivery, outcome.reply) if told else b""
         if envelope.trace and is_recorded(envelope.trace):
             outcome = traced(outcome, envelope.trace)
         change = batch.changes.get(envelope.session)

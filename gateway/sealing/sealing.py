@@ -21,11 +21,12 @@ from everbus.gateway.sealing.sensitive_fields import SENSITIVE, TIMELINE
 BYTES = (b"\xc4", b"\xc5", b"\xc6")
 
 
-class _SealedEntry(msgspec.Struct, gc=False):
+class _SealedEntry(msgspec.Struct, gc=False, omit_defaults=True):
     seq: int
     at: msgspec.Raw
     author: str
     entry: msgspec.Raw
+    turn: str = ""
 
 
 _entry = msgspec.msgpack.Decoder(_SealedEntry)
@@ -46,7 +47,8 @@ class Sealing:
 
     def entry(self, key: DataKey, session: Session, packed: bytes) -> bytes:
         """
-        A packed TimelineEntry with its value sealed; seq, time and author stay plain.
+        A packed TimelineEntry with its value sealed; seq, time, author and turn stay
+        plain.
         """
         entry = _entry.decode(packed)
         place = entry_place(session.id, session.created_at, entry.seq)

@@ -332,6 +332,225 @@ class TestTimelines:
         assert (durable.version, durable.seq) == (1, 1)
 
 
+class TestTurns:
+    async def test_are_committed_as_one_version(self, ada, session):
+        before = await ada.append_and_wait(session.id, "before")
+
+        taken = await ada.turn(session.id, ["a", {"n": 1}], {"tags": ["sea"]})
+
+        page = await ada.timeline(session.id)
+        read = await ada.get_session(session.id)
+        assert (before, taken.version, taken.seqs) == (1, 2, (2, 3))
+        assert (read.version, read.last_seq, read.tags) == (2, 3, ("sea",))
+        assert [one.entry for one in page.entries] == ["before", "a", {"n": 1}]
+        turns = ["", taken.turn, taken.turn]
+        assert [one.turn for one in page.entries] == turns
+        assert [one.turn for one in read.recent_timeline] == turns
+
+    async def test_in_a_block_are_sent_at_its_end_or_never(self, ada, session):
+        async def fail() -> None:
+            async with ada.turn(session.id, ["never"]) as turn:
+                turn.append("said")
+                raise KeyError("oh")
+
+        with pytest.raises(KeyError):
+            await fail()
+        async with ada.turn(session.id, expected_version=1) as turn:
+            turn.append("said")
+            turn.update({"tags": ["a"]})
+
+        assert turn.committed is not None
+        assert turn.committed.seqs == (1,)
+        assert await told_in(ada, session.id) == ["said"]
+
+    @pytest.mark.parametrize(
+        ("how", "refusal"),
+        [
+            ({"expected_version": 7}, sdk.VersionConflict),
+            ({"expected_last_seq": 7}, sdk.VersionConflict),
+            ({"patch": {"owner_id": "eve"}}, sdk.Invalid),
+            ({"patch": {"fields": {"a": "x" * 60_000}}}, sdk.TooLarge),
+            ({"entries": list(range(257))}, sdk.TooLarge),
+            ({"entries": ["x" * 200_000, "x" * 200_000]}, sdk.TooLarge),
+        ],
+        ids=["version", "seq", "patch", "state", "entries", "bytes"],
+    )
+    async def test_that_are_refused_leave_nothing(self, ada, session, how, refusal):
+        with pytest.raises(refusal):
+            await ada.turn(session.id, **{"entries": ["a", "b"]} | how)
+
+        read = await ada.get_session(session.id)
+        assert (read.version, read.last_seq, read.tags) == (1, 0, ())
+
+    async def test_of_many_mads_have_one_winner_for_each_version(
+        self, bus, ada, session
+    ):
+        """
+        No turn of one lies within another's, and the loser knows.
+        """
+        await ada.update_session(session.id, {"acl": ["ada", "bo"]})
+        async with bus.connect(mad="bo") as bo:
+            for version in range(2, 12):
+                told = await asyncio.gather(
+                    *(
+                        mad.turn(
+                            session.id,
+                            [f"{mad.name} {n}" for n in range(3)],
+                            {"fields": {"last": mad.name}},
+                            expected_version=version,
+                        )
+                        for mad in (ada, bo)
+                    ),
+                    return_exceptions=True,
+                )
+
+                lost = [one for one in told if isinstance(one, sdk.VersionConflict)]
+                won = [one for one in told if isinstance(one, sdk.CommittedTurn)]
+                assert [one.version for one in won] == [version + 1]
+                assert [one.current_version for one in lost] == [version + 1]
+
+        entries = (await ada.timeline(session.id)).entries
+        for first in range(0, 30, 3):
+            one = entries[first : first + 3]
+            assert len({(e.author, e.turn) for e in one}) == 1
+            assert [e.entry for e in one] == [f"{one[0].author} {n}" for n in range(3)]
+
+    async def test_are_taken_once_under_the_callers_id(self, bus, ada, session):
+        once = {"command_id": f"paid-{session.id}", "expected_version": 1}
+        first = await ada.turn(session.id, ["a", "b"], {"tags": ["a"]}, **once)
+        async with bus.connect(mad="ada") as twin:
+            again = await twin.turn(session.id, ["a", "b"], {"tags": ["a"]}, **once)
+            with pytest.raises(sdk.Invalid, match="used for another command"):
+                await twin.turn(session.id, ["a"], {"tags": ["a"]}, **once)
+
+        assert again == first
+        assert first.turn == once["command_id"]
+        assert await told_in(ada, session.id) == ["a", "b"]
+
+    async def test_carry_an_id_of_the_callers_own(self, ada, session):
+        taken = await ada.turn(session.id, ["a"], turn_id="run-7")
+
+        [entry] = (await ada.timeline(session.id)).entries
+        assert (taken.turn, entry.turn) == ("run-7", "run-7")
+
+    async def test_wake_a_session_in_their_one_step(self, ada, session):
+        await ada.suspend_session(session.id)
+
+        taken = await ada.turn(session.id, ["a"], expected_version=2)
+
+        assert taken.version == 3
+        assert (await ada.get_session(session.id)).state == "active"
+
+    async def test_are_watched_as_a_whole(self, bus, ada, session):
+        """
+        From the bus and from MongoDB alike: the entries, and behind them the end.
+        """
+        taken = await ada.turn(
+            session.id, ["a", "b"], {"tags": ["a"]}, turn_id="run-7", durability="warm"
+        )
+        await ada.append_and_wait(session.id, "after", durability="warm")
+        for _ in "12":
+            heard = []
+            async with asyncio.timeout(20):
+                async with aclosing(ada.watch(session.id, after="0")) as told:
+                    async for event in told:
+                        heard.append(event)
+                        if event.entry == "after":
+                            break
+            kinds = [(one.kind, one.version, one.seq, one.turn) for one in heard]
+            assert kinds == [
+                ("session.created", 1, 0, ""),
+                ("timeline.appended", 1, 1, "run-7"),
+                ("timeline.appended", 1, 2, "run-7"),
+                ("session.turned", 2, 2, "run-7"),
+                ("timeline.appended", 2, 3, ""),
+            ]
+            assert heard[3].patch == {"tags": ["a"]}
+            # It leaves the hot tier: the second watch reads it from below.
+            await ada.suspend_session(session.id, durability="warm")
+        assert taken.version == 2
+
+    async def test_are_in_the_history(self, ada, session):
+        await ada.turn(session.id, ["a"], {"tags": ["a"]}, durability="warm")
+        await ada.turn(session.id, ["b", "c"], durability="warm")
+
+        past = await ada.session_at(session.id, 2)
+        difference = await ada.diff(session.id, 1, 3)
+
+        assert (past.tags, past.last_seq) == (("a",), 1)
+        steps = [(one.kind, one.version, one.seq) for one in difference.changes]
+        assert steps == [("session.turned", 2, 1), ("session.turned", 3, 3)]
+
+    async def test_are_refused_to_strangers(self, bus, ada, session):
+        async with bus.connect(mad="eve") as eve:
+            with pytest.raises(sdk.Forbidden):
+                await eve.turn(session.id, ["a"])
+        async with bus.connect(mad="eve", user="ada", tenant="other") as eve:
+            with pytest.raises(sdk.NotFound):
+                await eve.turn(session.id, ["a"])
+        await ada.update_session(session.id, {"acl": ["ada", "bo"]})
+        async with bus.connect(mad="bo") as bo:
+            assert (await bo.turn(session.id, ["a"])).seqs == (1,)
+            with pytest.raises(sdk.Forbidden, match="acl"):
+                await bo.turn(session.id, ["b"], {"acl": ["bo"]})
+
+        assert await told_in(ada, session.id) == ["a"]
+
+
+class TestIdsOfTheCallersOwn:
+    async def test_append_without_a_reply_once(self, bus, ada, session):
+        """
+        Also repeated by another instance, which gets the seq of the first one.
+        """
+        own = {"command_id": f"said-{session.id}"}
+        assert ada.append(session.id, "said", **own) == own["command_id"]
+        ada.append(session.id, "later")
+        await ada.flush(settled=True)
+        async with bus.connect(mad="ada") as twin:
+            seq = await twin.append_and_wait(session.id, "said", **own)
+            twin.append(session.id, "said", **own)
+            await twin.flush(settled=True)
+
+        assert seq == 1
+        assert await told_in(ada, session.id) == ["said", "later"]
+
+    async def test_update_without_a_reply_once(self, ada, session):
+        own = {"command_id": f"tag-{session.id}", "expected_version": 1}
+        patch = {"tags": ["a"]}
+        ada.update_later(session.id, patch, **own)
+        await ada.flush(settled=True)
+        again = await ada.update_session(session.id, patch, **own)
+        ada.update_later(session.id, patch, **own)
+        await ada.flush(settled=True)
+
+        assert (again.version, again.tags) == (2, ("a",))
+        assert (await ada.get_session(session.id)).version == 2
+
+    async def test_tell_a_refusal_with_the_next_flush(self, ada, session):
+        own = {"command_id": f"late-{session.id}"}
+        ada.append(session.id, "late", expected_last_seq=7, **own)
+
+        with pytest.raises(sdk.VersionConflict) as refused:
+            await ada.flush(settled=True)
+
+        [told] = refused.value.details["refused"]
+        assert (told["id"], told["code"]) == (own["command_id"], "version_conflict")
+        await ada.flush(settled=True)
+
+    async def test_are_for_one_command_at_a_time(self, ada, session):
+        own = {"command_id": f"one-{session.id}"}
+        ada.append(session.id, "one", **own)
+
+        with pytest.raises(sdk.Invalid, match=r"flush\(settled=True\)"):
+            ada.append(session.id, "one", **own)
+        await ada.flush(settled=True)
+        ada.append(session.id, "another", **own)
+        with pytest.raises(sdk.Invalid, match="used for another command"):
+            await ada.flush(settled=True)
+
+        assert await told_in(ada, session.id) == ["one"]
+
+
 class TestHistories:
     async def test_know_each_version_and_its_change(self, ada, session):
         await ada.update_session(session.id, {"tags": ["a"]})
@@ -355,6 +574,54 @@ class TestHistories:
 
         assert [one.name for one in listed.checkpoints] == ["before"]
         assert (restored.version, restored.tags) == (4, ("kept",))
+
+    async def test_keep_the_checkpoints_of_two_mads_under_one_id_apart(
+        self, bus, ada, session
+    ):
+        """
+        A repetition is the same checkpoint; another MAD's is another one.
+        """
+        once = {"command_id": f"nightly-{session.id}"}
+        await ada.update_session(session.id, {"tags": ["ada"], "acl": ["ada", "bo"]})
+        mine = [
+            await ada.create_checkpoint(session.id, name="ada's", **once) for _ in "12"
+        ]
+        async with bus.connect(mad="bo") as bo:
+            await bo.update_session(session.id, {"tags": ["bo"]})
+            other = await bo.create_checkpoint(session.id, name="bo's", **once)
+            with pytest.raises(sdk.Invalid, match="used for another command"):
+                await bo.create_checkpoint(session.id, name="else", **once)
+
+        listed = (await ada.checkpoints(session.id)).checkpoints
+        assert mine[0] == mine[1]
+        assert [(one.name, one.author) for one in listed] == [
+            ("bo's", "bo"),
+            ("ada's", "ada"),
+        ]
+        assert [one.id for one in listed] == [other.id, mine[0].id]
+        for made, tags in ((mine[0], ("ada",)), (other, ("bo",))):
+            restored = await ada.restore_checkpoint(session.id, made.id)
+            assert restored.tags == tags
+
+    async def test_of_two_mads_under_one_id_never_mix(self, bus, ada, session):
+        """
+        Whatever they write: the id is each MAD's own.
+        """
+        await ada.update_session(session.id, {"acl": ["ada", "bo"]})
+        once = {"command_id": f"same-{session.id}"}
+        async with bus.connect(mad="bo") as bo:
+            for mad in (ada, bo, ada, bo):
+                await mad.turn(
+                    session.id, [mad.name], {"fields": {mad.name: 1}}, **once
+                )
+
+        page = await ada.timeline(session.id)
+        read = await ada.get_session(session.id)
+        assert [(one.author, one.entry) for one in page.entries] == [
+            ("ada", "ada"),
+            ("bo", "bo"),
+        ]
+        assert read.fields == {"ada": 1, "bo": 1}
 
 
 class TestWatching:
@@ -472,8 +739,10 @@ def test_the_blocking_sdk_works_as_well(bus):
     with bus.connect_sync(mad="ada") as ada:
         session = ada.create_session("ada")
         changed = ada.update_session(session.id, {"tags": ["blocking"]})
+        taken = ada.turn(session.id, ["a", "b"], expected_version=2)
 
     assert (changed.version, changed.tags) == (2, ("blocking",))
+    assert (taken.version, taken.seqs) == (3, (1, 2))
 
 
 def test_the_environment_names_the_bus_and_the_mad(bus, monkeypatch):

@@ -30,6 +30,7 @@ LOOK_BACK = {"after": None, "limit": 10, "push": False}
 BODIES: dict[str, dict[str, Any]] = {
     "session.get": {},
     "session.update": {"patch": {"acl": ["ada"], "tags": ["mine"]}},
+    "session.turn": {"entries": ["boo"], "patch": {"tags": ["mine"]}},
     "session.delete": {},
     "session.suspend": {},
     "session.resume": {},

@@ -64,6 +64,38 @@ async def test_an_entry_is_appended_from_stdin_as_well(everbus):
     assert "needs quotes inside" in " ".join(refused.talk.replace("│", "").split())
 
 
+async def test_a_turn_is_taken_from_options_or_a_file(everbus, tmp_path):
+    session = (await everbus("session", "create", "ada", "-o", "json")).json["id"]
+    whole = tmp_path / "turn.json"
+    whole.write_text('{"entries": ["c"], "patch": {"tags": ["sea"]}}')
+    two = ("--entry", '"a"', "--entry", '{"n": 1}')
+
+    taken = await everbus("turn", session, *two, "--turn-id", "run-7")
+    filed = await everbus("turn", session, "--file", str(whole), "-o", "json")
+    piped = await everbus("turn", session, "--file", "-", typed='["d", "e"]')
+    stale = await everbus("turn", session, *two, "--expected-version", "1")
+    late = await everbus("turn", session, *two, "--expected-last-seq", "1")
+    both = await everbus("turn", session, *two, "--file", str(whole))
+    whole.write_text('{"entrys": []}')
+    wrong = await everbus("turn", session, "--file", str(whole))
+    once = ("--patch", '{"tags": []}', "--command-id", f"once-{session}")
+    twice = [await everbus("turn", session, *once) for _ in "12"]
+    shown = await everbus("timeline", session)
+    read = await everbus("timeline", session, "-o", "json")
+
+    assert taken.said.strip() == "version 2, seqs 1 to 2"
+    assert (filed.json["version"], filed.json["seqs"]) == (3, [3])
+    assert piped.said.strip() == "version 4, seqs 4 to 5"
+    assert [one.said.strip() for one in twice] == ["version 5, seqs none"] * 2
+    assert (stale.code, late.code, both.code, wrong.code) == (5, 5, 2, 2)
+    assert "run-7" in shown.said
+    assert [one["entry"] for one in read.json["entries"]] == [
+        *("a", {"n": 1}),
+        *("c", "d", "e"),
+    ]
+    assert read.json["entries"][1]["turn"] == "run-7"
+
+
 async def test_a_context_leads_to_its_bus_as_its_mad(bus, tmp_path, monkeypatch):
     """
     With nothing in the environment: the bus, the MAD and the token are the context's.

@@ -124,6 +124,16 @@ def append(
     return a_command("timeline.append", wanted, **fields)
 
 
+def turn(*entries: Any, patch: dict[str, Any] | None = None, **fields: Any) -> Command:
+    """
+    A turn of *entries* and *patch*; the other fields are the body's or the command's.
+    """
+    own = {n: fields.pop(n) for n in ("turn", "expected_last_seq") if n in fields}
+    raw = [e if isinstance(e, msgspec.Raw) else msgspec.Raw(pack(e)) for e in entries]
+    wanted = body.TakeTurn(entries=raw, patch=patch or {}, **own)
+    return a_command("session.turn", wanted, **fields)
+
+
 def read(after: int | None = None, *, fetched: Any = None, **bounds: Any) -> Command:
     wanted = body.ReadTimeline(after=after, **bounds)
     return a_command("timeline.read", wanted, fetched=fetched)

@@ -49,6 +49,7 @@ BROKEN_BY = {
     "::test_a_page_has_each_entry_once_and_in_order",
     "tenant_rate": "unit/lane/test_rates.py"
     "::test_a_tenants_rate_counts_all_its_mads_and_callers",
+    "turn_max_entries": "unit/test_turns.py::test_a_turn_has_so_many_entries_at_most",
     "unread_max_bytes": "unit/test_unread.py"
     "::test_who_does_not_read_is_full_and_nobody_else",
     "unread_max_items": "unit/test_unread.py"

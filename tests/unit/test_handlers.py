@@ -46,6 +46,7 @@ from tests.unit.commands import (
     seqs,
     suspend,
     the_event,
+    turn,
     update,
 )
 
@@ -59,7 +60,7 @@ def test_every_kind_is_served_by_one_explicit_table():
         "session.watch",
     }
     assert set(HANDLERS) - reads == {
-        *("session.create", "session.update", "session.delete"),
+        *("session.create", "session.update", "session.turn", "session.delete"),
         *("session.suspend", "session.resume", "session.archive"),
         "session.broadcast",
         *("participant.add", "participant.remove", "participant.lost"),
@@ -79,7 +80,7 @@ def test_two_kinds_are_for_no_session():
     [
         *(get(), update({}), delete(), add("bo"), remove("bo"), append(1), read()),
         *(suspend(), resume(), archive(), durable(), at(1), diff(1, 1)),
-        *(checkpoint(), checkpoints(), restore()),
+        *(checkpoint(), checkpoints(), restore(), turn("a")),
     ],
     ids=lambda command: command.kind,
 )

@@ -33,6 +33,7 @@ from tests.unit.commands import (
     resume,
     suspend,
     the_event,
+    turn,
     update,
 )
 
@@ -242,7 +243,14 @@ def test_a_time_that_no_clock_shows_is_refused(command):
 @pytest.mark.parametrize(
     "command",
     [
-        *(update({"tags": ["a"]}), append("hi"), add("bo"), suspend(), checkpoint()),
+        *(
+            update({"tags": ["a"]}),
+            append("hi"),
+            turn("hi", "ho"),
+            add("bo"),
+            suspend(),
+            checkpoint(),
+        ),
         restore(fetched={}),
     ],
     ids=lambda command: command.kind,
@@ -256,8 +264,8 @@ def test_time_never_goes_back_within_a_session(command):
     assert outcome.session is not None
     assert outcome.session.last_active == LATER
     assert all(event.at in (None, LATER) for event in outcome.events)
-    if outcome.entry is not None:
-        assert msgspec.msgpack.decode(outcome.entry, type=TimelineEntry).at == LATER
+    for entry in outcome.entries:
+        assert msgspec.msgpack.decode(entry, type=TimelineEntry).at == LATER
 
 
 def test_what_is_durable_is_what_the_hot_copy_says():

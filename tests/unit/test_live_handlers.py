@@ -170,7 +170,7 @@ def test_an_event_is_told_with_all_that_it_did():
 def test_an_append_is_told_with_its_entry_and_the_entrys_time():
     outcome = handle(a_session(), append({"text": "hi"}))
 
-    event = session_event("s1", LIFE, the_event(outcome), outcome.entry)
+    event = session_event("s1", LIFE, the_event(outcome), outcome.entries[0])
 
     assert event.id == f"{LIFE}-1.1.0"
     assert (event.at, event.seq) == (LATER, 1)

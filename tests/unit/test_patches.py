@@ -101,7 +101,11 @@ def test_a_type_changes_no_other_route():
 
     assert list(typed) == list(HANDLERS)
     same = {kind for kind in HANDLERS if typed[kind] == HANDLERS[kind]}
-    assert set(HANDLERS) - same == {"session.update", "checkpoint.restore"}
+    assert set(HANDLERS) - same == {
+        "session.update",
+        "session.turn",
+        "checkpoint.restore",
+    }
 
 
 def test_of_the_full_context_only_its_size_is_hot():

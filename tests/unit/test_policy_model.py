@@ -55,7 +55,13 @@ def a_session(tenant: str, owner: str, acl: tuple[str, ...]) -> Session:
 
 # Reading, changing, watching and speaking in one session.
 WORK = {
-    *("session.get", "session.update", "session.suspend", "session.resume"),
+    *(
+        "session.get",
+        "session.update",
+        "session.turn",
+        "session.suspend",
+        "session.resume",
+    ),
     *("session.durable", "session.at", "session.diff"),
     *("session.broadcast", "session.watch"),
     *("participant.add", "participant.remove", "timeline.append", "timeline.read"),

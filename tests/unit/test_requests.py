@@ -14,6 +14,7 @@ from everbus.bus.messages import (
     Checkpoint,
     CheckpointPage,
     CommandOutcome,
+    CommittedTurn,
     Difference,
     Durable,
     Reply,
@@ -39,6 +40,7 @@ CHECKPOINT = Checkpoint(
 )
 BODIES = {
     "timeline.append": {"seq": 7},
+    "session.turn": CommittedTurn(turn="i.0.1", version=2, seqs=(7,)),
     "timeline.read": TimelinePage(()),
     "session.durable": Durable(1, 2),
     "session.list": SessionPage((), None),
@@ -107,6 +109,7 @@ WRITES = {
     "session.resume": lambda mad, **how: mad.resume_session("s", **how),
     "participant.add": lambda mad, **how: mad.join("s", **how),
     "participant.remove": lambda mad, **how: mad.leave("s", **how),
+    "session.turn": lambda mad, **how: mad.turn("s", [1], **how),
     "timeline.append": lambda mad, **how: mad.append_and_wait("s", 1, **how),
     "checkpoint.create": lambda mad, **how: mad.create_checkpoint("s", **how),
     "checkpoint.restore": lambda mad, **how: mad.restore_checkpoint("s", "c", **how),
@@ -135,11 +138,12 @@ async def test_an_unknown_durability_is_refused_before_anything_is_sent(mad, bus
 
 
 OWN_IDS = {
-    **{kind: WRITES[kind] for kind in WRITES if kind != "checkpoint.create"},
+    **WRITES,
     "session.create": lambda mad, **how: mad.create_session(
         "ada", session_id="s", **how
     ),
     "session.broadcast": lambda mad, **how: mad.broadcast("s", 1, **how),
+    "session.resume, called": lambda mad, **how: mad.call("session.resume", "s", **how),
 }
 
 

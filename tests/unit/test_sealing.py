@@ -149,6 +149,16 @@ class TestEntries:
         assert await sealing.open_entries("s1", NOW, [sealed]) == [packed]
         assert sealing.opened_entries("s1", NOW, [packed]) == [packed]
 
+    async def test_the_turn_of_an_entry_stays_plain_and_comes_back(self, keyring):
+        await keyring.ready(["acme"])
+        sealing = Sealing(keyring)
+        packed = pack(TimelineEntry(7, NOW, "fiedler", {"text": "secret"}, "run-7"))
+
+        sealed = sealing.entry(keyring.active("acme"), a_session(), packed)
+
+        assert msgspec.msgpack.decode(sealed)["turn"] == "run-7"
+        assert sealing.opened_entries("s1", NOW, [sealed]) == [packed]
+
     async def test_an_entry_does_not_open_at_another_seq(self, keyring):
         await keyring.ready(["acme"])
         sealing = Sealing(keyring)

@@ -306,8 +306,7 @@ class Conversation(RuleBasedStateMachine):
                 assert merge(state_of(before), event.patch) == state_of(after)
         if began:
             self.appended = []
-        if outcome.entry is not None:
-            self.appended.append(outcome.entry)
+        self.appended += outcome.entries
         self.session = after
 
     @initialize(user=names, principal=names)

@@ -20,7 +20,7 @@ from everbus.bus import connection, sync
 from everbus.bus.client import Mad
 from everbus.bus.errors import Invalid, NotFound, Unavailable, VersionConflict
 from everbus.bus.events import SessionEvent
-from everbus.bus.messages import CommandOutcome, Session, TimelinePage
+from everbus.bus.messages import CommandOutcome, CommittedTurn, Session, TimelinePage
 from tests.processes import HOUSE
 
 ENTRY = {"role": "user", "text": "hi"}
@@ -41,6 +41,8 @@ def test_every_call_has_the_same_signature(name):
     wanted = inspect.signature(asynchronous)
     if name == "watch":
         wanted = wanted.replace(return_annotation=Iterator[SessionEvent])
+    if name == "turn":
+        wanted = wanted.replace(return_annotation=CommittedTurn)
 
     assert inspect.signature(blocking) == wanted
     assert not inspect.iscoroutinefunction(blocking)
@@ -73,15 +75,19 @@ class FakeMad:
     def waiting(self):
         return len(self.appended)
 
-    def append(self, session_id, entry, *, expected_last_seq, durability):
+    def append(self, session_id, entry, *, expected_last_seq, command_id, durability):
         assert asyncio.get_running_loop() is self.loop
-        self.asked.append((session_id, entry, expected_last_seq, durability))
+        how = (expected_last_seq, command_id, durability)
+        self.asked.append((session_id, entry, *how))
         self.appended.append(entry)
         return f"i.0.{len(self.appended)}"
 
-    def update_later(self, session_id, patch, *, expected_version, durability):
+    def update_later(
+        self, session_id, patch, *, expected_version, command_id, durability
+    ):
         assert asyncio.get_running_loop() is self.loop
-        self.asked.append((session_id, patch, expected_version, durability))
+        how = (expected_version, command_id, durability)
+        self.asked.append((session_id, patch, *how))
         return "i.0.9"
 
     def watch(self, session_id, *, after=None):
@@ -156,6 +162,7 @@ CALLS = {
 RESULTS = {
     **dict.fromkeys(CALLS, SESSION),
     "delete_session": None,
+    "turn": CommittedTurn(turn="i.0.1", version=4, seqs=(5,)),
     "append_and_wait": 7,
     "timeline": TimelinePage(()),
     "outcome": CommandOutcome("applied"),
@@ -165,7 +172,7 @@ RESULTS = {
 
 def test_every_call_is_tried_here():
     tried = {*CALLS, *PROPERTIES, "append", "flush", "update_later", "update_session"}
-    tried |= {"watch"}
+    tried |= {"watch", "turn"}
 
     assert tried == public(Mad)
 
@@ -242,18 +249,36 @@ def test_appends_of_many_threads_all_arrive_with_ids_of_their_own(made):
 
 def test_an_append_hands_all_arguments_on(made):
     with sync.connect() as mad:
-        mad.append("s", ENTRY, expected_last_seq=3, durability="warm")
+        how = {"command_id": "order-7", "durability": "warm"}
+        mad.append("s", ENTRY, expected_last_seq=3, **how)
 
-    assert made[0].asked == [("s", ENTRY, 3, "warm")]
+    assert made[0].asked == [("s", ENTRY, 3, "order-7", "warm")]
+
+
+def test_a_turn_hands_all_arguments_on_and_its_result_back(made):
+    options = {
+        "expected_version": 3,
+        "expected_last_seq": 4,
+        "turn_id": "run-7",
+        "command_id": "order-7",
+        "durability": "warm",
+        "timeout": 1.0,
+    }
+    with sync.connect() as mad:
+        told = mad.turn("s", [ENTRY], {"tags": []}, **options)
+
+    assert told is RESULTS["turn"]
+    assert made[0].asked == [("turn", ("s", [ENTRY], {"tags": []}), options)]
 
 
 def test_an_update_for_later_is_handed_on_with_its_id_back(made):
     with sync.connect() as mad:
         patch = {"tags": ["sea"]}
-        told = mad.update_later("s", patch, expected_version=4, durability="warm")
+        how = {"command_id": "order-7", "durability": "warm"}
+        told = mad.update_later("s", patch, expected_version=4, **how)
 
     assert told == "i.0.9"
-    assert made[0].asked == [("s", patch, 4, "warm")]
+    assert made[0].asked == [("s", patch, 4, "order-7", "warm")]
 
 
 def test_a_watch_is_a_loop_that_blocks(made):

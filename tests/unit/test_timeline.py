@@ -32,8 +32,7 @@ from tests.unit.commands import (
 )
 
 
-def unpacked(entry: bytes | None) -> TimelineEntry:
-    assert entry is not None
+def unpacked(entry: bytes) -> TimelineEntry:
     return msgspec.msgpack.decode(entry, type=TimelineEntry)
 
 
@@ -50,10 +49,10 @@ def test_an_append_gets_the_next_seq_and_leaves_the_version_alone():
     outcome = handle(there, append({"text": "hi"}, id="i1.0.9", mad="bo"))
 
     wanted = TimelineEntry(seq=5, at=LATER, author="bo", entry={"text": "hi"})
-    assert unpacked(outcome.entry) == wanted
+    assert unpacked(outcome.entries[0]) == wanted
     assert outcome.reply == {"seq": 5}
     assert outcome.session == a_session(
-        version=7, last_seq=5, last_active=LATER, recent_timeline=(outcome.entry,)
+        version=7, last_seq=5, last_active=LATER, recent_timeline=outcome.entries
     )
     assert the_event(outcome) == Event(
         kind="timeline.appended",
@@ -94,7 +93,7 @@ def test_an_append_that_expects_another_last_seq_is_a_conflict(state, expected):
 
 @pytest.mark.parametrize("entry", [None, 0, "", [], {}, {"a": [1, {"b": None}]}])
 def test_any_json_value_may_be_appended(entry):
-    assert unpacked(handle(a_session(), append(entry)).entry).entry == entry
+    assert unpacked(handle(a_session(), append(entry)).entries[0]).entry == entry
 
 
 @pytest.mark.parametrize(
@@ -131,9 +130,8 @@ def test_a_key_given_twice_hides_no_value_from_the_check(hidden):
     """
     packed = b"\x82\xa1a" + hidden + b"\xa1a\x01"
 
-    entry = handle(a_session(), append(msgspec.Raw(packed))).entry
+    [entry] = handle(a_session(), append(msgspec.Raw(packed))).entries
 
-    assert entry is not None
     assert hidden not in entry
     assert entry.endswith(pack({"a": 1}))
 
@@ -321,7 +319,7 @@ def a_timeline(gaps_ms: list[int], kept: int) -> tuple[Session, list[TimelineEnt
         outcome = handle(session, append(gap), at)
         assert outcome.session is not None
         session = outcome.session
-        entries.append(unpacked(outcome.entry))
+        entries.append(unpacked(outcome.entries[0]))
     tail = session.recent_timeline
     kept = min(kept, len(tail))
     hot = tail[len(tail) - kept :]

@@ -84,20 +84,29 @@ class SampleHistory:
         """
         Add entries; a session that rests is resumed.
         """
-        events, entries = [], []
+        events = []
         whole = self.session.state == "dormant"
         if whole:
             events.append(self._event("session.resumed", self._changed(state="active")))
-        for entry in said:
-            seq, at = self.session.last_seq + 1, self._later()
-            self._set(last_seq=seq, last_active=at)
-            entries.append(msgspec.Raw(pack(TimelineEntry(seq, at, MAD, entry))))
-            events.append(
-                msgspec.structs.replace(self._event("timeline.appended", None), at=None)
-            )
-        record = self._record(*events, whole=whole)
+        told, entries = self._said(said, "")
+        record = self._record(*events, *told, whole=whole)
 
-        return msgspec.structs.replace(record, entries=tuple(entries))
+        return msgspec.structs.replace(record, entries=entries)
+
+    def turn(self, turn: str, *said: Any, **fields: Any) -> Record:
+        """
+        Add entries and change *fields*, in one version.
+        """
+        told, entries = self._said(said, turn)
+        end = self._event("session.turned", self._changed(**fields))
+        # One command did all of it.
+        events = [
+            msgspec.structs.replace(one, command_id=end.command_id)
+            for one in (*told, msgspec.structs.replace(end, turn=turn))
+        ]
+        record = self._record(*events, whole=True)
+
+        return msgspec.structs.replace(record, entries=entries)
 
     def checkpoint(
         self, name: str, kind: Literal["full", "incremental"] = "full"
@@ -154,6 +163,20 @@ class SampleHistory:
         record = self._record(self._event("session.deleted", None))
 
         return msgspec.structs.replace(record, deleted=True)
+
+    def _said(
+        self, said: tuple[Any, ...], turn: str
+    ) -> tuple[list[Event], tuple[msgspec.Raw, ...]]:
+        events, entries = [], []
+        for entry in said:
+            seq, at = self.session.last_seq + 1, self._later()
+            self._set(last_seq=seq, last_active=at)
+            packed = pack(TimelineEntry(seq, at, MAD, entry, turn))
+            entries.append(msgspec.Raw(packed))
+            events.append(
+                msgspec.structs.replace(self._event("timeline.appended", None), at=None)
+            )
+        return events, tuple(entries)
 
     def _changed(self, **fields: Any) -> dict[str, Any]:
         before = state_of(self.session)

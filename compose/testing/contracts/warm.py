@@ -154,10 +154,34 @@ async def a_later_life_has_nothing_of_an_earlier_one(tier: WarmTier) -> None:
         await is_empty(tier, first)
 
 
+async def turns_are_kept(tier: WarmTier) -> None:
+    """
+    Entries keep their turn, in whatever way they came, and its end keeps it as well.
+    """
+    story = SampleHistory("turned")
+    records = [story.create(), story.turn("t-1", "a", "b", tags=("sea",))]
+    records += [story.append("c"), story.turn("t-2", "d")]
+    await tier.write(records)
+    await tier.write(records)
+
+    packed = await tier.entries("turned", BEGIN, 1, 4)
+    turns = ["t-1", "t-1", "", "t-2"]
+    same([entry_in(one).turn for one in packed], turns, "turns of the entries")
+    found = await tier.events("turned", BEGIN, (1, 0), 9)
+    ends = [(one.kind, one.version, one.seq, one.turn) for one in found]
+    wanted = [("session.turned", 2, 2, "t-1"), ("session.turned", 3, 4, "t-2")]
+    same(ends, wanted, "ends of the turns")
+    audits = await tier.appended_by("turned", BEGIN, 1, 4)
+    same(len({audits[1], audits[2]}), 1, "commands of one turn's entries")
+    last = await tier.sessions(["turned"])
+    same(last["turned"].session, story.session, "sessions")
+
+
 CHECKS: tuple[Check, ...] = (
     a_session_is_held_whole,
     a_session_only_goes_forward,
     entries_are_read_in_order,
+    turns_are_kept,
     a_deleted_session_leaves_nothing,
     nothing_is_held_of_a_session_that_is_not,
     a_later_life_has_nothing_of_an_earlier_one,

@@ -244,8 +244,7 @@ def entry_document(session_id: str, generation: datetime, packed: bytes) -> Docu
     The document of one packed TimelineEntry.
     """
     entry = msgspec.msgpack.decode(packed, type=TimelineEntry)
-
-    return {
+    document = {
         "session": session_id,
         "life": generation,
         "seq": entry.seq,
@@ -253,6 +252,11 @@ def entry_document(session_id: str, generation: datetime, packed: bytes) -> Docu
         "author": entry.author,
         "entry": entry.entry,
     }
+    # Absent without one, as in documents that are older than turns.
+    if entry.turn:
+        document["turn"] = entry.turn
+
+    return document
 
 
 def packed_entry(document: Document) -> bytes:
@@ -261,7 +265,8 @@ def packed_entry(document: Document) -> bytes:
     """
     return pack(
         TimelineEntry(
-            document["seq"], document["at"], document["author"], document["entry"]
+            *(document["seq"], document["at"], document["author"], document["entry"]),
+            turn=document.get("turn", ""),
         )
     )
 

@@ -142,6 +142,7 @@ def event_document(record: Record, event: Event) -> Document:
         "command": event.command_id,
         "at": event.at or record.last_active,
         "patch": event.patch,
+        **({"turn": event.turn} if event.turn else {}),
         **of_lineage(record),
     }
 
@@ -182,6 +183,7 @@ def event_of(document: Document) -> Event:
         at=document["at"],
         patch=document.get("patch"),
         message=document.get("message"),
+        turn=document.get("turn", ""),
     )
 
 

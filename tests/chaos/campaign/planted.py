@@ -123,8 +123,8 @@ PLANTED = (
     Planted(
         "every 64th seq is given twice",
         "handlers/patches.py",
-        "seq, at = session.last_seq + 1, not_before(session, now)",
-        "seq = session.last_seq + (session.last_seq % 64 != 63)\n"
+        "first, at = session.last_seq + 1, not_before(session, now)",
+        "first = session.last_seq + (session.last_seq % 64 != 63)\n"
         "    at = not_before(session, now)",
         ("link_delay",),
     ),

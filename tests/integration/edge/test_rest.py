@@ -227,6 +227,41 @@ class TestVersions:
         assert (wrong.status_code, wrong.json()["field"]) == (422, "expected_last_seq")
         assert [e["entry"] for e in read.json()["entries"]] == [1]
 
+    async def test_a_turn_is_taken_once_or_refused_as_a_whole(self, edge: Edge):
+        name = fresh()
+        body = {"entries": [1, {"n": 2}], "patch": {"tags": ["a"]}}
+        async with edge.client(name) as client:
+            at = f"/sessions/{await begun(client, name)}"
+            once = {"Idempotency-Key": "turn-1", "If-Match": '"1"'}
+            taken = await client.post(f"{at}/turns", json=body, headers=once)
+            again = await client.post(f"{at}/turns", json=body, headers=once)
+            stale = await client.post(
+                f"{at}/turns", json=body, headers={"If-Match": '"1"'}
+            )
+            late = await client.post(
+                f"{at}/turns", json=body | {"expected_last_seq": 1, "turn": "run-7"}
+            )
+            many = await client.post(f"{at}/turns", json={"entries": [0] * 257})
+            empty = await client.post(f"{at}/turns", json={})
+            named = await client.post(
+                f"{at}/turns", json={"entries": [3], "turn": "run-7"}
+            )
+            read = await client.get(f"{at}/timeline")
+            session = await client.get(at)
+
+        assert (taken.status_code, taken.headers["ETag"]) == (201, '"2"')
+        told = taken.json()
+        assert (told["version"], told["seqs"]) == (2, [1, 2])
+        assert again.json() == told
+        assert (stale.status_code, stale.json()["current_version"]) == (412, 2)
+        assert (late.status_code, late.json()["current_last_seq"]) == (409, 2)
+        assert (many.status_code, many.json()["code"]) == (413, "too_large")
+        assert (empty.status_code, empty.json()["field"]) == (422, "entries")
+        assert (named.json()["turn"], named.json()["version"]) == ("run-7", 3)
+        entries = [(e["entry"], e["turn"]) for e in read.json()["entries"]]
+        assert entries == [(1, told["turn"]), ({"n": 2}, told["turn"]), (3, "run-7")]
+        assert session.json()["tags"] == ["a"]
+
     async def test_two_words_on_the_version_must_be_the_same(self, edge: Edge):
         name = fresh()
         async with edge.client(name) as client:

@@ -4,6 +4,7 @@ The check of all commits: no command twice, versions and seqs without gap or for
 
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import pytest
 
 from everbus.bus.messages import TimelineEntry, pack
@@ -73,6 +74,45 @@ def test_a_command_that_is_applied_twice_is_doubled():
 
     assert counts == {"doubled": 1}
     assert (first.session, first.command_id) == ("s1", "i.0.1")
+
+
+def a_turn(n, version, entries=2):
+    end = msgspec.structs.replace(an_update(n, version), kind="session.turned")
+    return (*(an_append(n) for _ in range(entries)), end)
+
+
+def test_the_several_effects_of_one_command_are_no_repetition():
+    woken = msgspec.structs.replace(an_update(5, 4), kind="session.resumed")
+
+    counts, _ = found_in(
+        a_record(an_update(1, 1)),
+        a_record(*a_turn(2, 2), *a_turn(3, 3, entries=0), seqs=(1, 2)),
+        a_record(woken, an_append(5), seqs=(3,)),
+    )
+
+    assert counts == {}
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_turn_that_is_taken_twice_is_doubled(at_once):
+    first, again = a_turn(2, 1), a_turn(2, 2)
+    records = [a_record(*first, *again, seqs=(1, 2, 3, 4))]
+    if not at_once:
+        records = [a_record(*first, seqs=(1, 2)), a_record(*again, seqs=(3, 4))]
+
+    assert found_in(*records)[0] == {"doubled": 3}
+
+
+def test_an_append_that_is_taken_twice_in_one_commit_is_doubled():
+    assert found_in(a_record(an_append(1), an_append(1)))[0] == {"doubled": 1}
+
+
+def test_two_mads_may_choose_the_same_id():
+    mine = msgspec.structs.replace(an_append(1), command_id="order-7")
+    records = a_record(mine), a_record(msgspec.structs.replace(mine, mad="bob"))
+
+    assert found_in(*records)[0] == {}
+    assert found_in(a_record(mine), a_record(mine))[0] == {"doubled": 1}
 
 
 @pytest.mark.parametrize(
