@@ -528,6 +528,7 @@ class Decider:
             tenant=sender.tenant,
             body=body,
             expected_version=envelope.expected_version,
+            is_mad=sender.role == "mad",
             may_share=may_share,
             sees_all=self._policy.sees_all(sender),
             fetched=delivery.given_of(session),

@@ -95,7 +95,7 @@ def of_people(asked: Asked, there: Session | None) -> bool:
     """
     role, kind = asked.role, asked.kind
     mine = there is not None and there.owner_id == asked.name
-    shared = mine or (there is not None and asked.name in there.acl)
+    shared = mine or (there is not None and listed(asked, there.acl))
     if kind in OWN_COMMANDS:
         return True
     if kind == "session.list":
@@ -115,6 +115,16 @@ def of_people(asked: Asked, there: Session | None) -> bool:
         # Of what is not there anybody hears that it is not there.
         return role in STAFF or shared or there is None
     return False
+
+
+def listed(asked: Asked, acl: tuple[str, ...]) -> bool:
+    """
+    Whether the ACL admits who asks: plainly, or in the name space of its role.
+    """
+    spaces = ("mad:", "participant:") if asked.role == "mad" else ("user:",)
+    plain = [entry for entry in acl if ":" not in entry]
+
+    return asked.name in plain or any(f"{one}{asked.name}" in acl for one in spaces)
 
 
 def may_share(asked: Asked) -> bool:
