@@ -37,6 +37,8 @@ class BoundSettings(BaseSettings):
             dead_letters_max_bytes: their bytes.
         ingress_max_bytes: the streams of one MAD, of the lanes that one manager
             serves; mad_max_connections: the connections of its Redis user.
+        revoked_max_items: revoked tokens and subjects on the list, and in each
+            process's copy of it.
     """
 
     page_max_bytes: int = Field(PAGE_BYTES, ge=64 * 1024, le=16 * 1024 * 1024)
@@ -56,3 +58,4 @@ class BoundSettings(BaseSettings):
     dead_letters_max_bytes: int = Field(8 * MIB, ge=MIB)
     ingress_max_bytes: int = Field(256 * MIB, ge=MIB)
     mad_max_connections: int = Field(1_000, ge=10)
+    revoked_max_items: int = Field(10_000, ge=1, le=1_000_000)

@@ -22,6 +22,7 @@ from tests.unit.test_policy import KINDS, ROLES
 REQUESTS = 100_000
 THEN = datetime(2027, 1, 1, tzinfo=UTC)
 NAMES = ["ada", "bob", "fiedler", "gateway"]
+PREFIXED = ["user:ada", "mad:ada", "user:fiedler", "participant:fiedler"]
 TENANTS = ["", "acme", "globex"]
 
 
@@ -159,7 +160,7 @@ def differs(policy: Policy, asked: Asked) -> bool:
 
 SESSIONS = [
     a_session(tenant, owner, (member,))
-    for tenant, owner, member in product(TENANTS, NAMES, NAMES)
+    for tenant, owner, member in product(TENANTS, NAMES, [*NAMES, *PREFIXED])
 ]
 
 
@@ -214,6 +215,8 @@ RELATIONS: Mapping[str, Session | None] = {
     "absent": None,
     "own": a_session("acme", "ada", ("bob",)),
     "shared": a_session("acme", "bob", ("ada",)),
+    "shared with the user": a_session("acme", "bob", ("user:ada",)),
+    "shared with the MAD": a_session("acme", "bob", ("mad:ada",)),
     "same tenant": a_session("acme", "bob", ()),
     "other tenant": a_session("globex", "bob", ()),
     "other tenant, same name": a_session("globex", "ada", ("ada",)),
