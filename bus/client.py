@@ -82,13 +82,14 @@ class Mad(SessionCalls, TimelineCalls, TurnCalls, HistoryCalls, LiveCalls):
         timeout: float = DEFAULT_TIMEOUT_S,
     ) -> Session:
         """
-        Make *mad* a participant and put it on the ACL; idempotent.
+        Make *mad* a participant; idempotent. If the ACL does not admit it, it gets the
+        entry `participant:<mad>` there, for which the caller needs the right to share.
 
         Returns the session after the change.
 
         Raises:
             NotFound: there is no such session.
-            Forbidden: the principal may not change it.
+            Forbidden: the principal may not change it, or not share it.
             Invalid: *mad* is not a valid name, or the ACL is full.
         """
         check_optional_text(role=role)
@@ -115,7 +116,8 @@ class Mad(SessionCalls, TimelineCalls, TurnCalls, HistoryCalls, LiveCalls):
         timeout: float = DEFAULT_TIMEOUT_S,
     ) -> Session:
         """
-        Remove *mad* from the participants; idempotent, the ACL keeps it.
+        Remove *mad* from the participants; idempotent. The access that adding it gave
+        ends, and its watches with it; a MAD that leaves by itself keeps it.
 
         Returns the session after the change.
         """

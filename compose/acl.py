@@ -21,6 +21,7 @@ from everbus.bus.keys import (
     wake,
 )
 from everbus.bus.messages import check_mad
+from everbus.gateway.identity.token_revocations import LIST
 from everbus.gateway.store.key_names import owner
 
 Role = Literal["manager", "archiver", "edge"]
@@ -103,13 +104,14 @@ def role_rules(
     command that could harm the server, no other key. A manager also sets users, since
     it disables MADs above their quota; without that right it only reports them. An edge
     has the rights of a MAD: no key of a session, and no token channel, since it seals
-    its own grants.
+    its own grants; beside them it reads the list of revoked tokens.
     """
     if role == "edge":
         # EXISTS of a lane's owner key is for its readiness check.
         return (
             *_publisher_rules(EDGE, database, partitions),
             f"(+exists ~{_of_any_partition(owner(0))})",
+            f"(+hget +hgetall %R~{LIST})",
         )
     users = _USERS if role == "manager" else ()
 

@@ -39,6 +39,8 @@ class BoundSettings(BaseSettings):
         ingress_max_bytes: the streams of one MAD, of the lanes that one manager
             serves; mad_max_connections: the connections of its Redis user.
         turn_max_entries: entries of one turn; its bytes are those of one command.
+        revoked_max_items: revoked tokens and subjects on the list, and in each
+            process's copy of it.
     """
 
     page_max_bytes: int = Field(PAGE_BYTES, ge=64 * 1024, le=16 * 1024 * 1024)
@@ -60,3 +62,4 @@ class BoundSettings(BaseSettings):
     mad_max_connections: int = Field(1_000, ge=10)
     # Each is an event and a document of its own; the commit writes all of them at once.
     turn_max_entries: int = Field(MAX_ENTRIES, ge=1, le=4096)
+    revoked_max_items: int = Field(10_000, ge=1, le=1_000_000)

@@ -25,7 +25,7 @@ from everbus.bus.connection import connected_as
 from everbus.bus.errors import Unavailable
 from everbus.compose.edge_settings import listed
 from everbus.compose.exit_codes import CONFLICT, USAGE, Failed
-from everbus.compose.keyring import grants_of, identity_of
+from everbus.compose.keyring import grants_of, identity_of, revocations_of
 from everbus.compose.logs import configure_logs
 from everbus.compose.plaintext import check_plaintext
 from everbus.compose.probes import serve_probes
@@ -44,6 +44,7 @@ from everbus.gateway.health.bus_watchdog import Watchdog
 from everbus.gateway.health.connections import ConnectionLimits, Connections
 from everbus.gateway.health.probe_routes import probe_routes
 from everbus.gateway.health.process_checks import TierProbe, edge_health, identity_probe
+from everbus.gateway.identity.token_revocation_reader import TokenRevocationReader
 
 log = structlog.get_logger()
 
@@ -88,26 +89,31 @@ async def _serving(
     """
     The server of an edge; *closing* closes all that it uses.
     """
-    identity, grants = identity_of(settings), grants_of(settings)
+    revocations = revocations_of(settings)
+    identity = identity_of(settings, revocations)
+    revoked = TokenRevocationReader(settings.redis_url, revocations)
+    # Before the first request; a bus that is away does not stop an edge.
+    await revoked.read()
     watchdog = Watchdog(settings.redis_url, settings.partitions)
     sealing = await closing.enter_async_context(opening_of(settings))
     below = closing.enter_context(warm_reads(settings, sealing))
     warm = None if below is None else TierProbe("warm", below.probe)
     known = identity_probe(identity)
     bus = await closing.enter_async_context(edge_mad(settings, stop))
-    for watching in (watchdog, warm, known):
+    for watching in (watchdog, warm, known, revoked):
         if watching is not None:
             await closing.enter_async_context(in_background(watching.run(), stop))
     context = EdgeContext(
         bus=bus,
         fallback=ReadFallback(watchdog, below),
         identity=identity,
-        grants=grants,
+        grants=grants_of(settings),
         limits=limits_of(settings),
         now=time.time,
         proxies=proxies_of(settings),
         origins=tuple(listed(settings.edge_cors_origins)),
         docs=settings.edge_docs,
+        revocations=revocations,
     )
     health = edge_health(
         *(watchdog, warm),
@@ -125,10 +131,10 @@ async def _serving(
         log.info("edge.ready", url=url)
 
     connections = Connections(connection_limits(settings))
+    streams = streams_in(app, context)
+    revocations.on_change.append(lambda: streams.end_revoked(revocations))
 
-    return EdgeServer(
-        app, streams_in(app, context), connections, settings.edge_drain_s, ready
-    )
+    return EdgeServer(app, streams, connections, settings.edge_drain_s, ready)
 
 
 def connection_limits(settings: Settings) -> ConnectionLimits:

@@ -9,10 +9,22 @@ from everbus.compose.settings import Settings
 from everbus.gateway.identity.grants import Grants, derived_key
 from everbus.gateway.identity.jwks import PublishedKeys
 from everbus.gateway.identity.keys import Key
+from everbus.gateway.identity.token_revocations import TokenRevocations
 from everbus.gateway.identity.tokens import Identity
 
 
-def identity_of(settings: Settings) -> Identity:
+def revocations_of(settings: Settings) -> TokenRevocations:
+    """
+    The copy of the list of revoked tokens of one process, empty at first.
+    """
+    return TokenRevocations(
+        max_items=settings.revoked_max_items, unread=settings.revoked_unread
+    )
+
+
+def identity_of(
+    settings: Settings, revocations: TokenRevocations | None = None
+) -> Identity:
     """
     The identity that checks tokens, with the configured keys.
 
@@ -33,6 +45,7 @@ def identity_of(settings: Settings) -> Identity:
             found,
             issuer=settings.jwt_issuer,
             audience=settings.jwt_audience,
+            revocations=revocations,
             wanted=tuple(filter(None, settings.jwt_require.split(","))),
             published=PublishedKeys(settings.jwt_jwks) if settings.jwt_jwks else None,
         )

@@ -33,7 +33,7 @@ from everbus.bus.messages import SCHEMA
 from everbus.bus.wire import Wire
 from everbus.compose.archiver_jobs import archiver_jobs
 from everbus.compose.exit_codes import CONFLICT, USAGE, Failed
-from everbus.compose.keyring import grants_of, identity_of
+from everbus.compose.keyring import grants_of, identity_of, revocations_of
 from everbus.compose.logs import configure_logs
 from everbus.compose.plaintext import check_plaintext
 from everbus.compose.probes import drain_checks, lane_checks, serve_health
@@ -54,6 +54,11 @@ from everbus.gateway.health.status import StatusReporter, reporting
 from everbus.gateway.health.verdicts import examining
 from everbus.gateway.identity.policy import Policy
 from everbus.gateway.identity.token_exchange import TokenExchange
+from everbus.gateway.identity.token_revocation_reader import (
+    TokenRevocationReader,
+    read_at_start,
+)
+from everbus.gateway.identity.token_revocations import TokenRevocations
 from everbus.gateway.lane.cache import CacheBudget, LaneCache
 from everbus.gateway.lane.commit import BatchLimits
 from everbus.gateway.lane.decision import Decider
@@ -131,10 +136,15 @@ async def run_manager(settings: Settings, stop: asyncio.Event) -> None:
         sealing_of(settings) as sealing,
         lower_tiers(settings, fail, sealing) as tiers,
     ):
-        parts = lane_parts(settings, settings.partitions, tiers, fail=fail)
+        revocations = revocations_of(settings)
+        parts = lane_parts(
+            *(settings, settings.partitions, tiers),
+            fail=fail,
+            revocations=revocations,
+        )
         if sealing is not None:
             parts = parts._replace(sealed=SealedCopies(sealing))
-        await _serve(settings, parts, stop, health)
+        await _serve(settings, parts, stop, health, revocations)
 
 
 async def _serve(
@@ -142,12 +152,14 @@ async def _serve(
     parts: LaneParts,
     stop: asyncio.Event,
     health: ProcessHealth,
+    revocations: TokenRevocations,
 ) -> None:
     # Before the first call of the bus, so that bad settings are reported first.
-    token_exchange = TokenExchange(
-        settings.redis_url, identity_of(settings), grants_of(settings)
-    )
+    identity = identity_of(settings, revocations)
+    token_exchange = TokenExchange(settings.redis_url, identity, grants_of(settings))
     partitions = await _partitions(settings, checked=True)
+    revoked = TokenRevocationReader(settings.redis_url, revocations, restores=True)
+    await read_at_start(revoked, revocations)
     name = settings.replica or f"{socket.gethostname()}-{os.getpid()}"
     quotas = QuotaLimits(settings.ingress_max_bytes, settings.mad_max_connections)
     replica = SessionManager(name, parts, ttl_ms=settings.lane_ttl_ms, quotas=quotas)
@@ -156,6 +168,7 @@ async def _serve(
         examining(settings.redis_url, name, INDICATORS, outbox_limit=limit) as also,
         reporting(StatusReporter(settings.redis_url, "manager", name, also=also)),
         in_background(token_exchange.run(), stop),
+        in_background(revoked.run(), stop),
     ):
         serving = asyncio.ensure_future(replica.run(stop))
         health.add(*lane_checks(replica, time.monotonic))
@@ -240,12 +253,14 @@ def lane_parts(
     tiers: LowerTiers,
     routes: Mapping[str, Route] | None = None,
     fail: FailPoint = disarmed,
+    revocations: TokenRevocations | None = None,
 ) -> LaneParts:
     """
     The parts of a replica's lanes.
 
     Args:
         routes: the handler of each kind; tests pass a handler that fails.
+        revocations: the revoked tokens; the caller keeps them up to date.
 
     Raises:
         Failed: the settings contradict each other.
@@ -272,6 +287,7 @@ def lane_parts(
             unread=_unread_limits(settings),
             rates=rates,
             cache=LaneCache(cache_budget),
+            revocations=revocations,
         ),
         tiers=tiers,
         incarnation=uuid.uuid4().hex[:12],

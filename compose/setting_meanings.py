@@ -36,6 +36,8 @@ jwt_jwks: https or file URL of the issuer's published keys
 jwt_issuer: what `iss` of a token must be
 jwt_audience: what `aud` of a token must be
 jwt_require: optional parts that a token must have all the same
+revoked_unread: what tokens are while the list of revoked ones cannot be read: `open`: \
+judged by the list as last read; `closed`: refused as `unavailable` after 5 s
 grant_key: key of grants, 32 bytes or more, the same in all managers and edges; \
 without it, it follows from `EVERBUS_JWT_SECRET`
 grant_key_previous: the former key of grants, during a rotation
@@ -127,6 +129,7 @@ ingress_max_bytes: streams of one MAD in the lanes of one manager; beyond it the
 is disabled
 mad_max_connections: connections of one MAD's Redis user; beyond it likewise
 turn_max_entries: entries of one turn; a turn with more is too large
+revoked_max_items: tokens and subjects that are revoked on one bus
 # Health and logs
 health_host: address of the health port
 health_port: /livez, /readyz, /startupz, /health, /metrics; 0: off, and an edge \

@@ -162,6 +162,10 @@ class Settings(BoundSettings, EdgeSettings, TlsSettings):
         jwt_require: optional parts that a token must have all the same: `typ`, `iat`
             or `typ,iat`.
         jwt_jwks: https or file URL of the issuer's published keys.
+        revoked_unread: what becomes of tokens while the list of revoked ones cannot be
+            read. open: those known as revoked stay so, others are served; the list is
+            on the bus, without which nobody can revoke nor write anything. closed:
+            after 5 s all are refused as unavailable, and their streams end.
         grant_key: the key of grants, the same in all managers and edges; 32 bytes or
             more. Without it the key is derived from jwt_secret.
         grant_key_previous: the former key of grants, during a rotation.
@@ -250,6 +254,7 @@ class Settings(BoundSettings, EdgeSettings, TlsSettings):
     jwt_audience: str = "everbus"
     jwt_require: Literal["", "typ", "iat", "typ,iat"] = ""
     jwt_jwks: Annotated[str, _JWKS] = ""
+    revoked_unread: Literal["open", "closed"] = "open"
     grant_key: SecretStr = SecretStr("")
     grant_key_previous: SecretStr = SecretStr("")
     sealing_kek: SecretStr = SecretStr("")

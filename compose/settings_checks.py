@@ -5,7 +5,7 @@ Checks of the settings here: MongoDB, S3 and the keys of tokens.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from everbus.bus.errors import EverbusError
 from everbus.compose.exit_codes import Failed, describe
@@ -14,11 +14,28 @@ from everbus.compose.plaintext import plain_connections, unverified_connections
 from everbus.compose.settings import Settings
 from everbus.compose.tier_settings import cold_tier, warm_tier
 from everbus.gateway.health.verdicts import IndicatorResult, Verdict
+from everbus.gateway.store.warm_roles import WarmTier
+from everbus.handlers.access_list import is_prefixed
 
 WITHIN_S = 5.0
 # Names of nothing that exists; a tier has to look for them all the same.
 NO_SESSION = "everbus-doctor"
 NO_OBJECT = "everbus/doctor/asks/nothing"
+
+
+# Sessions whose access lists are looked at, at most and at once.
+MAX_ACLS = 2_000
+ACLS_AT_ONCE = 200
+
+
+class _PlainNames(NamedTuple):
+    """
+    Entries without a kind of principal, and how many sessions have them.
+    """
+
+    looked_at: int = 0
+    sessions: int = 0
+    entries: int = 0
 
 
 class _Closes(Protocol):
@@ -27,9 +44,12 @@ class _Closes(Protocol):
 
 async def check_settings(settings: Settings) -> list[IndicatorResult]:
     """
-    One verdict for each of MongoDB, S3 and tokens; "pass" if it is not set here.
+    One verdict for each of MongoDB, S3, its access lists and tokens; "pass" if it is
+    not set here.
     """
-    checks = await asyncio.gather(_mongodb(settings), _s3(settings))
+    checks = await asyncio.gather(
+        _mongodb(settings), _s3(settings), _acl_names(settings)
+    )
 
     return [*checks, _tokens(settings), _tls(settings)]
 
@@ -55,6 +75,49 @@ async def _mongodb(settings: Settings) -> IndicatorResult:
     if warm is None:
         return _result("mongodb", "pass", "not set here")
     return await _check_tier("mongodb", warm, lambda: warm.sessions([NO_SESSION]))
+
+
+async def _acl_names(settings: Settings) -> IndicatorResult:
+    """
+    How many entries of access lists name no kind of principal, in the oldest sessions.
+    """
+    try:
+        warm = warm_tier(settings)
+    except Failed as error:
+        return _result("acl_names", "fail", describe(error))
+    if warm is None:
+        return _result("acl_names", "pass", "not set here")
+    try:
+        async with asyncio.timeout(WITHIN_S):
+            found = await _plain_names(warm)
+    except TimeoutError:
+        return _result("acl_names", "pass", f"not read within {WITHIN_S:g} s")
+    except EverbusError:
+        # Told of `mongodb`.
+        return _result("acl_names", "pass", "not known")
+    finally:
+        warm.close()
+    shown = (
+        f"{found.entries:,} plain names in {found.sessions:,} of the oldest "
+        f"{found.looked_at:,} sessions"
+    )
+    return _result("acl_names", "warn" if found.entries else "pass", shown)
+
+
+async def _plain_names(warm: WarmTier) -> _PlainNames:
+    found = _PlainNames()
+    after = ""
+    while found.looked_at < MAX_ACLS:
+        page = await warm.every(after, ACLS_AT_ONCE)
+        for one in page:
+            plain = sum(not is_prefixed(entry) for entry in one.session.acl)
+            found = _PlainNames(
+                found.looked_at + 1, found.sessions + (plain > 0), found.entries + plain
+            )
+        if len(page) < ACLS_AT_ONCE:
+            break
+        after = page[-1].session.id
+    return found
 
 
 async def _s3(settings: Settings) -> IndicatorResult:
@@ -112,6 +175,11 @@ CHECKS = {
         "whether EVERBUS_S3_ENDPOINT or the folder of the cold tier answers",
         "check that it runs and is reachable from here; check EVERBUS_S3_*",
     ),
+    "acl_names": (
+        "whether entries of access lists say if they are users or MADs",
+        "a plain name admits a user and a MAD of that name: patch the ACL of such "
+        "sessions with user:NAME or mad:NAME; see docs/secure.md",
+    ),
     "tls": (
         "whether connections beyond this machine are encrypted and verified",
         "use TLS with EVERBUS_REDIS_CA, _MONGO_CA, _S3_CA; see docs/secure.md",
@@ -123,7 +191,7 @@ CHECKS = {
 }
 
 
-_THRESHOLDS = {"tokens": "usable", "tls": "verified"}
+_THRESHOLDS = {"tokens": "usable", "tls": "verified", "acl_names": "prefixed"}
 
 
 def _result(name: str, verdict: Verdict, shown: str) -> IndicatorResult:

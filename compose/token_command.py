@@ -1,20 +1,27 @@
 """
-`everbus token`: JWTs for development and tests.
+`everbus token`: JWTs for development and tests; with a subcommand, their revocation.
 """
 
 import os
-import re
 import time
 from enum import StrEnum
 from typing import Annotated
 
 import typer
 
+from everbus.compose.durations import seconds_of
 from everbus.compose.exit_codes import USAGE, Failed
+from everbus.compose.revocation_command import revoke, revoked
 from everbus.compose.settings import Settings, load_settings
 
-_TTL = re.compile(r"([1-9][0-9]{0,8})([smhd])")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+token_app = typer.Typer(
+    invoke_without_command=True,
+    add_completion=False,
+    # Those of rich print locals, tokens among them.
+    pretty_exceptions_enable=False,
+)
+token_app.command()(revoke)
+token_app.command()(revoked)
 
 
 class Role(StrEnum):
@@ -28,7 +35,9 @@ class Role(StrEnum):
     admin = "admin"
 
 
+@token_app.callback()
 def token(
+    ctx: typer.Context,
     name: Annotated[str, typer.Option(help="The principal's name.")] = "dev",
     role: Annotated[Role, typer.Option(help="The principal's role.")] = Role.admin,
     ttl: Annotated[
@@ -39,10 +48,12 @@ def token(
     ] = "",
 ) -> None:
     """
-    Print a JWT, signed with EVERBUS_JWT_SECRET.
+    Print a JWT, signed with EVERBUS_JWT_SECRET; or revoke tokens.
 
     Example: export EVERBUS_TOKEN=$(everbus token --name ada --role user --ttl 1h)
     """
+    if ctx.invoked_subcommand is not None:
+        return
     settings = load_settings(os.environ)
     if not settings.jwt_secret.get_secret_value():
         raise Failed(
@@ -51,17 +62,6 @@ def token(
             USAGE,
         )
     typer.echo(_mint(settings, name, role, seconds_of(ttl), tenant))
-
-
-def seconds_of(duration: str) -> int:
-    """
-    The seconds in a duration such as 90s, 15m, 24h or 7d.
-    """
-    parts = _TTL.fullmatch(duration)
-    if parts is None:
-        raise Failed(f"--ttl {duration}: wanted a number and s, m, h or d", USAGE)
-
-    return int(parts[1]) * _SECONDS[parts[2]]
 
 
 def _mint(settings: Settings, name: str, role: Role, ttl_s: int, tenant: str) -> str:

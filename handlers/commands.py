@@ -346,6 +346,7 @@ class Command(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         mad: the MAD of its ingress.
         principal: the principal in the verified token.
         tenant: tenant of the principal; empty without tenants.
+        is_mad: whether the principal is a MAD; access lists tell MADs from others.
         may_share: whether the principal may change the session's ACL.
         sees_all: whether the principal may find all sessions.
         fetched: answer of the lower tiers to `Outcome.fetch` of this command; None the
@@ -361,6 +362,7 @@ class Command(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     body: Any  # the kind's Body; narrowed by the handler it is routed to
     tenant: str = ""
     expected_version: int | None = None
+    is_mad: bool = False
     may_share: bool = False
     sees_all: bool = False
     fetched: Any = None  # type by the FetchRequest

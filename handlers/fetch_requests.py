@@ -96,8 +96,8 @@ class FoundSessions(msgspec.Struct, frozen=True, kw_only=True):
     A page of sessions; answered by a SessionPage.
 
     Attributes:
-        visible_to: only sessions with this principal as owner or on the ACL; empty:
-            all.
+        visible_to: only sessions with this principal, as an entry of an access list,
+            as owner or on the ACL; empty: all.
         tenant: only sessions of this tenant; empty: sessions without a tenant.
     """
 

@@ -5,9 +5,10 @@ Handlers of `participant.*`: add, remove and lose participants.
 from datetime import datetime
 from typing import Any
 
-from everbus.bus.errors import Invalid
+from everbus.bus.errors import Forbidden, Invalid
 from everbus.bus.messages import Session, check_json, check_mad
 from everbus.handlers import commands as body
+from everbus.handlers.access_list import PARTICIPANT, admits
 from everbus.handlers.commands import Command
 from everbus.handlers.outcomes import Outcome
 from everbus.handlers.patches import (
@@ -28,21 +29,31 @@ def add_participant(
     session: Session | None, command: Command, now: datetime
 ) -> Outcome:
     """
-    Make a MAD a participant and put it on the ACL; idempotent.
+    Make a MAD a participant; idempotent. One that the ACL does not admit gets an entry
+    there, which removing it takes back.
+
+    Raises:
+        Forbidden: that needs the right to share the session.
+        Invalid: the name is no MAD's, or the ACL is full.
     """
     current = require_version(session, command)
     request: body.AddParticipant = command.body
     mad = check_mad(request.mad)
     part = current.participants.get(mad, {})
-    if part and part["role"] == request.role:
+    admitted = mad == current.owner_id or admits(current.acl, mad, is_mad=True)
+    shares = not admitted and command.may_share
+    if part and part["role"] == request.role and not shares:
         return unchanged_outcome(current)
+    # Who joins by itself works with its principal's rights, and gets none here.
+    if not admitted and not shares and mad != command.mad:
+        raise _may_not_share(mad)
     check_json(request.role, "role")
     joined = {"joined_at": not_before(current, now).isoformat(), "role": request.role}
     after = changed(
         current,
         now,
         participants={**current.participants, mad: joined},
-        acl=_with(current.acl, mad),
+        acl=_with(current.acl, f"{PARTICIPANT}{mad}") if shares else current.acl,
     )
     # Nulls for the old fields, since the new part replaces all of them.
     patch = {
@@ -56,15 +67,22 @@ def remove_participant(
     session: Session | None, command: Command, now: datetime
 ) -> Outcome:
     """
-    Remove a MAD from the participants; idempotent.
+    Remove a MAD from the participants, and the ACL's entry that adding it made;
+    idempotent. A MAD that leaves by itself may come back: its entry stays.
     """
     current = require_version(session, command)
     request: body.RemoveParticipant = command.body
-    if request.mad not in current.participants:
+    mad, patch = request.mad, dict[str, Any]()
+    rest = {one: part for one, part in current.participants.items() if one != mad}
+    if len(rest) < len(current.participants):
+        patch["participants"] = {mad: None}
+    leaves = command.is_mad and command.principal == mad
+    acl = tuple(one for one in current.acl if leaves or one != f"{PARTICIPANT}{mad}")
+    if len(acl) < len(current.acl):
+        patch["acl"] = list(acl)
+    if not patch:
         return unchanged_outcome(current)
-    rest = {m: part for m, part in current.participants.items() if m != request.mad}
-    after = changed(current, now, participants=rest)
-    patch = {"participants": {request.mad: None}}
+    after = changed(current, now, participants=rest, acl=acl)
 
     return changed_outcome(current, after, command, "participant.removed", patch)
 
@@ -121,6 +139,13 @@ def _owned(work: dict[str, Any], owners: set[str]) -> dict[str, dict[str, Any]]:
         for name, item in work.items()
         if isinstance(item, dict) and str(item.get("owner")) in owners
     }
+
+
+def _may_not_share(mad: str) -> Forbidden:
+    return Forbidden(
+        f"{mad} is not in the acl: only the owner or an operator may add it; ask them, "
+        "or have them put it there"
+    )
 
 
 def _with(names: tuple[str, ...], name: str) -> tuple[str, ...]:

@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 
 from everbus.bus.errors import Invalid, TooLarge
-from everbus.bus.messages import Session, State, TimelineEntry, check_json, check_name
+from everbus.bus.messages import Session, State, TimelineEntry, check_json
+from everbus.handlers.access_list import check_entry, entry_for
 
 RECENT_ENTRIES = 20
 # Customer's bound for the hot tier: "<50KB active session data" (seed 000).
@@ -38,9 +39,12 @@ PROTECTED = frozenset(Session.__struct_fields__) - PATCHABLE
 _encode = msgspec.msgpack.Encoder(order="deterministic").encode
 
 
-def new_session(session_id: str, owner: str, creator: str, now: datetime) -> Session:
+def new_session(
+    session_id: str, owner: str, creator: str, now: datetime, *, is_mad: bool
+) -> Session:
     """
-    A session at version 1; a creator other than the owner is put on its ACL.
+    A session at version 1; a creator other than the owner, a MAD by *is_mad*, is
+    put on its ACL.
     """
     return Session(
         id=session_id,
@@ -48,7 +52,7 @@ def new_session(session_id: str, owner: str, creator: str, now: datetime) -> Ses
         owner_id=owner,
         created_at=now,
         last_active=now,
-        acl=() if creator == owner else (creator,),
+        acl=() if creator == owner else (entry_for(creator, is_mad=is_mad),),
     )
 
 
@@ -301,7 +305,7 @@ def _checked_acl(value: Any) -> tuple[str, ...]:
         raise Invalid("acl must be a list of names or null", field="acl")
     if len(value) > MAX_ACL:
         raise Invalid(f"acl has {len(value)} names; at most {MAX_ACL}", field="acl")
-    return tuple(dict.fromkeys(check_name(name, "acl") for name in value))
+    return tuple(dict.fromkeys(check_entry(name, "acl") for name in value))
 
 
 def _checked_tags(value: Any) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import msgspec
 from everbus.bus.errors import Invalid, NotFound
 from everbus.bus.messages import Session, check_json, check_mad, check_name
 from everbus.handlers import commands as body
+from everbus.handlers.access_list import entry_for
 from everbus.handlers.commands import Command
 from everbus.handlers.fetch_requests import (
     ChangesBetween,
@@ -92,7 +93,9 @@ def list_sessions(session: Session | None, command: Command, now: datetime) -> O
     }
     found = FoundSessions(
         query=msgspec.structs.replace(request, **times),
-        visible_to="" if command.sees_all else command.principal,
+        visible_to=""
+        if command.sees_all
+        else entry_for(command.principal, is_mad=command.is_mad),
         tenant=command.tenant,
     )
     return _fetched_reply(None, command, found)

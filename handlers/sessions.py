@@ -203,7 +203,13 @@ def create_session(session: Session | None, command: Command, now: datetime) -> 
     request: body.CreateSession = command.body
     check_name(request.user_id, "user_id")
     if session is None:
-        begun = new_session(command.session_id, request.user_id, command.principal, now)
+        begun = new_session(
+            command.session_id,
+            request.user_id,
+            command.principal,
+            now,
+            is_mad=command.is_mad,
+        )
         created = msgspec.structs.replace(begun, tenant=command.tenant)
         return changed_outcome(
             None, created, command, "session.created", state_of(created)

@@ -45,7 +45,7 @@ OURS: dict[str, tuple[str, ...]] = {
     ),
     "gateway.failpoints": ("bus",),
     "gateway.telemetry": ("gateway.telemetry", "bus", "handlers"),
-    "gateway.identity": ("gateway.identity", "bus", "handlers"),
+    "gateway.identity": ("gateway.identity", "gateway.telemetry", "bus", "handlers"),
     # Below the store: it seals values, and knows no tier.
     "gateway.sealing": ("gateway.sealing", "bus"),
     "gateway.store": (

@@ -175,6 +175,27 @@ was away. | Nothing if it passes.
 keys.warm_store_away: MongoDB's copy of the data keys could not be read; Redis's
 counts. | MongoDB is away. | See whether MongoDB runs.
 
+revocations.changed: The list of revoked tokens is another one; it counts from now on. |
+everbus token revoke. | Nothing.
+
+revocations.read_again: The list of revoked tokens can be read again. | The bus is
+back. | Nothing.
+
+revocations.restored: The bus had lost revocations; the manager wrote them again. | A
+failover, or a bus that was emptied. | everbus token revoked, to see that all are there.
+
+revocations.too_many: The list has more revocations than this process may keep; those
+that end first are left out. | EVERBUS_REVOKED_MAX_ITEMS differs between processes. |
+Set the same bound everywhere; revoke subjects instead of single tokens.
+
+revocations.undecodable: An entry of the list of revoked tokens does not decode; it is
+left out. | Somebody wrote eb:revoked by hand. | everbus token revoke, once more.
+
+revocations.unread: The list of revoked tokens cannot be read: see `reason`. By
+EVERBUS_REVOKED_UNREAD tokens are judged by the list as last read, or refused after 5
+s. | The bus is away, or its user may not read eb:revoked. | See whether the bus runs;
+give the user the rights of `everbus acl --role edge` or `manager`.
+
 sealed.refused: A sealed value could not be opened: it is treated as unreadable. | The
 value is damaged or of another place, or its key is missing. | everbus keys list; then
 everbus verify.

@@ -32,13 +32,16 @@ def cli_page() -> str:
 
 def _sections(name: str, command: Any) -> Iterator[str]:  # typer's own click
     """
-    The section of a command, or those of a group's commands.
+    The section of a command, and those of a group's commands.
     """
-    inner = getattr(command, "commands", None)
-    if inner is not None:
-        for below, one in inner.items():
-            yield from _sections(f"{name} {below}", one)
-        return
+    inner = getattr(command, "commands", {})
+    if not inner or command.invoke_without_command:
+        yield from _section(name, command)
+    for below, one in inner.items():
+        yield from _sections(f"{name} {below}", one)
+
+
+def _section(name: str, command: Any) -> Iterator[str]:  # typer's own click
     yield f"## everbus {name}"
     yield _text(command.help)
     rows = [_row(parameter) for parameter in command.params if not parameter.is_eager]

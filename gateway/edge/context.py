@@ -9,6 +9,7 @@ from everbus.bus.client import Mad
 from everbus.gateway.edge.addresses import TrustedProxies
 from everbus.gateway.edge.fallback import ReadFallback
 from everbus.gateway.identity.grants import Grants
+from everbus.gateway.identity.token_revocations import TokenRevocations
 from everbus.gateway.identity.tokens import Identity
 
 
@@ -49,6 +50,7 @@ class EdgeContext(NamedTuple):
         proxies: proxies before this edge that name the client's address.
         origins: origins of web pages that may call this edge, as browsers state them.
         docs: whether to serve /docs and /openapi.json.
+        revocations: the revoked tokens that this edge has heard of.
     """
 
     bus: Mad
@@ -60,3 +62,4 @@ class EdgeContext(NamedTuple):
     proxies: TrustedProxies = TrustedProxies()
     origins: tuple[str, ...] = ()
     docs: bool = True
+    revocations: TokenRevocations | None = None

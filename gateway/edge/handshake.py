@@ -18,7 +18,7 @@ from everbus.bus.messages import Session
 from everbus.gateway.edge.caller import Caller, authenticate, limiter_of
 from everbus.gateway.edge.context import EdgeContext
 from everbus.gateway.edge.limits import Limiter
-from everbus.gateway.edge.streams import Stream, StreamClient, Streams
+from everbus.gateway.edge.streams import Stream, StreamClient, Streams, end_if_revoked
 
 OPEN_S = 5.0
 # Less than the deadline of a pong: no pong is read while a message is served.
@@ -140,9 +140,12 @@ async def serve_stream(
     with streams.reserve(principal):
         start_id = await handshake.start_id()
         client = await accept(start_id)
-        stream = Stream(client, start_id, streams.timeouts)
+        stream = Stream(client, start_id, streams.timeouts, principal)
         fields = {"session": handshake.session_id, "by": principal.name}
         with streams.track(stream, client.transport, **fields):
+            # It may have been revoked since the request was let in.
+            if handshake.context.revocations is not None:
+                end_if_revoked(stream, handshake.context.revocations)
             await stream.run(handshake.events(start_id), handshake.expires_in_s)
 
 

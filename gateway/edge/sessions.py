@@ -254,7 +254,8 @@ async def add_participant(
     write_request: Write,
 ) -> Response:
     """
-    Add a MAD to the participants and to the ACL; idempotent.
+    Make a MAD a participant; idempotent. One that is not on the ACL gets an entry
+    there, for which you need the right to share.
     """
     return await write_request.run(
         lambda mad, options: mad.add_participant(
@@ -276,7 +277,7 @@ async def remove_participant(
     write_request: Write,
 ) -> Response:
     """
-    Remove a MAD from the participants; its place in the ACL stays.
+    Remove a MAD from the participants; the access that adding it gave ends.
     """
     return await write_request.run(
         lambda client, options: client.remove_participant(session_id, mad, **options),

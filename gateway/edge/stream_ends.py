@@ -40,6 +40,9 @@ DELETED = StreamEnd("not_found", 4004, False, "the session was deleted")
 EXPIRED = StreamEnd(
     "unauthenticated", 4001, False, "the token has expired; get a new one"
 )
+REVOKED = StreamEnd(
+    "unauthenticated", 4001, False, "the token is not valid any more; get a new one"
+)
 BAD_MESSAGES = StreamEnd(
     "invalid", 1008, False, "too many messages of this client were refused"
 )

@@ -16,7 +16,7 @@ from typing import ClassVar, NamedTuple, Protocol
 
 import structlog
 
-from everbus.bus.errors import EverbusError, Overloaded
+from everbus.bus.errors import EverbusError, Overloaded, Unavailable
 from everbus.bus.events import SessionEvent
 from everbus.gateway.edge import metrics
 from everbus.gateway.edge.stream_ends import (
@@ -24,12 +24,15 @@ from everbus.gateway.edge.stream_ends import (
     EXPIRED,
     INTERNAL_ERROR_CLOSE,
     RESTART,
+    REVOKED,
     SLOW_CONSUMER,
     StreamEnd,
     StreamRefused,
     end_of,
 )
 from everbus.gateway.identity.principal import Principal
+from everbus.gateway.identity.token_revocations import TokenRevocations
+from everbus.gateway.telemetry.metrics import REVOKED_REFUSALS
 
 log = structlog.get_logger()
 
@@ -89,6 +92,7 @@ class Stream:
     Attributes:
         last_id: id of the last written event, at first the id it starts after.
         sent: number of written events.
+        principal: the caller, by its token.
         outcome: code of its end; `gone` after a disconnect by the client.
     """
 
@@ -97,8 +101,10 @@ class Stream:
         client: StreamClient,
         last_id: str,
         timeouts: StreamTimeouts = STREAM_TIMEOUTS,
+        principal: Principal | None = None,
     ) -> None:
         self.last_id = last_id
+        self.principal = principal
         self.sent = 0
         self.outcome = "broken"
         self._client = client
@@ -178,6 +184,22 @@ def _end_of_task(outcome: object) -> StreamEnd | None:
     return None
 
 
+def end_if_revoked(stream: Stream, revocations: TokenRevocations) -> None:
+    """
+    End *stream* if its token is revoked, or if nobody can tell and that refuses all.
+    """
+    if stream.principal is None or not revocations:
+        return
+    try:
+        if not revocations.refuses(stream.principal):
+            return
+    except Unavailable as error:
+        stream.finish(end_of(error))
+        return
+    REVOKED_REFUSALS.inc()
+    stream.finish(REVOKED)
+
+
 class Streams:
     """
     The open streams of one edge, counted per principal.
@@ -213,6 +235,13 @@ class Streams:
         self._draining = True
         for stream in self:
             stream.finish(RESTART)
+
+    def end_revoked(self, revocations: TokenRevocations) -> None:
+        """
+        End the streams whose token is revoked.
+        """
+        for stream in self:
+            end_if_revoked(stream, revocations)
 
     @contextmanager
     def reserve(self, principal: Principal) -> Iterator[None]:

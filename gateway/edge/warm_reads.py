@@ -171,6 +171,7 @@ class WarmReads:
             principal=principal.name,
             tenant=principal.tenant,
             body=body,
+            is_mad=principal.role == "mad",
             sees_all=self._policy.sees_all(principal),
         )
 

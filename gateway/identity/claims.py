@@ -8,7 +8,7 @@ the key; the claims are checked after it.
 import base64
 import re
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -16,6 +16,7 @@ from everbus.bus.errors import Invalid
 from everbus.bus.principal_names import check_name, check_short_name
 from everbus.gateway.identity.principal import Claimed, Principal
 from everbus.gateway.identity.strict_json import strict_json
+from everbus.gateway.identity.token_revocations import id_of_jti
 
 # The first second of the year 10000: datetime ends before it.
 END_OF_TIME_S = 253_402_300_800
@@ -46,6 +47,8 @@ class _Claims(msgspec.Struct, frozen=True):
     iat: float | msgspec.UnsetType = msgspec.UNSET
     nbf: float = 0.0
     tenant: str | msgspec.UnsetType = msgspec.UNSET
+    # Of any type: only a text names a token.
+    jti: Any = None
 
 
 class Unfit(ValueError):
@@ -77,7 +80,8 @@ class TokenRequirements(NamedTuple):
 
     def principal_in(self, payload: bytes, now: float) -> Principal:
         """
-        The principal of the claims in *payload*, whose signature is verified.
+        The principal of the claims in *payload*, whose signature is verified; without
+        `jti` the caller gives it its `token_id`.
 
         Raises:
             ValueError: a claim is missing, of a wrong type, or not acceptable.
@@ -95,8 +99,16 @@ class TokenRequirements(NamedTuple):
         elif "iat" in self.wanted:
             raise Unfit("iat is missing")
 
+        tenant = _tenant_in(claims)
+        named = isinstance(claims.jti, str) and claims.jti
+
         return Principal(
-            check_name(claims.sub, "sub"), claims.role, claims.exp, _tenant_in(claims)
+            check_name(claims.sub, "sub"),
+            claims.role,
+            claims.exp,
+            tenant,
+            token_id=id_of_jti(tenant, claims.jti) if named else "",
+            issued_at=0.0 if claims.iat is msgspec.UNSET else claims.iat,
         )
 
 

@@ -13,6 +13,7 @@ from everbus.bus.errors import Forbidden
 from everbus.bus.keys import GATEWAY
 from everbus.bus.messages import Session
 from everbus.gateway.identity.principal import Principal, Role
+from everbus.handlers.access_list import admits
 
 # A principal's relation to a session; absent: no such session in its tenant.
 Relation = Literal["owner", "member", "stranger", "absent"]
@@ -208,7 +209,11 @@ def relation_of(principal: Principal, session: Session | None) -> Relation:
         return "absent"
     if principal.name == session.owner_id:
         return "owner"
-    return "member" if principal.name in session.acl else "stranger"
+    if not session.acl:
+        return "stranger"
+    is_mad = principal.role == "mad"
+    shared = admits(session.acl, principal.name, is_mad=is_mad)
+    return "member" if shared else "stranger"
 
 
 def _check_creation(

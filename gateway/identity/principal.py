@@ -23,12 +23,17 @@ class Principal(msgspec.Struct, frozen=True):
         name: the token's `sub`.
         expires_at: the token's `exp`, in seconds since 1970.
         tenant: the token's `tenant`; empty without tenants.
+        token_id: what a revocation names it by, see `identity.token_revocations`;
+            empty for a grant of an older version.
+        issued_at: the token's `iat`; 0 without one.
     """
 
     name: str
     role: Role
     expires_at: float
     tenant: str = ""
+    token_id: str = ""
+    issued_at: float = 0.0
 
 
 GATEWAY_PRINCIPAL = Principal(GATEWAY, "gateway", math.inf)

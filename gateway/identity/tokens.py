@@ -29,6 +29,8 @@ from everbus.gateway.identity.claims import (
 from everbus.gateway.identity.jwks import PublishedKeys
 from everbus.gateway.identity.keys import Algorithm, Key, Verifier, signed
 from everbus.gateway.identity.principal import Claimed, Principal
+from everbus.gateway.identity.token_revocations import TokenRevocations, id_of_token
+from everbus.gateway.telemetry.metrics import REVOKED_REFUSALS
 
 log = structlog.get_logger()
 
@@ -59,6 +61,7 @@ class Identity:
         published: PublishedKeys | None = None,
         leeway_s: float = 5,
         wanted: Collection[str] = (),
+        revocations: TokenRevocations | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """
@@ -66,8 +69,8 @@ class Identity:
         any other `kid`, of *published*.
 
         *wanted*: which of `typ` and `iat` a token must have; RFC 7519 makes both
-        optional. Clocks may differ by *leeway_s*, 0 to MAX_LEEWAY_S; *clock*
-        tells seconds since 1970.
+        optional. Tokens of *revocations* are refused before their `exp`. Clocks
+        may differ by *leeway_s*, 0 to MAX_LEEWAY_S; *clock* tells seconds since 1970.
 
         Raises:
             ValueError: no keys, two of one kid, or an empty or unfit setting.
@@ -83,6 +86,7 @@ class Identity:
         self._requirements = TokenRequirements(
             issuer, audience, leeway_s, frozenset(wanted)
         )
+        self._revocations = TokenRevocations() if revocations is None else revocations
         self._clock = clock
         self._verified: LRUCache[str, _Verified] = LRUCache(MAX_VERIFIED)
 
@@ -114,7 +118,16 @@ class Identity:
 
         Raises:
             Unauthenticated: with the same words for every kind of bad token.
+            Unavailable: nobody can tell now whether it is revoked.
         """
+        principal = self._known_principal(token)
+        if self._revocations and self._revocations.refuses(principal):
+            REVOKED_REFUSALS.inc()
+            log.info("token.refused", reason="revoked")
+            raise Unauthenticated(BAD_TOKEN)
+        return principal
+
+    def _known_principal(self, token: str) -> Principal:
         known = self._verified.get(token)
         # A withdrawn key invalidates its tokens.
         if known is None or self._verifier(known.kid) is not known.verifier:
@@ -150,6 +163,8 @@ class Identity:
         require(header.alg == verifier.algorithm, "alg is not that of the key")
         payload = verifier.payload_of(token)
         principal = self._requirements.principal_in(payload, self._clock())
+        if not principal.token_id:
+            principal = msgspec.structs.replace(principal, token_id=id_of_token(token))
 
         return _Verified(principal, header.kid, verifier)
 

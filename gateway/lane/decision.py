@@ -23,6 +23,7 @@ from everbus.bus.errors import (
     Invalid,
     Overloaded,
     Rejection,
+    Unauthenticated,
     Unavailable,
 )
 from everbus.bus.keys import EDGE, GATEWAY
@@ -35,7 +36,7 @@ from everbus.bus.messages import (
 )
 from everbus.bus.settled_numbers import SETTLED_KIND, SettledNumbers
 from everbus.bus.trace_context import trace_id_of
-from everbus.gateway.identity.grants import Grants
+from everbus.gateway.identity.grants import BAD_GRANT, Grants
 from everbus.gateway.identity.policy import Policy
 from everbus.gateway.identity.principal import (
     GATEWAY_PRINCIPAL,
@@ -43,6 +44,7 @@ from everbus.gateway.identity.principal import (
     Principal,
     Role,
 )
+from everbus.gateway.identity.token_revocations import TokenRevocations
 from everbus.gateway.lane.attachments import MOVING
 from everbus.gateway.lane.cache import LaneCache, RequestOutcome, RequestSettled
 from everbus.gateway.lane.commit import Batch, packed_reply
@@ -64,6 +66,7 @@ from everbus.gateway.lane.sequence import ProducerWindow
 from everbus.gateway.lane.subscribers import Subscribers
 from everbus.gateway.store.uuid_age import check_made
 from everbus.gateway.telemetry.failures import NOTED
+from everbus.gateway.telemetry.metrics import REVOKED_REFUSALS
 from everbus.gateway.telemetry.tracing import is_recorded
 from everbus.handlers.commands import Command, CreateSession
 from everbus.handlers.outcomes import Outcome
@@ -118,8 +121,12 @@ class Decider:
         unread: UnreadLimits | None = None,
         rates: CommandRates | None = None,
         cache: LaneCache | None = None,
+        revocations: TokenRevocations | None = None,
     ) -> None:
         self._grants = grants
+        self._revoked_tokens = (
+            TokenRevocations() if revocations is None else revocations
+        )
         self._rates = None if rates is None or rates.unlimited else rates
         self._policy = policy
         self._routes = routes
@@ -136,7 +143,7 @@ class Decider:
         self.tiers = tiers
         self.replies = ReplyStager(self.cache, routes, self._bodies.keys())
         self.revocation = Revocation(self.cache, self.sender_of)
-        self.subscribers = Subscribers(self.may_watch)
+        self.subscribers = Subscribers(self.may_watch, self.may_hear)
         self.unread = UnreadReplies(unread)
 
     def decide(self, delivery: Delivery, batch: Batch) -> Decision:
@@ -474,7 +481,10 @@ class Decider:
         """
         envelope = delivery.envelope
         if delivery.entry.mad != GATEWAY:
-            return self._grants.principal_of(delivery.entry.mad, envelope)
+            sender = self._grants.principal_of(delivery.entry.mad, envelope)
+            if self._revoked_tokens and self.is_revoked(sender):
+                raise Unauthenticated(BAD_GRANT)
+            return sender
         behalf = envelope.on_behalf
         if behalf is None:
             return GATEWAY_PRINCIPAL
@@ -482,6 +492,33 @@ class Decider:
             raise Invalid(f"no role {behalf.role[:80]!a}", field="on_behalf")
         role = cast(Role, behalf.role)
         return Principal(behalf.principal, role, math.inf, behalf.tenant)
+
+    def is_revoked(self, sender: Principal) -> bool:
+        """
+        Whether the token behind the sender's grant is revoked.
+
+        Raises:
+            Overloaded: nobody can tell now. Not Unavailable: a write that wants no
+                reply then waits, and is not lost.
+        """
+        try:
+            revoked = self._revoked_tokens.refuses(sender)
+        except Unavailable as error:
+            raise Overloaded(error.message, **error.details) from error
+        if revoked:
+            REVOKED_REFUSALS.inc()
+        return revoked
+
+    def may_hear(self, principal: Principal) -> bool:
+        """
+        Whether *principal* may still get pushes, whatever the session.
+        """
+        if not self._revoked_tokens:
+            return True
+        try:
+            return not self._revoked_tokens.refuses(principal)
+        except Unavailable:
+            return False
 
     def may_watch(self, principal: Principal, mad: str, session: Session) -> bool:
         """
@@ -530,6 +567,7 @@ class Decider:
             tenant=sender.tenant,
             body=body,
             expected_version=envelope.expected_version,
+            is_mad=sender.role == "mad",
             may_share=may_share,
             sees_all=self._policy.sees_all(sender),
             fetched=delivery.given_of(session),

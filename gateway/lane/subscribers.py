@@ -32,6 +32,8 @@ MAX_SUBSCRIBERS = 20_000
 PUSH_BYTES = 128 * 1024
 COMMIT_BYTES = 4 * 1024 * 1024
 
+# Whether a principal may get pushes at all: its token is not revoked.
+Hears = Callable[[Principal], bool]
 # Whether a principal may watch a session, from the ingress of a MAD.
 May = Callable[[Principal, str, Session], bool]
 
@@ -78,9 +80,14 @@ class Subscribers:
     """
 
     def __init__(
-        self, may: May, *, clock: Callable[[], float] = time.monotonic
+        self,
+        may: May,
+        hears: Hears = lambda _: True,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._may = may
+        self._hears = hears
         self._clock = clock
         self.sessions: dict[str, dict[Subscriber, float]] = {}
         self._count = 0
@@ -145,7 +152,11 @@ class Subscribers:
         """
         now = self._clock()
         there = self.sessions[session_id]
-        live = {one for one, until in there.items() if until > now}
+        live = {
+            one
+            for one, until in there.items()
+            if until > now and self._hears(one.principal)
+        }
         events = _one_generation(change.events)
         shared = any(map(_shares, events))
         allowed = live

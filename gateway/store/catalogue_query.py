@@ -10,6 +10,7 @@ from typing import NamedTuple
 from everbus.bus.errors import Invalid
 from everbus.bus.messages import Session, check_session_id
 from everbus.gateway.store.search_words import words_in
+from everbus.handlers.access_list import entries_admitting, readers_of
 from everbus.handlers.commands import ListSessions
 
 MAX_FOUND = 1000
@@ -96,6 +97,15 @@ def checkpoint_place(before: str) -> int:
     )
 
 
+def is_visible(session: Session, visible_to: str) -> bool:
+    """
+    Whether the principal of the entry *visible_to* is owner or in the ACL.
+    """
+    readers = readers_of(session.owner_id, session.acl)
+
+    return any(one in readers for one in entries_admitting(visible_to))
+
+
 def fits(session: Session, query: ListSessions, visible_to: str, tenant: str) -> bool:
     """
     Whether *session* matches *query*, apart from its words.
@@ -109,5 +119,5 @@ def fits(session: Session, query: ListSessions, visible_to: str, tenant: str) ->
         and (query.tag is None or query.tag in session.tags)
         and (query.active_since is None or at >= query.active_since)
         and (query.active_before is None or at < query.active_before)
-        and (not visible_to or visible_to in (session.owner_id, *session.acl))
+        and (not visible_to or is_visible(session, visible_to))
     )

@@ -133,6 +133,17 @@ INGRESS_BYTES = Gauge(
     "everbus_ingress_bytes",
     "Bytes of the streams of the MAD that takes most, of those this manager serves.",
 )
+REVOKED = Gauge(
+    "everbus_revoked_tokens", "TokenRevocations that this process has heard of."
+)
+REVOKED_UNREAD = Gauge(
+    "everbus_revocations_unread_seconds",
+    "Since when the list of revoked tokens cannot be read; 0 while it can.",
+)
+REVOKED_REFUSALS = Counter(
+    "everbus_revoked_refusals_total",
+    "Tokens, commands and live streams refused because their token is revoked.",
+)
 CAUSES = frozenset(
     {
         "expired",

@@ -735,6 +735,70 @@ class TestOutcomes:
         assert abs((entry.at - page_before).total_seconds()) < 60
 
 
+class TestSharing:
+    async def test_a_member_lets_nobody_in(self, bus, ada, session):
+        await ada.update_session(session.id, {"acl": ["user:bo"]})
+        async with (
+            bus.connect(mad="bos", user="bo") as bo,
+            bus.connect(mad="eve") as eve,
+            bus.connect(mad="eves", user="eve") as user_eve,
+        ):
+            await bo.get_session(session.id)
+            with pytest.raises(sdk.Forbidden, match="eve is not in the acl"):
+                await bo.add_participant(session.id, "eve")
+            await bo.join(session.id)
+
+            for stranger in (eve, user_eve):
+                with pytest.raises(sdk.Forbidden):
+                    await stranger.get_session(session.id)
+
+    async def test_a_participant_is_let_in_until_it_is_removed(self, bus, ada, session):
+        """
+        The MAD alone, no user of its name; and no longer than it is a participant.
+        """
+        await ada.add_participant(session.id, "eve", durability="warm")
+        async with (
+            bus.connect(mad="eve") as eve,
+            bus.connect(mad="eves", user="eve") as user_eve,
+            asyncio.timeout(20),
+        ):
+            assert (await eve.get_session(session.id)).acl == ("participant:eve",)
+            listed = (await eve.list_sessions(owner="ada")).sessions
+            with pytest.raises(sdk.Forbidden):
+                await user_eve.get_session(session.id)
+            async with aclosing(eve.watch(session.id, after="0")) as told:
+                heard = [(await anext(told)).kind for _ in range(2)]
+                await ada.remove_participant(session.id, "eve")
+                ada.append(session.id, "secret")
+                with pytest.raises(sdk.Forbidden):
+                    await anext(told)
+            with pytest.raises(sdk.Forbidden):
+                await eve.timeline(session.id)
+
+        assert heard == ["session.created", "participant.added"]
+        assert session.id in {one.id for one in listed}
+
+    async def test_a_mad_and_a_user_of_one_name_have_entries_of_their_own(
+        self, bus, ada, session
+    ):
+        async with (
+            bus.connect(mad="bo") as mad,
+            bus.connect(mad="bos", user="bo") as user,
+            bus.connect(mad="trick", user="mad:bo") as named_like_an_entry,
+        ):
+            both = {"mad:bo": (mad, user), "user:bo": (user, mad)}
+            for entry, (admitted, refused) in both.items():
+                await ada.update_session(session.id, {"acl": [entry]})
+
+                await admitted.get_session(session.id)
+                for one in (refused, named_like_an_entry):
+                    with pytest.raises(sdk.Forbidden):
+                        await one.get_session(session.id)
+            await ada.update_session(session.id, {"acl": ["bo"]})
+            for one in (mad, user):
+                await one.get_session(session.id)
+
+
 def test_the_blocking_sdk_works_as_well(bus):
     with bus.connect_sync(mad="ada") as ada:
         session = ada.create_session("ada")

@@ -53,7 +53,7 @@ async def test_a_session_from_its_creation_to_its_end(mad):
     assert sorted(both.participants) == ["ada", "bob"]
     assert list(alone.participants) == ["ada"]
     assert (nobody.version, nobody.participants) == (6, {})
-    assert (found.version, found.acl) == (6, ("ada", "bob"))
+    assert (found.version, found.acl) == (6, ())
 
 
 @served

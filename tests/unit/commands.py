@@ -108,8 +108,11 @@ def find(*, sees_all: bool = False, fetched: Any = None, **query: Any) -> Comman
 
 
 def add(mad: str, role: str = "", **fields: Any) -> Command:
+    """
+    As the owner asks; `may_share=False`: as anybody else.
+    """
     wanted = body.AddParticipant(mad=mad, role=role)
-    return a_command("participant.add", wanted, **fields)
+    return a_command("participant.add", wanted, **{"may_share": True} | fields)
 
 
 def remove(mad: str, **fields: Any) -> Command:

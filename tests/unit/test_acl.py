@@ -120,7 +120,10 @@ def test_the_edge_may_do_what_a_mad_may_but_show_a_token():
         "(+publish resetchannels &eb:token:edge)"
     ]
     # Whether lanes are served, which its readiness tells of.
-    assert set(edges) - set(theirs) == {"(+exists ~eb:{*}:owner)"}
+    assert set(edges) - set(theirs) == {
+        "(+exists ~eb:{*}:owner)",
+        "(+hget +hgetall %R~eb:revoked)",
+    }
 
 
 def test_a_users_channels_tell_whose_it_is():

@@ -47,6 +47,8 @@ BROKEN_BY = {
     "::test_a_mad_above_its_rate_is_told_when_to_come_again",
     "page_max_bytes": "unit/test_warm_pages.py"
     "::test_a_page_has_each_entry_once_and_in_order",
+    "revoked_max_items": "unit/test_token_revocations.py"
+    "::test_a_copy_beyond_its_bound_keeps_what_lasts_longest",
     "tenant_rate": "unit/lane/test_rates.py"
     "::test_a_tenants_rate_counts_all_its_mads_and_callers",
     "turn_max_entries": "unit/test_turns.py::test_a_turn_has_so_many_entries_at_most",

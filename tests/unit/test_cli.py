@@ -14,8 +14,8 @@ from everbus.bus.errors import ERRORS, Forbidden, NotFound, Unavailable, Version
 from everbus.compose import cli, exit_codes
 from everbus.compose.command_output import print_table
 from everbus.compose.dev_command import passed_on
+from everbus.compose.durations import seconds_of
 from everbus.compose.stack_folder import StackError
-from everbus.compose.token_command import seconds_of
 from everbus.gateway.identity.tokens import Identity, Key
 
 SECRET = "0123456789abcdef" * 4

@@ -11,9 +11,11 @@ import pytest
 from everbus.compose import cli, doctor_command
 from everbus.compose.diagnosis import PART_OF, Diagnosis
 from everbus.compose.settings import load_settings
-from everbus.compose.settings_checks import check_settings
+from everbus.compose.settings_checks import ACLS_AT_ONCE, MAX_ACLS, check_settings
 from everbus.gateway.health.verdicts import IndicatorResult
 from everbus.gateway.identity.tokens import mint
+from everbus.gateway.store.tiers import WarmSession
+from tests.builders import a_session
 
 AT_MS = 1_800_000_000_000
 SECRET = "a secret of the tests, 32 bytes or more"
@@ -217,3 +219,44 @@ def test_a_tier_that_is_set_wrongly_fails_with_the_setting():
 
     assert found["s3"].verdict == "fail"
     assert "EVERBUS_COLD_FOLDER" in found["s3"].shown
+
+
+class WarmOfPlainNames:
+    """
+    A warm tier of many sessions, of which each tenth has one plain name in its ACL.
+    """
+
+    asked = 0
+
+    async def every(self, after, limit):
+        type(self).asked += 1
+        first = int(after or -1) + 1
+        acls = [("bo", "mad:bo") if n % 10 == 0 else ("user:bo",) for n in range(limit)]
+        return [
+            WarmSession(session=a_session(id=f"{first + n:06}", acl=acl))
+            for n, acl in enumerate(acls)
+        ]
+
+    async def sessions(self, ids):
+        return {}
+
+    def close(self):
+        pass
+
+
+async def test_plain_names_of_access_lists_are_counted_within_a_bound():
+    WarmOfPlainNames.asked = 0
+    settings = load_settings(
+        {
+            "EVERBUS_REDIS_URL": "redis://127.0.0.1:1",
+            "EVERBUS_WARM_STORE": f"{__name__}:WarmOfPlainNames",
+        }
+    )
+
+    [told] = [one for one in await check_settings(settings) if one.name == "acl_names"]
+
+    assert (told.verdict, told.shown) == (
+        "warn",
+        "200 plain names in 200 of the oldest 2,000 sessions",
+    )
+    assert WarmOfPlainNames.asked == MAX_ACLS // ACLS_AT_ONCE

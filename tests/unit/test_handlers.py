@@ -145,7 +145,9 @@ def test_a_session_begins_at_version_1_as_its_users():
 
 
 def test_who_creates_a_session_for_another_may_work_with_it():
-    assert after(None, create("ada", principal="bo")).acl == ("bo",)
+    assert after(None, create("ada", principal="bo")).acl == ("user:bo",)
+    a_mads = create("ada", principal="bo", is_mad=True)
+    assert after(None, a_mads).acl == ("mad:bo",)
     assert after(None, create("ada", principal="ada")).acl == ()
 
 
@@ -415,11 +417,13 @@ def test_a_participant_is_noted_with_its_role_and_let_in():
     outcome = handle(a_session(), add("bo", "critic"))
 
     joined = {"bo": {"joined_at": LATER.isoformat(), "role": "critic"}}
-    wanted = a_session(version=2, last_active=LATER, participants=joined, acl=("bo",))
+    wanted = a_session(
+        version=2, last_active=LATER, participants=joined, acl=("participant:bo",)
+    )
     assert outcome.session == outcome.reply == wanted
     event = the_event(outcome)
     assert event.kind == "participant.added"
-    assert event.patch == {"participants": joined, "acl": ["bo"]}
+    assert event.patch == {"participants": joined, "acl": ["participant:bo"]}
 
 
 def test_adding_a_participant_twice_is_the_same_as_once():
@@ -437,7 +441,7 @@ def test_another_role_is_a_change():
 
     changed = after(there, add("bo", "author"))
 
-    assert (changed.version, changed.acl) == (3, ("bo",))
+    assert (changed.version, changed.acl) == (3, ("participant:bo",))
     assert changed.participants["bo"]["role"] == "author"
 
 
@@ -458,17 +462,17 @@ def test_participants_do_not_make_the_acl_longer_than_its_limit():
     assert len(after(full, add("m7")).acl) == MAX_ACL
 
 
-def test_a_removed_participant_stays_in_the_acl():
+def test_removing_a_participant_takes_back_what_adding_gave():
     there = after(after(a_session(), add("bo")), add("cy"))
 
     outcome = handle(there, remove("bo"))
 
     assert outcome.session is not None
     assert list(outcome.session.participants) == ["cy"]
-    assert (outcome.session.acl, outcome.session.version) == (("bo", "cy"), 4)
+    assert (outcome.session.acl, outcome.session.version) == (("participant:cy",), 4)
     event = the_event(outcome)
     assert event.kind == "participant.removed"
-    assert event.patch == {"participants": {"bo": None}}
+    assert event.patch == {"participants": {"bo": None}, "acl": ["participant:cy"]}
 
 
 def test_removing_who_takes_no_part_changes_nothing():

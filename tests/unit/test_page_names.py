@@ -85,7 +85,9 @@ def is_command(call: str) -> bool:
         return command in ([], ["…"]) or is_command(" ".join(command))
     if first.startswith("-"):
         return options <= OWN_OPTIONS
-    if first not in GROUPS:
+    # A group may be a command as well: `token`.
+    alone = first in COMMANDS and (not rest or rest[0].startswith(("-", "[")))
+    if alone or first not in GROUPS:
         return has(first, options)
     if not rest:
         return True

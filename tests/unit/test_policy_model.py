@@ -22,6 +22,7 @@ from tests.unit.test_policy import KINDS, ROLES
 REQUESTS = 100_000
 THEN = datetime(2027, 1, 1, tzinfo=UTC)
 NAMES = ["ada", "bob", "fiedler", "gateway"]
+PREFIXED = ["user:ada", "mad:ada", "user:fiedler", "participant:fiedler"]
 TENANTS = ["", "acme", "globex"]
 
 
@@ -101,7 +102,7 @@ def of_people(asked: Asked, there: Session | None) -> bool:
     """
     role, kind = asked.role, asked.kind
     mine = there is not None and there.owner_id == asked.name
-    shared = mine or (there is not None and asked.name in there.acl)
+    shared = mine or (there is not None and listed(asked, there.acl))
     if kind in OWN_COMMANDS:
         return True
     if kind == "session.list":
@@ -121,6 +122,16 @@ def of_people(asked: Asked, there: Session | None) -> bool:
         # Of what is not there anybody hears that it is not there.
         return role in STAFF or shared or there is None
     return False
+
+
+def listed(asked: Asked, acl: tuple[str, ...]) -> bool:
+    """
+    Whether the ACL admits who asks: plainly, or in the name space of its role.
+    """
+    spaces = ("mad:", "participant:") if asked.role == "mad" else ("user:",)
+    plain = [entry for entry in acl if ":" not in entry]
+
+    return asked.name in plain or any(f"{one}{asked.name}" in acl for one in spaces)
 
 
 def may_share(asked: Asked) -> bool:
@@ -155,7 +166,7 @@ def differs(policy: Policy, asked: Asked) -> bool:
 
 SESSIONS = [
     a_session(tenant, owner, (member,))
-    for tenant, owner, member in product(TENANTS, NAMES, NAMES)
+    for tenant, owner, member in product(TENANTS, NAMES, [*NAMES, *PREFIXED])
 ]
 
 
@@ -210,6 +221,8 @@ RELATIONS: Mapping[str, Session | None] = {
     "absent": None,
     "own": a_session("acme", "ada", ("bob",)),
     "shared": a_session("acme", "bob", ("ada",)),
+    "shared with the user": a_session("acme", "bob", ("user:ada",)),
+    "shared with the MAD": a_session("acme", "bob", ("mad:ada",)),
     "same tenant": a_session("acme", "bob", ()),
     "other tenant": a_session("globex", "bob", ()),
     "other tenant, same name": a_session("globex", "ada", ("ada",)),

@@ -27,7 +27,7 @@ def test_a_search_is_for_what_the_principal_may_see():
     own = handle(None, find(**wanted))
     every = handle(None, find(sees_all=True, **wanted))
 
-    assert own.fetch == FoundSessions(query=query, visible_to="ada")
+    assert own.fetch == FoundSessions(query=query, visible_to="user:ada")
     assert every.fetch == FoundSessions(query=query, visible_to="")
     assert (own.session, own.events) == (None, ())
 

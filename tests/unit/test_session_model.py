@@ -72,7 +72,7 @@ class Model:
             self.there = {
                 "version": 1,
                 "owner": user_id,
-                "acl": [] if principal == user_id else [principal],
+                "acl": [] if principal == user_id else [f"user:{principal}"],
                 "roles": {},
                 "work_in_progress": {},
                 "context_summary": {},
@@ -99,19 +99,28 @@ class Model:
         self._expected(expected)
         self.there = None
 
-    def add(self, mad: str, role: str, expected: int | None) -> None:
-        after = copy.deepcopy(self._expected(expected))
-        if after["roles"].get(mad) == role:
-            return
+    def add(
+        self, mad: str, role: str, expected: int | None, *, may_share: bool
+    ) -> None:
+        there = self._expected(expected)
+        after = copy.deepcopy(there)
         after["roles"][mad] = role
-        if mad not in after["acl"]:
-            after["acl"].append(mad)
-        self._step(after)
+        admitting = {mad, f"mad:{mad}", f"participant:{mad}"}
+        if mad != there["owner"] and admitting.isdisjoint(there["acl"]):
+            if may_share:
+                after["acl"].append(f"participant:{mad}")
+            elif after != there:
+                raise Refused("forbidden")
+        if after != there:
+            self._step(after)
 
-    def remove(self, mad: str, expected: int | None) -> None:
-        after = copy.deepcopy(self._expected(expected))
-        if mad in after["roles"]:
-            del after["roles"][mad]
+    def remove(self, mad: str, expected: int | None, *, leaves: bool) -> None:
+        there = self._expected(expected)
+        after = copy.deepcopy(there)
+        after["roles"].pop(mad, None)
+        if not leaves and f"participant:{mad}" in after["acl"]:
+            after["acl"].remove(f"participant:{mad}")
+        if after != there:
             self._step(after)
 
     def append(self, mad: str, entry: Any) -> int:
@@ -225,7 +234,8 @@ values = st.recursive(
 )
 objects = st.dictionaries(st.sampled_from("abc"), values, max_size=3) | st.none()
 states = st.sampled_from(OBJECTS)
-acls = st.lists(names, max_size=4) | st.none()
+entries_of_acls = names | st.sampled_from(["user:bo", "mad:bo", "participant:bo"])
+acls = st.lists(entries_of_acls, max_size=4) | st.none()
 patches = st.dictionaries(states, objects, max_size=2)
 odd_patches = st.one_of(
     st.fixed_dictionaries({"acl": acls}),
@@ -360,18 +370,21 @@ class Conversation(RuleBasedStateMachine):
         self.both(command, lambda: self.model.delete(expected))
 
     @precondition(begun)
-    @rule(mad=mads, role=roles, lag=lags)
-    def add(self, mad, role, lag):
+    @rule(mad=mads, role=roles, lag=lags, may_share=st.booleans())
+    def add(self, mad, role, lag, may_share):
         expected = self.expect(lag)
-        command = add(mad, role, expected_version=expected)
-        self.both(command, lambda: self.model.add(mad, role, expected))
+        command = add(mad, role, expected_version=expected, may_share=may_share)
+        self.both(
+            command, lambda: self.model.add(mad, role, expected, may_share=may_share)
+        )
 
     @precondition(begun)
-    @rule(mad=mads, lag=lags)
-    def remove(self, mad, lag):
+    @rule(mad=mads, lag=lags, leaves=st.booleans())
+    def remove(self, mad, lag, leaves):
         expected = self.expect(lag)
-        command = remove(mad, expected_version=expected)
-        self.both(command, lambda: self.model.remove(mad, expected))
+        by = {"principal": mad, "is_mad": True} if leaves else {}
+        command = remove(mad, expected_version=expected, **by)
+        self.both(command, lambda: self.model.remove(mad, expected, leaves=leaves))
 
     @precondition(begun)
     @rule(state=st.sampled_from(["dormant", "dormant", "active"]), lag=lags)

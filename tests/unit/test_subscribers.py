@@ -60,10 +60,10 @@ class ALane:
         """
         self.n += 1
         instance = instance or f"{mad[0]}1"
-        name = token.pop("name", mad)
+        name, reply = token.pop("name", mad), token.pop("reply", True)
         principal = Principal(name, role, self.begun_s + token.pop("ttl_s", 600))
         envelope = an_envelope(
-            kind, body=body, id=f"{instance}.0.{self.n}", reply=True, grant=b""
+            kind, body=body, id=f"{instance}.0.{self.n}", reply=reply, grant=b""
         )
         if mad == EDGE:
             envelope = msgspec.structs.replace(envelope, session="s1")

@@ -63,7 +63,8 @@ async def sessions_are_found_by_what_they_are(tier: WarmTier) -> None:
     Each filter, and all of them together; only what the asker may see.
     """
     ada = a_rich_story("ada1")
-    bob = SampleHistory("bob1", BEGIN + HOUR, "bob", acl=("ada", MAD))
+    acl = ("ada", MAD, "mad:carl", "user:dora")
+    bob = SampleHistory("bob1", BEGIN + HOUR, "bob", acl=acl)
     eve = SampleHistory(
         "eve1", BEGIN + 2 * HOUR, "eve", fields={"model": "Tides-2 ТИДЫ"}
     )
@@ -73,6 +74,15 @@ async def sessions_are_found_by_what_they_are(tier: WarmTier) -> None:
         (ListSessions(), "", ["eve1", "bob1", "ada1"]),
         (ListSessions(), "ada", ["bob1", "ada1"]),
         (ListSessions(), "mallory", []),
+        # As entries of an access list: a plain name there admits both.
+        (ListSessions(), "user:ada", ["bob1", "ada1"]),
+        (ListSessions(), f"mad:{MAD}", ["bob1"]),
+        (ListSessions(), "mad:carl", ["bob1"]),
+        (ListSessions(), "user:carl", []),
+        (ListSessions(), "user:mad:carl", []),
+        (ListSessions(), "carl", []),
+        (ListSessions(), "user:dora", ["bob1"]),
+        (ListSessions(), "mad:dora", []),
         (ListSessions(owner="bob"), "", ["bob1"]),
         (ListSessions(owner="bob"), "eve", []),
         (ListSessions(participant="hopper"), "", ["ada1"]),

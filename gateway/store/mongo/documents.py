@@ -25,6 +25,7 @@ from everbus.gateway.store.mongo.operations import Document
 from everbus.gateway.store.record_effects import APPENDED, COLD_FIELDS, own_events
 from everbus.gateway.store.search_words import WORDS_VERSION, words_of
 from everbus.gateway.store.tiers import WarmSession
+from everbus.handlers.access_list import readers_of
 from everbus.handlers.outcomes import Archived
 
 SESSIONS = "sessions"
@@ -72,7 +73,7 @@ def state_document(session: Session) -> Document:
     """
     document = {name: _listed(name, getattr(session, name)) for name in _FIELDS}
     document["participant_names"] = list(session.participants)
-    document["readers"] = list(dict.fromkeys((session.owner_id, *session.acl)))
+    document["readers"] = readers_of(session.owner_id, session.acl)
     document["words"] = words_of(session)
     document["words_version"] = WORDS_VERSION
     # Absent unless there is one, as in documents that are older than tenants.

@@ -22,6 +22,7 @@ from everbus.gateway.store.mongo.operations import Document, Sort, Update, not_e
 from everbus.gateway.store.read_bound import Meter, ReadBound
 from everbus.gateway.store.search_words import WORDS_VERSION, words_of
 from everbus.gateway.store.tiers import WarmCounts, WarmSession
+from everbus.handlers.access_list import entries_admitting
 from everbus.handlers.commands import ListSessions
 
 _NEWEST: Sort = (("last_active", -1), ("_id", -1))
@@ -240,7 +241,7 @@ def _fits(query: ListSessions, visible_to: str) -> Document:
     words = checked(query)
     wanted: Document = {
         "owner_id": query.owner,
-        "readers": visible_to or None,
+        "readers": _readers(visible_to) if visible_to else None,
         "participant_names": query.participant,
         "tags": query.tag,
         "state": query.state,
@@ -248,6 +249,12 @@ def _fits(query: ListSessions, visible_to: str) -> Document:
         "words": words[0] if len(words) == 1 else {"$all": words} if words else None,
     }
     return {name: value for name, value in wanted.items() if value is not None}
+
+
+def _readers(visible_to: str) -> str | Document:
+    entries = entries_admitting(visible_to)
+
+    return entries[0] if len(entries) == 1 else {"$in": list(entries)}
 
 
 def _earliest(place: PageCursor, query: ListSessions) -> datetime:

@@ -96,6 +96,10 @@ async def mad(house: House) -> AsyncIterator[Mad]:
         yield made
 
 
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
 async def a_session(mad: Mad, owner: str = "ada") -> str:
     return (await mad.create_session(user_id=owner)).id
 
@@ -375,6 +379,39 @@ async def test_losing_the_right_ends_the_stream(live, mad):
 
         code, _ = await closed(client)
         assert code == 4003
+
+
+async def test_removing_a_participant_ends_its_streams_and_its_reads(live, mad):
+    session = await a_session(mad)
+    name = fresh("guest")
+    token = a_token(name, "mad")
+    at = f"{live.url}/sessions/{session}"
+    async with (
+        httpx.AsyncClient(headers=bearer(a_token("ada"))) as owner,
+        httpx.AsyncClient(headers=bearer(token)) as guest,
+        httpx.AsyncClient(headers=bearer(a_token(name))) as namesake,
+    ):
+        added = await owner.post(f"{at}/participants", json={"mad": name})
+        assert (await guest.get(at)).status_code == 200
+        assert (await namesake.get(at)).status_code == 403
+        others = await guest.post(f"{at}/participants", json={"mad": "another"})
+        async with (
+            a_socket(live.url, session, token) as client,
+            a_source(live.url, session, token) as source,
+        ):
+            await received(client)
+            await source.next()
+            removed = await owner.delete(f"{at}/participants/{name}")
+
+            code, _ = await closed(client)
+            last = await source.next()
+        assert (await guest.get(at)).status_code == 403
+
+    assert f"participant:{name}" in added.json()["acl"]
+    assert (others.status_code, others.json()["code"]) == (403, "forbidden")
+    assert f"participant:{name}" not in removed.json()["acl"]
+    assert code == 4003
+    assert (last.kind, last.data["code"]) == ("end", "forbidden")
 
 
 async def test_a_principal_may_have_so_many_streams(house, mad):
