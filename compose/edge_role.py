@@ -88,7 +88,7 @@ async def _serving(
     """
     The server of an edge; *closing* closes all that it uses.
     """
-    identity, grants = identity_of(settings), grants_of(settings)
+    identity, grants = identity_of(settings), grants_of(settings, "edge")
     watchdog = Watchdog(settings.redis_url, settings.partitions)
     sealing = await closing.enter_async_context(opening_of(settings))
     below = closing.enter_context(warm_reads(settings, sealing))
