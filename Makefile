@@ -10,7 +10,7 @@ JOBS ?= 3
 SUITE := $(PYTEST) -m "not campaign" -n $(JOBS) --dist loadfile --no-loadscope-reorder
 CODE := $(wildcard everbus/*.py) bus handlers gateway archiver compose tests docs/examples
 
-.PHONY: demo docs test cover lint format bench chaos clean
+.PHONY: demo docs test cover lint format bench chaos materials clean
 
 demo: $(READY)
 	$(BIN)/everbus demo
@@ -44,6 +44,14 @@ bench: $(READY)
 chaos: $(READY)
 	$(PYTEST) -m campaign --timeout 1800
 	$(BIN)/python -m tests.chaos.campaign --json campaign.json
+
+# constraints.txt, the wheels that fit this machine now, and sbom.json, what .venv has;
+# those of an image come from its build, see compose/Dockerfile.
+materials: $(READY)
+	$(PIP) install --quiet --only-binary :all: --no-build-isolation --dry-run \
+		--ignore-installed --report - ".[server,otel]" \
+		| $(BIN)/python compose/pinned_wheels.py > constraints.txt
+	$(BIN)/python -m everbus.compose.bill_of_materials server otel > sbom.json
 
 clean:
 	rm -rf $(VENV) .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis

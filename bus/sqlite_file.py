@@ -149,6 +149,8 @@ class SqliteFile:
     def _take(self, application_id: int, make: Callable[["SqliteFile"], None]) -> None:
         # Held until the connection ends, by SIGKILL as well.
         self.execute("PRAGMA locking_mode = EXCLUSIVE")
+        # What is deleted leaves the file; the default depends on how SQLite was built.
+        self.execute("PRAGMA secure_delete = ON")
         with self.transaction():
             [[found]] = self.rows("PRAGMA application_id")
             [[count]] = self.rows("SELECT count(*) FROM sqlite_master")

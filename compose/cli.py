@@ -35,7 +35,7 @@ top      top_command:top               Show what the bus does now, live
 verify   verify_command:verify         Compare Redis, MongoDB and S3, without a write
 archive  archive_command:archive       Move idle sessions to S3, once and now
 dead     dead_command:dead_app         List, redrive and drop dead letters
-keys     keys_command:keys_app         Show, rotate and drop keys of encryption at rest
+keys     keys_command:keys_app         Keys of encryption at rest, and of grants
 mads     mads_command:mads_app         List, add and remove MADs
 acl      acl_command:acl               Print the Redis ACL rules of MADs and roles
 context  context_command:context_app   Name buses and switch between them

@@ -91,6 +91,7 @@ async def _serving(
     """
     revocations = revocations_of(settings)
     identity = identity_of(settings, revocations)
+    grants = grants_of(settings, "edge")
     revoked = TokenRevocationReader(settings.redis_url, revocations)
     # Before the first request; a bus that is away does not stop an edge.
     await revoked.read()

@@ -6,6 +6,12 @@ import json
 
 from everbus.compose.exit_codes import USAGE, Failed
 from everbus.compose.settings import Settings
+from everbus.gateway.identity.grant_keys import (
+    GrantKind,
+    IssuingKey,
+    TrustedKeys,
+    issuing_key,
+)
 from everbus.gateway.identity.grants import Grants, derived_key
 from everbus.gateway.identity.jwks import PublishedKeys
 from everbus.gateway.identity.keys import Key
@@ -58,24 +64,78 @@ def identity_of(
         ) from error
 
 
-def grants_of(settings: Settings) -> Grants:
+def grants_of(settings: Settings, issues: GrantKind = "mad") -> Grants:
     """
-    The seal of grants, which makes and opens them.
+    What seals the grants of kind *issues* in this process, and verifies all kinds.
 
     Raises:
-        Failed: the key is missing or too short.
+        Failed: a key is missing, too short, of another kind, or not trusted here.
     """
+    try:
+        issuing, trusted = signing_keys(settings, issues)
+        shared = _shared_keys(settings, needed=issuing is None)
+        key = shared[0] if shared else None
+        return Grants(key, shared[1:], issuing=issuing, trusted=trusted)
+    except ValueError as error:
+        raise Failed(
+            f"no usable key for grants: {error}. Set EVERBUS_JWT_SECRET, from "
+            "which it is derived, or EVERBUS_GRANT_KEY, to the same value in all "
+            "managers and edges (`openssl rand -hex 32` makes one); or "
+            f"EVERBUS_GRANT_PRIVATE_KEY, of kind {issues} here, and "
+            "EVERBUS_GRANT_PUBLIC_KEYS: `everbus keys pair` makes both",
+            USAGE,
+        ) from error
+
+
+def signing_keys(
+    settings: Settings, issues: GrantKind
+) -> tuple[IssuingKey | None, TrustedKeys]:
+    """
+    The private key of kind *issues*, if there is one, and the trusted public keys.
+
+    Raises:
+        ValueError: one is unusable; the text contains no private key.
+    """
+    private = listed_keys(settings.grant_private_key.get_secret_value())
+    issuing = issuing_key(private, issues)
+    if private and issuing is None:
+        raise ValueError(f"EVERBUS_GRANT_PRIVATE_KEY has no key of kind {issues}")
+    trusted = TrustedKeys(listed_keys(settings.grant_public_keys))
+    # Edges only seal; a manager verifies what all managers seal.
+    if issues == "mad" and issuing is not None and not trusted.trusts(issuing):
+        raise ValueError(
+            "EVERBUS_GRANT_PUBLIC_KEYS lacks the public half of "
+            f"EVERBUS_GRANT_PRIVATE_KEY; add {issuing.public_text}"
+        )
+    return issuing, trusted
+
+
+def listed_keys(text: str) -> list[str]:
+    """
+    The keys in *text*, between spaces, line breaks or commas.
+    """
+    return text.replace(",", " ").split()
+
+
+def _shared_keys(settings: Settings, *, needed: bool) -> tuple[bytes, ...]:
+    """
+    The shared secrets that count, the sealing one first.
+
+    Args:
+        needed: without one nothing here seals grants.
+
+    Raises:
+        ValueError: it is needed and switched off.
+    """
+    if not settings.grant_shared:
+        if needed:
+            raise ValueError("EVERBUS_GRANT_SHARED is false, and no key of its own")
+        return ()
     secret = settings.jwt_secret.get_secret_value()
     key = settings.grant_key.get_secret_value().encode()
     previous = settings.grant_key_previous.get_secret_value().encode()
     if not key and secret:
         key = derived_key(secret)
-    try:
-        return Grants(key, [previous] if previous else [])
-    except ValueError as error:
-        raise Failed(
-            f"no usable key for grants: {error}. Set EVERBUS_JWT_SECRET, from "
-            "which it is derived, or EVERBUS_GRANT_KEY, to the same value in all "
-            "managers and edges; `openssl rand -hex 32` makes one",
-            USAGE,
-        ) from error
+    if not key and not needed:
+        return ()
+    return (key, previous) if previous else (key,)

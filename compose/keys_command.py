@@ -1,5 +1,6 @@
 """
-`everbus keys`: the data keys of encryption at rest, and their key-encryption key.
+`everbus keys`: the data keys of encryption at rest and their key-encryption key, and
+key pairs of grants.
 """
 
 import asyncio
@@ -7,6 +8,7 @@ import base64
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,6 +20,7 @@ from everbus.compose.progress import counting_bar
 from everbus.compose.replay_command import Output
 from everbus.compose.sealing_settings import sealing_of
 from everbus.compose.settings import Settings
+from everbus.gateway.identity.grant_keys import GRANT_KINDS, new_pair
 from everbus.gateway.sealing.cipher import SECRET_BYTES
 from everbus.gateway.sealing.sealing import Sealing
 
@@ -32,10 +35,16 @@ _Data = Annotated[bool, typer.Option("--data", help="Begin a new data key.")]
 _Reseal = Annotated[
     bool, typer.Option("--reseal", help="Seal MongoDB's documents by the newest keys.")
 ]
+_Kind = Annotated[
+    str, typer.Argument(help="`mad` for managers, `edge` for edges.", metavar="KIND")
+]
+_Private = Annotated[
+    Path, typer.Option("--private", help="A new file for the private key, mode 0600.")
+]
 _Yes = Annotated[bool, typer.Option("--yes", help="Do it; nothing brings it back.")]
 
 keys_app = typer.Typer(
-    help="Keys of encryption at rest. Example: everbus keys list",
+    help="Keys of encryption at rest, and of grants. Example: everbus keys list",
     no_args_is_help=True,
 )
 
@@ -49,6 +58,36 @@ def new(name: _Name) -> None:
     """
     key = base64.b64encode(os.urandom(SECRET_BYTES)).decode()
     typer.echo(f"{name}:{key}")
+
+
+@keys_app.command()
+def pair(kind: _Kind, name: _Name, private: _Private) -> None:
+    """
+    Make a key pair that seals grants; print the public key, and never the private one.
+
+    Managers seal the grants of MADs (KIND mad), edges those of single commands (KIND
+    edge). The file is for EVERBUS_GRANT_PRIVATE_KEY_FILE of that role alone; what is
+    printed is a part of EVERBUS_GRANT_PUBLIC_KEYS of all managers.
+
+    Example: everbus keys pair edge 2026-11 --private edge_grants.key
+    """
+    if kind not in GRANT_KINDS:
+        raise Failed(f"{kind!a} is no kind; wanted {' or '.join(GRANT_KINDS)}", USAGE)
+    try:
+        secret, public = new_pair(kind, name)
+        # It may be the only copy of the key that is there: never written over.
+        file = os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except ValueError as error:
+        raise Failed(str(error), USAGE) from error
+    except OSError as error:
+        raise Failed(
+            f"--private {private}: {error.strerror}; name a new file in a folder that "
+            "you may write to",
+            USAGE,
+        ) from error
+    with os.fdopen(file, "w") as out:
+        out.write(f"{secret}\n")
+    typer.echo(public)
 
 
 @keys_app.command("list")

@@ -41,6 +41,12 @@ judged by the list as last read; `closed`: refused as `unavailable` after 5 s
 grant_key: key of grants, 32 bytes or more, the same in all managers and edges; \
 without it, it follows from `EVERBUS_JWT_SECRET`
 grant_key_previous: the former key of grants, during a rotation
+grant_private_key: the Ed25519 key that seals grants, of `everbus keys pair`: of kind \
+`mad` in a manager, `edge` in an edge
+grant_public_keys: `<kind>:<id>:ed25519:<base64>`, separated by spaces or commas: the \
+keys whose grants a manager accepts, each for its kind
+grant_shared: whether grants of `EVERBUS_GRANT_KEY` still count; `false` once each \
+process has keys of its own
 # Encryption at rest
 sealing_kek: key-encryption keys, `<name>:<32 bytes in base64>`, separated by spaces; \
 one turns encryption at rest on. The first wraps data keys, the others only unwrap

@@ -46,6 +46,8 @@ FROM_FILE = frozenset(
         "jwt_public_key",
         "grant_key",
         "grant_key_previous",
+        "grant_private_key",
+        "grant_public_keys",
         "sealing_kek",
         "token",
         "s3_secret_key",
@@ -169,6 +171,11 @@ class Settings(BoundSettings, EdgeSettings, TlsSettings):
         grant_key: the key of grants, the same in all managers and edges; 32 bytes or
             more. Without it the key is derived from jwt_secret.
         grant_key_previous: the former key of grants, during a rotation.
+        grant_private_key: Ed25519 key that seals grants, of `everbus keys pair`: of
+            kind `mad` in a manager, of kind `edge` in an edge.
+        grant_public_keys: the keys whose grants count in a manager, and of which kind.
+        grant_shared: whether grants of grant_key count, or of the key that follows
+            from jwt_secret.
         sealing_kek: key-encryption keys, `<name>:<base64>`; one turns encryption at
             rest on. The first wraps, the others only unwrap.
         sealing_kms_key: a key of AWS KMS instead of it.
@@ -257,6 +264,9 @@ class Settings(BoundSettings, EdgeSettings, TlsSettings):
     revoked_unread: Literal["open", "closed"] = "open"
     grant_key: SecretStr = SecretStr("")
     grant_key_previous: SecretStr = SecretStr("")
+    grant_private_key: SecretStr = SecretStr("")
+    grant_public_keys: str = Field("", repr=False)
+    grant_shared: bool = True
     sealing_kek: SecretStr = SecretStr("")
     sealing_kms_key: str = ""
     sealing_kms_region: str = ""

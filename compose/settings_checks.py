@@ -1,5 +1,5 @@
 """
-Checks of the settings here: MongoDB, S3 and the keys of tokens.
+Checks of the settings here: MongoDB, S3, the keys of tokens and of grants.
 """
 
 import asyncio
@@ -9,11 +9,12 @@ from typing import NamedTuple, Protocol
 
 from everbus.bus.errors import EverbusError
 from everbus.compose.exit_codes import Failed, describe
-from everbus.compose.keyring import identity_of
+from everbus.compose.keyring import identity_of, listed_keys
 from everbus.compose.plaintext import plain_connections, unverified_connections
 from everbus.compose.settings import Settings
 from everbus.compose.tier_settings import cold_tier, warm_tier
 from everbus.gateway.health.verdicts import IndicatorResult, Verdict
+from everbus.gateway.identity.grant_keys import TrustedKeys
 from everbus.gateway.store.warm_roles import WarmTier
 from everbus.handlers.access_list import is_prefixed
 
@@ -44,14 +45,14 @@ class _Closes(Protocol):
 
 async def check_settings(settings: Settings) -> list[IndicatorResult]:
     """
-    One verdict for each of MongoDB, S3, its access lists and tokens; "pass" if it is
-    not set here.
+    One verdict for each of MongoDB, S3, access lists, tokens, grants and TLS; "pass"
+    for what is not set here.
     """
     checks = await asyncio.gather(
         _mongodb(settings), _s3(settings), _acl_names(settings)
     )
 
-    return [*checks, _tokens(settings), _tls(settings)]
+    return [*checks, _tokens(settings), _grants(settings), _tls(settings)]
 
 
 def _tls(settings: Settings) -> IndicatorResult:
@@ -165,6 +166,25 @@ def _tokens(settings: Settings) -> IndicatorResult:
     return _result("tokens", "pass", "accepted" if token else "the key is usable")
 
 
+def _grants(settings: Settings) -> IndicatorResult:
+    """
+    Whether an edge could make the grant of a MAD: with a secret that all share it can.
+    """
+    try:
+        trusted = TrustedKeys(listed_keys(settings.grant_public_keys))
+    except ValueError as error:
+        return _result("grants", "fail", f"EVERBUS_GRANT_PUBLIC_KEYS: {error}")
+    secrets = (settings.grant_key, settings.jwt_secret)
+    shared = settings.grant_shared and any(s.get_secret_value() for s in secrets)
+    if shared and trusted:
+        return _result("grants", "warn", "the shared secret counts beside the keys")
+    if shared:
+        return _result("grants", "warn", "only the shared secret")
+    shown = "a key of its own for each role" if trusted else "not set here"
+
+    return _result("grants", "pass", shown)
+
+
 # Of each check: what it asks, and the remedy.
 CHECKS = {
     "mongodb": (
@@ -184,6 +204,11 @@ CHECKS = {
         "whether connections beyond this machine are encrypted and verified",
         "use TLS with EVERBUS_REDIS_CA, _MONGO_CA, _S3_CA; see docs/secure.md",
     ),
+    "grants": (
+        "whether managers and edges seal grants with keys of their own",
+        "make a pair for each role with `everbus keys pair`, and set "
+        "EVERBUS_GRANT_SHARED=false at last; see docs/secure.md",
+    ),
     "tokens": (
         "whether the keys here can check tokens, and accept EVERBUS_TOKEN",
         "check EVERBUS_JWT_*; for a new token: everbus token",
@@ -191,7 +216,12 @@ CHECKS = {
 }
 
 
-_THRESHOLDS = {"tokens": "usable", "tls": "verified", "acl_names": "prefixed"}
+_THRESHOLDS = {
+    "tokens": "usable",
+    "tls": "verified",
+    "acl_names": "prefixed",
+    "grants": "a key for each role",
+}
 
 
 def _result(name: str, verdict: Verdict, shown: str) -> IndicatorResult:

@@ -26,6 +26,7 @@ from everbus.compose.stack_environment import (
     JUDGES,
     STORES,
     environment_of,
+    own_key,
     write_environments,
 )
 from everbus.compose.stack_folder import (
@@ -245,7 +246,7 @@ class EmbeddedStack:
         roles = [self._role("archiver", "archiver", stores)] if self._archiver else []
         for n in range(1, self._managers + 1):
             name = f"manager-{n}"
-            settings = self._settings((*STORES, *JUDGES)) | {"EVERBUS_REPLICA": name}
+            settings = self._judging("mad") | {"EVERBUS_REPLICA": name}
             roles.append(self._role(name, "manager", settings))
 
         return roles
@@ -254,7 +255,7 @@ class EmbeddedStack:
         if not self._edge:
             return []
         port = ports[_EDGE]
-        settings = self._settings((*STORES, *JUDGES)) | {
+        settings = self._judging("edge") | {
             "EVERBUS_EDGE_HOST": HOST,
             "EVERBUS_EDGE_PORT": str(port),
             "EVERBUS_EDGE_DRAIN_S": str(_EDGE_DRAIN_S),
@@ -272,6 +273,12 @@ class EmbeddedStack:
         given = common | self._extra | settings
 
         return role_server(self.data, name, role, given, port)
+
+    def _judging(self, kind: str) -> dict[str, str]:
+        """
+        The settings of a role that checks tokens and seals the grants of *kind*.
+        """
+        return self._settings((*STORES, *JUDGES)) | own_key(kind, self._environment)
 
     def _settings(self, names: tuple[str, ...]) -> dict[str, str]:
         return {name: self._environment[name] for name in names}

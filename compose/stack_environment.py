@@ -22,7 +22,14 @@ STORES = (
 )
 MADS = ("EVERBUS_REDIS_URL", "EVERBUS_MAD_URL", "EVERBUS_EDGE_URL")
 # Only processes that check tokens may know the key that makes them.
-JUDGES = ("EVERBUS_JWT_SECRET", "EVERBUS_JWT_ISSUER", "EVERBUS_JWT_AUDIENCE")
+JUDGES = (
+    "EVERBUS_JWT_SECRET",
+    "EVERBUS_JWT_ISSUER",
+    "EVERBUS_JWT_AUDIENCE",
+    "EVERBUS_GRANT_PUBLIC_KEYS",
+    "EVERBUS_GRANT_SHARED",
+)
+PRIVATE_KEY = "EVERBUS_GRANT_PRIVATE_KEY"
 
 
 def write_environments(data: Path, environment: Mapping[str, str]) -> None:
@@ -36,10 +43,21 @@ def write_environments(data: Path, environment: Mapping[str, str]) -> None:
     judging = stores | _known(JUDGES, environment)
     mad = _known(MADS, environment)
     mad["EVERBUS_TOKEN"] = _token(environment["EVERBUS_JWT_SECRET"], "mad")
-    files = (environment, mad, judging, judging, stores)
+    manager, edge = (judging | own_key(kind, environment) for kind in ("mad", "edge"))
+    files = (environment, mad, manager, edge, stores)
     for name, settings in zip(ENVIRONMENTS, files, strict=True):
         lines = (f"{setting}={value}\n" for setting, value in settings.items())
         write_whole(data / name, "".join(lines))
+
+
+def own_key(kind: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """
+    The setting of the private key of *kind*, for the role that seals such grants.
+    """
+    both = environment.get(PRIVATE_KEY, "").split(",")
+    mine = [text for text in both if text.startswith(f"{kind}:")]
+
+    return {PRIVATE_KEY: mine[0]} if mine else {}
 
 
 def _known(names: Iterable[str], environment: Mapping[str, str]) -> dict[str, str]:
@@ -68,9 +86,18 @@ def environment_of(
         "EVERBUS_JWT_SECRET": secrets["jwt_secret"],
         "EVERBUS_JWT_ISSUER": "everbus",
         "EVERBUS_JWT_AUDIENCE": "everbus",
+        "EVERBUS_GRANT_PUBLIC_KEYS": _both("public", secrets),
+        "EVERBUS_GRANT_SHARED": "false",
+        # A developer may start any role from here; each takes the key of its kind.
+        PRIVATE_KEY: _both("private", secrets),
         "EVERBUS_TOKEN": _token(secrets["jwt_secret"], "admin"),
         "EVERBUS_MAD_URL": redis + "?client_name={mad}",
     }
+
+
+def _both(half: str, secrets: Mapping[str, str]) -> str:
+    # No space: shells read the file.
+    return ",".join(secrets[f"grant_{kind}_{half}"] for kind in ("mad", "edge"))
 
 
 def _token(secret: str, role: Literal["admin", "mad"]) -> str:

@@ -190,18 +190,31 @@ def delete_data(data: Path, stores: Iterable[str]) -> None:
 
 def generated_secrets(data: Path) -> Mapping[str, str]:
     """
-    The stack's JWT secret and S3 keys; generated once, then read from the folder.
+    The stack's JWT secret, S3 keys and keys of grants; each generated once, then read
+    from the folder.
     """
     path = data / SECRETS
     known = _read(path, str)
-    if not known:
-        known = {
-            "jwt_secret": secrets.token_hex(32),
-            "s3_access_key": secrets.token_hex(10),
-            "s3_secret_key": secrets.token_hex(20),
-        }
-        write_whole(path, json.dumps(known, indent=2) + "\n")
-    return known
+    # A folder of an earlier version lacks the newer ones.
+    whole = _fresh_secrets() | known
+    if whole != known:
+        write_whole(path, json.dumps(whole, indent=2) + "\n")
+    return whole
+
+
+def _fresh_secrets() -> dict[str, str]:
+    # Imported late: a stack of servers alone needs no `cryptography`.
+    from everbus.gateway.identity.grant_keys import GRANT_KINDS, new_pair
+
+    made = {
+        "jwt_secret": secrets.token_hex(32),
+        "s3_access_key": secrets.token_hex(10),
+        "s3_secret_key": secrets.token_hex(20),
+    }
+    for kind in GRANT_KINDS:
+        private, public = new_pair(kind, "dev")
+        made |= {f"grant_{kind}_private": private, f"grant_{kind}_public": public}
+    return made
 
 
 def free_port(taken: Collection[int] = ()) -> int:

@@ -104,7 +104,8 @@ DOORS = {
     # S3 through one file of the cold tier; KMS has a door of its own.
     "boto3": ("gateway.sealing.aws_kms", "gateway.store.cold"),
     "jwt": ("gateway.identity.keys",),
-    "cryptography": ("gateway.sealing.cipher",),
+    # Encryption at rest, and the seals of grants.
+    "cryptography": ("gateway.sealing.cipher", "gateway.identity.grant_keys"),
 }
 # Without these the house is not whole.
 DOORS_THAT_EXIST = frozenset({"motor", "boto3", "jwt"})

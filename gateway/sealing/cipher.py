@@ -1,5 +1,5 @@
 """
-AES-256-GCM with a tenant's data key: the one file that uses `cryptography`.
+AES-256-GCM with a tenant's data key: the one file that encrypts.
 
 A sealed value is `0xC1, key id (8 bytes), nonce (12), ciphertext and tag`. Msgpack
 never begins with 0xC1, and JSON values hold no bytes, so a sealed value is told from a

@@ -25,6 +25,7 @@ from everbus.compose.dev_command import status
 from everbus.compose.process_records import incarnations
 from everbus.compose.processes import ProcessFailed, ProcessSpec, start
 from everbus.compose.server_pings import mongo_answers, redis_answers, s3_answers
+from everbus.compose.settings import load_settings
 from everbus.compose.stack import EmbeddedStack
 from everbus.compose.stack_folder import StackError
 from everbus.compose.supervision import SupervisedProcess
@@ -229,7 +230,15 @@ async def test_a_mads_environment_has_the_bus_and_no_key_of_others(tmp_path):
     assert mine["EVERBUS_TOKEN"] != everything["EVERBUS_TOKEN"]
     archiver = settings_in(data / "archiver.env")
     assert "EVERBUS_JWT_SECRET" not in archiver
-    assert "EVERBUS_TOKEN" not in settings_in(data / "edge.env")
+    edge, manager = settings_in(data / "edge.env"), settings_in(data / "manager.env")
+    assert "EVERBUS_TOKEN" not in edge
+    # Each role seals grants with a key of its own, and the shared secret seals none.
+    assert edge["EVERBUS_GRANT_PRIVATE_KEY"] == secrets["grant_edge_private"]
+    assert manager["EVERBUS_GRANT_PRIVATE_KEY"] == secrets["grant_mad_private"]
+    for role in (edge, manager, everything):
+        assert role["EVERBUS_GRANT_SHARED"] == "false"
+        assert load_settings(role).grant_public_keys.count("ed25519:") == 2
+    assert not [name for name in (*archiver, *mine) if "GRANT" in name]
 
 
 async def test_an_edge_is_reached_by_the_url_in_the_environment(tmp_path):

@@ -13,6 +13,7 @@ from everbus.bus.errors import NotFound
 from everbus.bus.wire import Wire
 from everbus.compose import mads_command
 from everbus.compose.exit_codes import CONFLICT, FINDING
+from everbus.compose.settings_checks import CHECKS
 from everbus.gateway.health.indicators import INDICATORS
 from tests.cluster import cluster
 from tests.commandline import CommandLine, own_logs
@@ -71,7 +72,7 @@ class Bus:
         ended = await self.everbus("doctor", "-o", "json")
         assert ended.code in (0, FINDING), ended
         findings = {one["name"]: one for one in ended.json["findings"]}
-        assert len(findings) == len(INDICATORS) + 4
+        assert len(findings) == len(INDICATORS) + len(CHECKS)
         return findings[indicator]["verdict"], findings[indicator]["shown"]
 
 

@@ -72,6 +72,24 @@ def test_the_image_holds_what_was_built_and_not_how():
     assert not [one for one in runtime() if one.name == "RUN" and "pip" in one.said]
 
 
+def test_the_image_installs_pinned_wheels_and_says_which():
+    """
+    Others only by their hash; everbus itself, which was built beside, without more.
+    """
+    runs = [one.said for one in instructions() if one.name == "RUN"]
+    (installs,) = [said for said in runs if "--require-hashes" in said]
+    (lists,) = [said for said in runs if "bill_of_materials" in said]
+    (extras,) = re.findall(r"everbus-\*\.whl\)\[([a-z,]+)\]", " ".join(runs))
+
+    assert re.findall(r"everbus/bin/python install +(.+?) +&&", installs) == [
+        "--require-hashes --requirement constraints.txt",
+        "--no-deps /wheels/everbus-*.whl",
+    ]
+    assert extras.replace(",", " ") in lists
+    for script in ("pinned_wheels", "bill_of_materials"):
+        assert (COMPOSE / f"{script}.py").is_file()
+
+
 def test_the_build_names_no_package_index():
     for one_instruction in instructions():
         assert "://" not in one_instruction.said
@@ -84,7 +102,8 @@ def test_nothing_reaches_the_build_that_is_not_let_in():
     let_in = {rule.strip("!").removesuffix("/**") for rule in rules if rule[0] == "!"}
 
     assert rules[0] == "*"
-    assert let_in == {"LICENSE", "README.md", "pyproject.toml", *PACKAGES, *ROOMS}
+    files = {"LICENSE", "README.md", "pyproject.toml", "constraints.txt"}
+    assert let_in == {*files, *PACKAGES, *ROOMS}
     # Databases and secrets of `everbus dev` and of compose.yaml.
     assert "**/.*" in rules
 

@@ -13,6 +13,7 @@ from everbus.compose.diagnosis import PART_OF, Diagnosis
 from everbus.compose.settings import load_settings
 from everbus.compose.settings_checks import ACLS_AT_ONCE, MAX_ACLS, check_settings
 from everbus.gateway.health.verdicts import IndicatorResult
+from everbus.gateway.identity.grant_keys import IssuingKey
 from everbus.gateway.identity.tokens import mint
 from everbus.gateway.store.tiers import WarmSession
 from tests.builders import a_session
@@ -210,6 +211,38 @@ def test_keys_and_the_token_are_checked(settings, verdict, shown):
     assert shown in found["tokens"].shown
     assert SECRET not in str(found)
     assert {found[name].shown for name in ("mongodb", "s3")} == {"not set here"}
+
+
+PUBLIC_KEY = IssuingKey("edge", "e1", b"e" * 32).public_text
+
+
+@pytest.mark.parametrize(
+    ("settings", "verdict", "shown"),
+    [
+        ({}, "pass", "not set here"),
+        ({"JWT_SECRET": SECRET}, "warn", "only the shared secret"),
+        ({"GRANT_KEY": SECRET}, "warn", "only the shared secret"),
+        (
+            {"GRANT_KEY": SECRET, "GRANT_PUBLIC_KEYS": PUBLIC_KEY},
+            *("warn", "beside the keys"),
+        ),
+        (
+            {"JWT_SECRET": SECRET, "GRANT_PUBLIC_KEYS": PUBLIC_KEY}
+            | {"GRANT_SHARED": "false"},
+            *("pass", "a key of its own"),
+        ),
+        ({"GRANT_PUBLIC_KEYS": "edge:e1:ed25519:AAAA"}, "fail", "everbus keys pair"),
+    ],
+)
+def test_a_shared_secret_of_grants_is_told(settings, verdict, shown):
+    chosen = load_settings({f"EVERBUS_{name}": v for name, v in settings.items()})
+
+    found = {one.name: one for one in asyncio.run(check_settings(chosen))}
+
+    assert found["grants"].verdict == verdict
+    assert shown in found["grants"].shown
+    assert bool(found["grants"].remedy) is (verdict != "pass")
+    assert SECRET not in str(found)
 
 
 def test_a_tier_that_is_set_wrongly_fails_with_the_setting():
