@@ -108,6 +108,7 @@ async def _serving(
         proxies=proxies_of(settings),
         origins=tuple(listed(settings.edge_cors_origins)),
         docs=settings.edge_docs,
+        console=settings.edge_console,
     )
     health = edge_health(
         *(watchdog, warm),

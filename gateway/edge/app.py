@@ -20,6 +20,7 @@ from everbus.gateway.edge import (
     statistics,
     timeline,
 )
+from everbus.gateway.edge.console.routes import console_routes
 from everbus.gateway.edge.context import EdgeContext
 from everbus.gateway.edge.documentation import documentation_routes
 from everbus.gateway.edge.head_requests import HeadRequests
@@ -76,6 +77,7 @@ def edge_app(context: EdgeContext, extra_routes: Sequence[BaseRoute] = ()) -> Fa
     app.router.routes.extend(extra_routes)
     documentation = documentation_routes() if context.docs else []
     app.router.routes.extend(documentation)
+    app.router.routes.extend(console_routes() if context.console else [])
     served = [route for router in routers for route in router.routes]
     described = [route for route in app.router.routes if isinstance(route, Route)]
     problem.install(app, [*served, *described])

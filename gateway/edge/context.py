@@ -49,6 +49,7 @@ class EdgeContext(NamedTuple):
         proxies: proxies before this edge that name the client's address.
         origins: origins of web pages that may call this edge, as browsers state them.
         docs: whether to serve /docs and /openapi.json.
+        console: whether to serve /console.
     """
 
     bus: Mad
@@ -60,3 +61,4 @@ class EdgeContext(NamedTuple):
     proxies: TrustedProxies = TrustedProxies()
     origins: tuple[str, ...] = ()
     docs: bool = True
+    console: bool = True
