@@ -10,7 +10,7 @@ JOBS ?= 3
 SUITE := $(PYTEST) -m "not campaign" -n $(JOBS) --dist loadfile --no-loadscope-reorder
 CODE := $(wildcard everbus/*.py) bus handlers gateway archiver compose tests docs/examples
 
-.PHONY: demo docs test cover lint format bench chaos materials clean
+.PHONY: demo docs pictures test cover lint format bench chaos materials clean
 
 demo: $(READY)
 	$(BIN)/everbus demo
@@ -21,6 +21,10 @@ test: $(READY)
 # The reference pages, from the code; tests/unit/test_reference.py compares them.
 docs: $(READY)
 	$(BIN)/python -m everbus.compose.reference docs/reference
+
+# The pictures of docs/console.md; needs a Chromium.
+pictures: $(READY)
+	$(BIN)/python -m tests.console_pictures docs/console
 
 # The same tests, twice as long, with what they reach; tests/README.md has the figure.
 cover: $(READY)

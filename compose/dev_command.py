@@ -6,9 +6,11 @@ late: a production image has no psutil.
 """
 
 import asyncio
+import functools
 import os
 import signal
 import time
+import webbrowser
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 _PASSED_ON = (
     "EVERBUS_BATCH_COMMANDS",
     "EVERBUS_EDGE_CONCURRENCY",
+    "EVERBUS_EDGE_CONSOLE",
     "EVERBUS_EDGE_CORS_ORIGINS",
     "EVERBUS_EDGE_RATE",
     "EVERBUS_EDGE_STREAMS",
@@ -43,6 +46,7 @@ _PASSED_ON = (
     "EVERBUS_PARTITIONS",
     "EVERBUS_REPLY_TTL_S",
 )
+ShowConsole = Callable[[Mapping[str, str]], None]
 _WARNING = """\
 DEVELOPMENT MODE: not for production.
 No passwords, no TLS, one copy of everything:
@@ -68,6 +72,9 @@ def dev(
         bool, typer.Option("--reset", help="Delete the folder's data first.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    open_: Annotated[
+        bool, typer.Option("--open", help="Open the console in a browser.")
+    ] = False,
 ) -> None:
     """
     Run the whole stack on this machine until Ctrl-C.
@@ -76,14 +83,15 @@ def dev(
     (S3). Then starts the archiver, the managers and the edge (HTTP). The data stays in
     the folder. --reset asks, unless --yes is given, and then deletes it.
 
-    Ports are the usual ones (the edge's is 18080), unless somebody uses them.
+    Ports are the usual ones (the edge's is 18080), unless somebody uses them. In a
+    terminal the console's address carries a token of development.
 
     Example: everbus dev --managers 2, then in another terminal:
     set -a; . .everbus/env; set +a
     """
     if sentinel and cluster:
         raise Failed("--sentinel and --cluster are two topologies; choose one", USAGE)
-    load_settings(os.environ)
+    settings = load_settings(os.environ)
     try:
         from everbus.compose.stack import EmbeddedStack
     except ModuleNotFoundError as error:
@@ -103,7 +111,10 @@ def dev(
         reset=reset,
         say=_printer(talk),
     )
-    raise typer.Exit(128 + asyncio.run(_until_signal(stack, talk)))
+    shown = functools.partial(
+        _show_console, talk, served=settings.edge_console, open_it=open_
+    )
+    raise typer.Exit(128 + asyncio.run(_until_signal(stack, talk, shown)))
 
 
 def passed_on(environ: Mapping[str, str]) -> dict[str, str]:
@@ -132,7 +143,33 @@ def _printer(talk: Console) -> Callable[[str], None]:
     return say
 
 
-async def _until_signal(stack: "EmbeddedStack", talk: Console) -> int:
+def console_url(environment: Mapping[str, str]) -> str:
+    """
+    The console's address, with the token of development in its fragment: browsers send
+    that to no server, and the page takes it out of the address.
+    """
+    edge, token = environment["EVERBUS_EDGE_URL"], environment["EVERBUS_TOKEN"]
+
+    return f"{edge}/console#token={token}"
+
+
+def _show_console(
+    talk: Console, environment: Mapping[str, str], *, served: bool, open_it: bool
+) -> None:
+    if not served:
+        talk.print("the console is off: EVERBUS_EDGE_CONSOLE")
+        return
+    url = console_url(environment)
+    # Not into a file: the token would stay there.
+    shown = url if talk.is_terminal else url.partition("#")[0]
+    talk.print(Text(f"open {shown}"), soft_wrap=True)
+    if open_it and not webbrowser.open(url):
+        talk.print("there is no browser here; open the address above")
+
+
+async def _until_signal(
+    stack: "EmbeddedStack", talk: Console, show_console: ShowConsole
+) -> int:
     """
     Run *stack* until a signal ends it; returns the signal's number.
     """
@@ -149,20 +186,24 @@ async def _until_signal(stack: "EmbeddedStack", talk: Console) -> int:
         asyncio.get_running_loop().add_signal_handler(number, end, number)
     # Only end() cancels this task, and nothing is awaited after it.
     with suppress(asyncio.CancelledError):
-        await _run(stack, talk)
+        await _run(stack, talk, show_console)
 
     return signals[0]
 
 
-async def _run(stack: "EmbeddedStack", talk: Console) -> None:
+async def _run(
+    stack: "EmbeddedStack", talk: Console, show_console: ShowConsole
+) -> None:
     began = time.monotonic()
     async with stack:
         talk.print(f"ready after {time.monotonic() - began:.1f} s")
         Console().print(status(stack))
         talk.print(Text(f"use it: set -a; . {stack.data}/env; set +a"))
         talk.print(Text(f"for a MAD, without keys of others: {stack.data}/mad.env"))
-        edge = stack.environment().get("EVERBUS_EDGE_URL")
-        if edge:
+        environment = stack.environment()
+        if edge := environment.get("EVERBUS_EDGE_URL"):
             talk.print(Text(f"open {edge}/docs"))
+            # A browser of the terminal would stop the event loop.
+            await asyncio.to_thread(show_console, environment)
         talk.print("Ctrl-C ends it")
         await asyncio.Event().wait()

@@ -115,6 +115,7 @@ async def _serving(
         origins=tuple(listed(settings.edge_cors_origins)),
         docs=settings.edge_docs,
         revocations=revocations,
+        console=settings.edge_console,
     )
     health = edge_health(
         *(watchdog, warm),

@@ -56,9 +56,11 @@ class EdgeSettings(BaseSettings):
             notation; edge_forwarded_header: the header that they append to.
         edge_cors_origins: origins whose pages may call the edge; empty: none.
         edge_docs: whether the edge serves /docs and /openapi.json.
+        edge_console: whether the edge serves /console.
     """
 
     edge_trusted_proxies: Annotated[str, AfterValidator(_networks)] = ""
     edge_forwarded_header: ForwardedHeader = "x-forwarded-for"
     edge_cors_origins: Annotated[str, AfterValidator(_origins)] = ""
     edge_docs: bool = True
+    edge_console: bool = True

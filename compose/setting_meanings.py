@@ -114,6 +114,7 @@ header names the client's address
 edge_forwarded_header: the header that they append to: `x-forwarded-for` or `forwarded`
 edge_cors_origins: origins, as https://app.example, whose pages may call an edge
 edge_docs: whether an edge serves /docs and /openapi.json
+edge_console: whether an edge serves the page /console
 # Bounds
 page_max_bytes: where a page ends: timelines, lists, differences, events
 fetched_max_bytes: bytes of the lower tiers' answers that one manager holds

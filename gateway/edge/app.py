@@ -21,6 +21,7 @@ from everbus.gateway.edge import (
     timeline,
     turns,
 )
+from everbus.gateway.edge.console.routes import console_routes
 from everbus.gateway.edge.context import EdgeContext
 from everbus.gateway.edge.documentation import documentation_routes
 from everbus.gateway.edge.head_requests import HeadRequests
@@ -78,6 +79,7 @@ def edge_app(context: EdgeContext, extra_routes: Sequence[BaseRoute] = ()) -> Fa
     app.router.routes.extend(extra_routes)
     documentation = documentation_routes() if context.docs else []
     app.router.routes.extend(documentation)
+    app.router.routes.extend(console_routes() if context.console else [])
     served = [route for router in routers for route in router.routes]
     described = [route for route in app.router.routes if isinstance(route, Route)]
     problem.install(app, [*served, *described])

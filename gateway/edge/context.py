@@ -51,6 +51,7 @@ class EdgeContext(NamedTuple):
         origins: origins of web pages that may call this edge, as browsers state them.
         docs: whether to serve /docs and /openapi.json.
         revocations: the revoked tokens that this edge has heard of.
+        console: whether to serve /console.
     """
 
     bus: Mad
@@ -63,3 +64,4 @@ class EdgeContext(NamedTuple):
     origins: tuple[str, ...] = ()
     docs: bool = True
     revocations: TokenRevocations | None = None
+    console: bool = True

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.timeout(120)
 
 HOUSE = Path(__file__).parents[2]
 ROOMS = ("archiver", "bus", "compose", "gateway", "handlers")
+CONSOLE = "gateway/edge/console/assets"
 EXTRAS = (
     *("boto3", "fastapi", "jwt", "motor", "opentelemetry", "prometheus_client"),
     *("pymongo", "rich", "starlette", "typer", "uvicorn", "uvloop", "websockets"),
@@ -128,7 +129,11 @@ def editable(tmp_path_factory):
 
 def test_the_wheel_holds_one_package_and_no_deploy_files(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    others = {name for name in names if not name.endswith((".py", ".lua"))}
+    others = {
+        name
+        for name in names
+        if not name.endswith((".py", ".lua")) and f"/{CONSOLE}/" not in name
+    }
 
     tops = {name.partition("/")[0] for name in names}
     assert len(tops) == 2
@@ -150,6 +155,20 @@ def test_the_wheel_holds_every_module_and_script_of_the_repository(wheel):
 
     assert len(wanted) > 200
     assert wanted <= packed
+
+
+def test_an_installed_edge_has_the_assets_of_its_console(installed, sdist):
+    there = {path.name for path in (HOUSE / CONSOLE).iterdir()}
+    said = installed.said(
+        "from everbus.gateway.edge.console.routes import packaged_assets\n"
+        "print(*packaged_assets())\n"
+    )
+    with tarfile.open(sdist) as archive:
+        packed = [name for name in archive.getnames() if f"/everbus/{CONSOLE}/" in name]
+
+    assert {"index.html", "app.js", "console.css"} <= there
+    assert set(said.split()) == there
+    assert {name.rpartition("/")[2] for name in packed} == there
 
 
 def test_names_of_the_users_own_stay_the_users_own(installed):

@@ -1,0 +1,3 @@
+"""
+The page /console: sessions and health of a deployment in the browser.
+"""
