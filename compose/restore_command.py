@@ -11,7 +11,8 @@ import typer
 
 from everbus.compose.backup.folder import BackupFolder, BackupManifest
 from everbus.compose.backup.format import DamagedBackup, WrittenPart, check_part
-from everbus.compose.backup.refilling import RestoreReport, RestoreRun, damage_of
+from everbus.compose.backup.refilling import RestoreRun
+from everbus.compose.backup.restore_report import RestoreReport, damage_of
 from everbus.compose.backup_command import Database, MongoUrl, backup_tiers
 from everbus.compose.command_output import (
     OutputOption,

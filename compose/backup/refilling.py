@@ -6,6 +6,7 @@ whole; a restore that was killed finds its own rows and documents, and goes on.
 """
 
 import asyncio
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import msgspec
@@ -14,11 +15,9 @@ from everbus.bus.errors import AlreadyExists
 from everbus.bus.messages import unpack
 from everbus.compose.backup.archive_copies import ListedArchive
 from everbus.compose.backup.folder import (
-    MOST_NAMED,
     BackupFolder,
     BackupManifest,
     BackupPart,
-    NamedSession,
 )
 from everbus.compose.backup.format import (
     CopyRecord,
@@ -27,6 +26,7 @@ from everbus.compose.backup.format import (
     check_part,
     read_part,
 )
+from everbus.compose.backup.restore_report import RestoreReport, damage_of
 from everbus.compose.backup.taking import REMOVALS_PART
 from everbus.compose.progress import Advance
 from everbus.gateway.failpoints import FailPoint
@@ -40,60 +40,8 @@ from everbus.gateway.store.tiers import ColdTier
 
 # What waits for one write, at most about.
 WAITING_BYTES, WAITING_SESSIONS = 4 * 2**20, 200
-
-
-class DamagedPart(msgspec.Struct, frozen=True):
-    """
-    A part of which nothing was used.
-    """
-
-    part: str
-    offset: int
-    reason: str
-
-
-class RestoreReport(msgspec.Struct, kw_only=True):
-    """
-    The result of a restore, or of a check.
-
-    Attributes:
-        earlier_parts: parts that an earlier run has restored; not counted below.
-        sessions: restored ones, tombstones too.
-        rows: timeline entries, events, notices, snapshots and checkpoints written.
-        left_alone: sessions that are there as far as in the backup or farther, or
-            were deleted since.
-        objects: archive objects that were put into the cold tier.
-        unchecked_archives: without a cold tier nobody looked for them.
-        not_restored: sessions and archives that need a look, with the reason; the
-            first ones.
-        troubles: number of those.
-        damaged: parts of which nothing was used.
-    """
-
-    earlier_parts: int = 0
-    sessions: int = 0
-    rows: int = 0
-    left_alone: int = 0
-    objects: int = 0
-    unchecked_archives: int = 0
-    troubles: int = 0
-    not_restored: list[NamedSession] = []
-    damaged: list[DamagedPart] = []
-
-    @property
-    def is_clean(self) -> bool:
-        """
-        Whether all of the backup is there now.
-        """
-        return not self.damaged and not self.troubles
-
-    def name(self, session_id: str, reason: str) -> None:
-        """
-        Note a trouble.
-        """
-        self.troubles += 1
-        if len(self.not_restored) < MOST_NAMED:
-            self.not_restored.append(NamedSession(session_id, reason))
+# Runs whose sessions are told from others that were there.
+MOST_RUNS = 100
 
 
 class RestoreRun:
@@ -141,8 +89,7 @@ class RestoreRun:
                 await self.refill.note(journal)
                 self.fail("restore_noted")
         if self.report.is_clean and journal.finished is None:
-            now = datetime.now(UTC)
-            await self.refill.note(msgspec.structs.replace(journal, finished=now))
+            await self.refill.note(msgspec.structs.replace(journal, finished=_now()))
 
     async def _begun(
         self, manifest: BackupManifest, *, into_existing: bool
@@ -156,11 +103,14 @@ class RestoreRun:
                     "empty one: name another by --database, or restore only the "
                     "sessions that are not there, by --into-existing"
                 )
-            now = datetime.now(UTC)
-            lineage = max(round(now.timestamp() * 1000), manifest.lineage + 1)
-            journal = RestoreJournal(id=manifest.id, lineage=lineage, begun=now)
+            journal = RestoreJournal(id=manifest.id, lineages=(), begun=_now())
         elif journal.finished is not None and into_existing:
             journal = msgspec.structs.replace(journal, parts=(), finished=None)
+        # A bus may have begun since the run before: this one claims after it.
+        above = max(manifest.lineage, *journal.lineages, 0) + 1
+        lineage = max(round(_now().timestamp() * 1000), above)
+        lineages = (*journal.lineages, lineage)[-MOST_RUNS:]
+        journal = msgspec.structs.replace(journal, lineages=lineages)
         await self.refill.prepare()
         await self.refill.note(journal)
 
@@ -179,7 +129,7 @@ class RestoreRun:
             return False
         troubles = self.report.troubles
         heads = await self.refill.heads(ids)
-        writer = _PartRestore(self, heads, journal.lineage)
+        writer = _PartRestore(self, heads, journal.lineages)
         for record in read_part(path):
             await writer.take(record)
         await writer.end()
@@ -193,16 +143,20 @@ class _PartRestore:
     Writes the records of one part, in batches.
     """
 
-    def __init__(self, run: RestoreRun, heads: dict[str, Head], lineage: int) -> None:
+    def __init__(
+        self, run: RestoreRun, heads: dict[str, Head], lineages: Sequence[int]
+    ) -> None:
         self._run = run
         self._report = run.report
         self._refill = run.refill
         self._heads = heads
-        self._lineage = lineage
+        self._lineages = lineages
         self._rows: dict[str, list[Document]] = {}
         self._size = 0
         # The session whose rows come now; None: they are left out.
         self._session: Document | None = None
+        # Whether its archive is to be there.
+        self._ours = False
         self._documents: list[Document] = []
         self._refused: set[str] = set()
 
@@ -237,7 +191,9 @@ class _PartRestore:
             await self._flush()
         self._run.advance(1)
         head = self._heads.get(document["_id"])
-        match standing(document, head, self._lineage):
+        found = standing(document, head, self._lineages)
+        self._ours = found in {"absent", "restored"}
+        match found:
             case "absent":
                 self._session = document
             case "restored":
@@ -279,7 +235,7 @@ class _PartRestore:
             for one in self._documents
             if one["_id"] not in self._refused
         ]
-        for session_id in await self._refill.put_sessions(whole, self._lineage):
+        for session_id in await self._refill.put_sessions(whole, self._lineages[-1]):
             self._report.name(session_id, "somebody else made it meanwhile")
             self._report.sessions -= 1
         self._report.sessions += len(whole)
@@ -288,12 +244,14 @@ class _PartRestore:
 
     async def _object(self, key: str, data: bytes) -> None:
         cold = self._run.cold
-        if cold is not None and await cold.size(key) != len(data):
+        if self._ours and cold is not None and await cold.size(key) != len(data):
             await cold.put(key, data)
             self._report.objects += 1
 
     async def _archive(self, listed: ListedArchive) -> None:
         cold = self._run.cold
+        if not self._ours:
+            return
         if cold is None:
             self._report.unchecked_archives += 1
             return
@@ -304,13 +262,8 @@ class _PartRestore:
                 return
 
 
-def damage_of(error: DamagedBackup) -> DamagedPart:
-    """
-    The damage as a report names it.
-    """
-    details = error.details
-
-    return DamagedPart(details["part"], details["offset"], error.message)
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 def _sessions_in(part: BackupPart) -> int:

@@ -136,14 +136,12 @@ class Export:
             ):
                 if collection == NOTICES and row.document["kind"] == _CHECKPOINT_MADE:
                     made.add(row.document["command"])
-                # Another one behind those was made after the document was read.
-                if collection == CHECKPOINTS and made:
-                    if row.document["id"] not in made:
-                        break
-                    made.discard(row.document["id"])
-                    if not made:
-                        yield row
-                        break
+                if collection == CHECKPOINTS and not (
+                    row.document["id"] in made
+                    # Older than notices; else made after the document was read.
+                    or row.document["at"] <= document["last_active"]
+                ):
+                    continue
                 yield row
 
     async def moved(self, documents: Sequence[Document]) -> set[str]:

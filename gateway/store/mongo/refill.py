@@ -69,12 +69,12 @@ class RestoreJournal(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         id: of the backup.
-        lineage: what claims the restored sessions.
+        lineages: each run has one, which claims what it restores; ascending.
         parts: names of those that are finished.
     """
 
     id: str
-    lineage: int
+    lineages: tuple[int, ...]
     begun: datetime
     parts: tuple[str, ...] = ()
     finished: datetime | None = None
@@ -121,7 +121,8 @@ class Refill:
         """
         fields = msgspec.structs.asdict(journal)
         document = {"_id": fields.pop("id"), **fields}
-        kept = Replace({"_id": journal.id}, document | {"parts": list(journal.parts)})
+        lists = {name: list(fields[name]) for name in ("parts", "lineages")}
+        kept = Replace({"_id": journal.id}, document | lists)
         await self._mongo.bulk(RESTORES, [kept])
 
     async def heads(self, session_ids: Sequence[str]) -> dict[str, Head]:
@@ -187,16 +188,20 @@ class Refill:
             await self._mongo.bulk(REMOVALS, [Insert(document)])
 
 
-def standing(document: Document, head: Head | None, lineage: int) -> Standing:
+def standing(
+    document: Document, head: Head | None, lineages: Sequence[int]
+) -> Standing:
     """
     How a session's document of a backup stands to the *head* that is there.
+
+    *lineages*: of the runs of this restore.
     """
     if head is None or head.generation == NO_LENGTH.generation:
         return "absent"
     ours = head_of(document)
     if head.ended and head.generation < ours.generation:
         return "absent"
-    if head.branch.lineage == lineage and head.length == ours.length:
+    if head.branch.lineage in lineages and head.length == ours.length:
         return "restored"
 
     return "older" if ours.length.exceeds(head.length) else "newer"
