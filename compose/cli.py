@@ -33,6 +33,8 @@ doctor   doctor_command:doctor         Examine a bus, with a remedy for each pro
 lanes    lanes_command:lanes           List the lanes, their owners and what waits
 top      top_command:top               Show what the bus does now, live
 verify   verify_command:verify         Compare Redis, MongoDB and S3, without a write
+backup   backup_command:backup         Copy MongoDB's side into a folder
+restore  restore_command:restore       Write a backup into an empty database
 archive  archive_command:archive       Move idle sessions to S3, once and now
 dead     dead_command:dead_app         List, redrive and drop dead letters
 keys     keys_command:keys_app         Keys of encryption at rest, and of grants

@@ -18,7 +18,10 @@ ARCHIVER = ("archive_sent", "purge_step", "restore_chunk", "removal")
 RETURN = ("return_fetched", "return_swapped")
 # What the owner of the leases passes when a MAD is lost.
 PRESENCE = ("loss_declared", "loss_told")
-POINTS = (*LANE, *DRAIN, *VAULT, *ARCHIVER, *RETURN, *PRESENCE)
+# What `everbus backup` and `everbus restore` pass.
+BACKUP = ("backup_page", "backup_part", "backup_noted", "backup_manifest")
+RESTORE = ("restore_rows", "restore_documents", "restore_part", "restore_noted")
+POINTS = (*LANE, *DRAIN, *VAULT, *ARCHIVER, *RETURN, *PRESENCE, *BACKUP, *RESTORE)
 
 FailPoint = Callable[[str], object]
 

@@ -13,7 +13,9 @@ import pytest
 from everbus.bus.cluster_wire import wire_to
 from everbus.bus.errors import Unavailable
 from everbus.bus.messages import Session
+from everbus.compose import backup_command
 from everbus.compose.archive_command import archive_once
+from everbus.compose.backup.format import read_part
 from everbus.compose.sealing_settings import sealing_of
 from everbus.compose.tier_settings import archives_of, warm_tier
 from everbus.compose.verify.copies import CopyCheck
@@ -22,9 +24,11 @@ from everbus.compose.verify.violations import Violations
 from everbus.gateway.store.cold.format import zstd
 from everbus.gateway.store.mongo.resealing import Resealing
 from everbus.gateway.store.sealed_copies import SealedCopies
+from tests.commandline import CommandLine, own_logs
 from tests.replicas import until
 from tests.stack import PARTITIONS
 
+__all__ = ["own_logs"]
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
 
 CANARY = "canary-in-a-coal-mine"
@@ -281,3 +285,33 @@ async def test_a_wrong_key_encryption_key_ends_the_start_clearly(stack):
 
         assert code != 0
         assert "does not open" in part.output()
+
+
+async def test_a_backup_holds_no_plaintext_and_needs_no_key(
+    stack, tmp_path, own_logs, monkeypatch
+):
+    """
+    It is taken and restored without the key; a fresh bus with the key opens it.
+    """
+    monkeypatch.setattr(backup_command, "configure_logs", lambda *_: None)
+    command = CommandLine(stack.bus.url)
+    command._env |= stack.environment()
+    async with stack.manager(**SEALED), stack.archiver(**SEALED), stack.mad() as mad:
+        session_id = await conversation(mad)
+        await drained(stack)
+    taken = await command("backup", str(tmp_path / "b"))
+    records = [r for path in (tmp_path / "b").glob("*.part") for r in read_part(path)]
+    await stack.empty()
+    await stack.client.flushall()
+    command._env |= stack.environment()
+
+    restored = await command("restore", str(tmp_path / "b"))
+
+    assert (taken.code, restored.code) == (0, 0), restored
+    assert {"sessions", "timeline", "events", "notices", "checkpoints"} < {
+        record.kind for record in records
+    }
+    assert not [r for r in records if CANARY.encode() in r.data]
+    assert not leaks(await in_mongo(stack.held))
+    async with stack.manager("m2", **SEALED), stack.mad() as mad:
+        await check_whole(mad, session_id)

@@ -14,6 +14,7 @@ from everbus.gateway.failpoints import POINTS, armed, disarmed
 
 GATEWAY = Path(failpoints.__file__).parent
 ARCHIVER = GATEWAY.parent / "archiver"
+BACKUP = GATEWAY.parent / "compose" / "backup"
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def test_the_known_points_are_exactly_those_that_are_passed():
     """
     passed = {
         point
-        for room in (GATEWAY, ARCHIVER)
+        for room in (GATEWAY, ARCHIVER, BACKUP)
         for file in room.rglob("*.py")
         for point in re.findall(r'\b_?fail\("(\w+)"\)', file.read_text())
     }

@@ -10,6 +10,7 @@ How the warm tier's values look as documents of MongoDB, and back.
 | `snapshots` | state that is kept for rebuilding versions | session, life, version |
 | `checkpoints` | checkpoint | session, life, id |
 | `removals` | archive of a deleted session | `_id` |
+| `restores` | backup that was restored, see `refill.py` | `_id` |
 """
 
 from collections.abc import Iterator
