@@ -57,6 +57,16 @@ class CutoverPlan(msgspec.Struct, frozen=True, kw_only=True):
         """
         return self.next if moment_s >= self.at_s else self.now
 
+    def hold_s(self, user: str, moment_s: float) -> float:
+        """
+        How long a write of *user* that begins at *moment_s* has to wait.
+        """
+        if self.now.of(user) == self.next.of(user):
+            return 0.0
+        if abs(moment_s - self.at_s) >= HOLD_S:
+            return 0.0
+        return self.at_s + HOLD_S - moment_s
+
     def changed(
         self,
         *,

@@ -37,11 +37,15 @@ def test_a_user_by_name_wins_over_the_percentage():
     assert Leads(0, {"ada": "everbus"}).of("ada") == "everbus"
 
 
-def test_a_change_holds_from_its_moment():
+def test_a_change_holds_from_its_moment_and_holds_up_only_who_changes():
     plan = changed(CutoverPlan(), 100.0, users={"ada": "everbus"})
 
     assert plan.at(109.9).of("ada") == "old"
     assert plan.at(110.0).of("ada") == "everbus"
+    assert plan.hold_s("ada", 110.0 - HOLD_S) == 0
+    assert plan.hold_s("ada", 109.0) == 1 + HOLD_S
+    assert plan.hold_s("ada", 110.0 + HOLD_S) == 0
+    assert plan.hold_s("bob", 110.0) == 0
 
 
 def test_the_way_back_is_the_same_change():

@@ -5,6 +5,8 @@
 import asyncio
 import json
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 import structlog
@@ -12,6 +14,8 @@ from typer.testing import CliRunner
 
 from everbus.compose import cli, exit_codes
 from everbus.compose.migration import comparison
+
+DOCS = Path(__file__).parents[3] / "docs"
 
 
 @pytest.fixture
@@ -125,3 +129,11 @@ async def test_wrong_options_and_mappings_are_usage_errors(migrate, tmp_path):
     assert (await migrate("backfill", tmp_path / "none.toml"))[0] == 2
     code, _, err = await migrate("backfill", tmp_path / "x.toml", "--rate", "-1")
     assert (code, "wanted entries per second" in err) == (2, True)
+
+
+def test_the_page_shows_the_mapping_of_the_example():
+    page = (DOCS / "migrate.md").read_text()
+    shown = page.split("```toml\n")[1].split("```")[0]
+    example = (DOCS / "examples" / "moved_store" / "migrate.toml").read_text()
+
+    assert tomllib.loads(shown) == tomllib.loads(example)
