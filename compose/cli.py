@@ -42,6 +42,7 @@ mads     mads_command:mads_app         List, add and remove MADs
 acl      acl_command:acl               Print the Redis ACL rules of MADs and roles
 context  context_command:context_app   Name buses and switch between them
 token    token_command:token_app       Print a JWT for development; revoke tokens
+migrate  migrate_command:migrate_app   Move conversations out of a store of your own
 replay   replay_command:replay_file    Play recorded conversations and compare
 bench    bench_command:bench           Put load on a bus, and check what it did
 explain  explain_command:explain       Explain a code, cause, indicator or log event

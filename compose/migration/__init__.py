@@ -1,0 +1,3 @@
+"""
+Migration from a MAD-owned store: backfill, dual write, comparison, cut-over.
+"""
