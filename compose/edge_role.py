@@ -108,7 +108,7 @@ async def _serving(
         bus=bus,
         fallback=ReadFallback(watchdog, below),
         identity=identity,
-        grants=grants_of(settings),
+        grants=grants,
         limits=limits_of(settings),
         now=time.time,
         proxies=proxies_of(settings),
