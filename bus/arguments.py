@@ -121,7 +121,7 @@ def _is_plain(item: Any, levels: int) -> bool:
                 return False
         return True
     if kind is int:
-        return -MAX_INTEGER <= item <= MAX_INTEGER
+        return bool(-MAX_INTEGER <= item <= MAX_INTEGER)
     return item is None or kind is bool
 
 
