@@ -22,6 +22,11 @@ MAX_VALUE_BYTES = 256 * 1024
 # Shorter ASCII text counts as one byte, which saves its measuring.
 UNMEASURED_CHARS = 256
 
+# A value of so few fields and levels stays far below MAX_VALUE_BYTES if its texts are
+# short; most values are like that.
+SMALL_FIELDS = 8
+SMALL_LEVELS = 3
+
 # Field names that passed the check: the same names come again and again. When the set
 # is full, other names are checked each time.
 MAX_SOUND_KEYS = 4096
@@ -50,6 +55,8 @@ def check_json(value: object, field: str) -> None:
         Invalid: naming *field* and the fault in its value.
         TooLarge: it has more than MAX_VALUE_BYTES when it is written out.
     """
+    if _is_plain(value, SMALL_LEVELS):
+        return
     walk = _Walk(value, field)
     level: list[object] = [value]
     for _ in range(MAX_DEPTH):
@@ -94,6 +101,28 @@ def invalid(field: str, what: str) -> Invalid:
     The refusal of the value of *field*.
     """
     return Invalid(f"{field} {what}", field=field)
+
+
+def _is_plain(item: Any, levels: int) -> bool:
+    """
+    Whether *item* is short ASCII text, a whole number in bounds, a truth value or null;
+    or a small object of those under known names, at most *levels* deep.
+
+    Exact types only: a subclass is written out by its content.
+    """
+    kind = type(item)
+    if kind is str:
+        return len(item) <= UNMEASURED_CHARS and item.isascii()
+    if kind is dict:
+        if levels == 0 or len(item) > SMALL_FIELDS or not item.keys() <= _valid_keys:
+            return False
+        for value in item.values():  # noqa: SIM110 - a generator costs as much again
+            if not _is_plain(value, levels - 1):
+                return False
+        return True
+    if kind is int:
+        return bool(-MAX_INTEGER <= item <= MAX_INTEGER)
+    return item is None or kind is bool
 
 
 class _Walk:

@@ -35,8 +35,9 @@ ArchivalStatus = Literal["ACTIVE", "S3"]
 Durability = Literal["hot", "replicated", "warm"]
 DURABILITIES: frozenset[str] = frozenset(get_args(Durability))
 
+MAX_COMMAND_ID = 80
 _SESSION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-_COMMAND_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
+_COMMAND_ID = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{MAX_COMMAND_ID - 1}}}")
 _MAD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 COMMAND_FIELD = b"c"
 REPLY_FIELD = b"r"
@@ -434,7 +435,8 @@ def _plain(value: object) -> object:
 pack = msgspec.msgpack.Encoder(enc_hook=_plain).encode
 _envelope = msgspec.msgpack.Decoder(Envelope)
 _reply = msgspec.msgpack.Decoder(Reply)
-# Eighteen digits at most, so that a forged count stays a 64-bit number.
+# So that a forged count stays a 64-bit number.
+MAX_DIGITS = 18
 _ORDINAL = re.compile(r"([^.]+)\.(0|[1-9][0-9]{0,17})\.([1-9][0-9]{0,17})")
 
 

@@ -23,7 +23,6 @@ TAIL_BYTES = 24 * 1024
 # they must not push the state over the bound.
 _GROWTH_BYTES = 32
 
-_encode = msgspec.msgpack.Encoder().encode
 MAX_ACL = 1000
 MAX_TAGS = 32
 MAX_LABEL = 64
@@ -36,7 +35,9 @@ PATCHABLE = frozenset(
 )
 PROTECTED = frozenset(Session.__struct_fields__) - PATCHABLE
 
-_encode = msgspec.msgpack.Encoder(order="deterministic").encode
+# Sorting takes time, and only what is compared needs it.
+_encode = msgspec.msgpack.Encoder().encode
+_sorted = msgspec.msgpack.Encoder(order="deterministic").encode
 
 
 def new_session(
@@ -180,6 +181,8 @@ def _fitting(session: Session, size: int) -> Session:
     """
     The session with as much of its recent timeline as its state of *size* bytes leaves.
     """
+    if not session.recent_timeline:
+        return session
     tail = trimmed(session.recent_timeline, HOT_BYTES - size)
     if len(tail) == len(session.recent_timeline):
         return session
@@ -329,10 +332,13 @@ def _changes_nothing(
 ) -> bool:
     if patch.get("full_context"):
         return False  # what it replaces is not known here
+    for name, value in changes.items():
+        if getattr(session, name) != value:
+            return False
     before = {name: getattr(session, name) for name in changes}
 
     # 1, 1.0 and true are equal to Python, and different JSON.
-    return before == changes and _encode(before) == _encode(changes)
+    return _sorted(before) == _sorted(changes)
 
 
 def _context_bytes(session: Session, value: Any, context: dict[str, Any] | None) -> int:

@@ -146,6 +146,8 @@ def without_tail(session: Session) -> Session:
     """
     The session without its recent timeline, for a reply.
     """
+    if not session.recent_timeline:
+        return session
     return msgspec.structs.replace(session, recent_timeline=())
 
 

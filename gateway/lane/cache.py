@@ -24,6 +24,7 @@ from everbus.bus.messages import (
     unpack,
 )
 from everbus.bus.settled_numbers import SETTLED_KIND, RefusedCommand, SettledNumbers
+from everbus.gateway.identity.principal import Principal
 from everbus.gateway.lane.delivery import CANCEL_KIND, OUTCOME_KIND, Delivery, Received
 from everbus.gateway.lane.fencing import LOST_KIND, Fences
 from everbus.gateway.lane.sequence import ProducerWindow
@@ -135,6 +136,7 @@ class LaneCache:
         refusals: publisher → its latest refused commands that had no reply; a copy for
             publishers that missed the announcement.
         fences: publisher → its fenced epochs, of publishers without a window.
+        senders: (publisher, grant, epoch) → the principal, as verified in this batch.
         held: gives the numbers of a publisher's commands that wait in the lane.
         fresh_after: a session last written before may have left the hot tier.
         records_lost: a publisher without a record may have had one: the hot tier lost
@@ -154,6 +156,7 @@ class LaneCache:
         self.windows: BoundedCache = BoundedCache(MAX_PUBLISHERS)
         self.first_replies: dict[str, bytes | None] = {}
         self.fences: dict[str, Fences] = {}
+        self.senders: dict[tuple[str, bytes, int], Principal] = {}
         self.held: Callable[[str], Set[int]] = lambda _: frozenset()
         self.unclaimed: dict[str, int] = {}
         self._claimed_anew_at: dict[str, float] = {}
@@ -194,6 +197,7 @@ class LaneCache:
         self._missing_until.clear()
         self.windows.clear()
         self.first_replies.clear()
+        self.senders.clear()
         self.refusals.clear()
 
     def note_refusal(self, publisher: str, refused: RefusedCommand) -> None:
@@ -224,6 +228,7 @@ class LaneCache:
         self.fresh_after = fresh_after
         self.first_replies.clear()
         self.fences.clear()
+        self.senders.clear()
 
     def covers(self, received: Sequence[Received]) -> bool:
         """

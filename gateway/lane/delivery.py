@@ -19,6 +19,8 @@ from everbus.bus.keys import EDGE, GATEWAY, partition_of
 from everbus.bus.messages import (
     COMMAND_FIELD,
     MAX_COMMAND_BYTES,
+    MAX_COMMAND_ID,
+    MAX_DIGITS,
     SCHEMA,
     Envelope,
     Ordinal,
@@ -52,6 +54,8 @@ SESSIONLESS = frozenset(
 )
 # The sender reads its replies in another partition, or has no valid id.
 _UNANSWERABLE = frozenset({"invalid_id", "wrong_partition"})
+# An id that a publisher counts, without its number; see `ordinal_of`.
+_ID_HEAD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\.[0-9]+")
 # `{"` in base64, with which every JWT begins.
 _TOKEN = re.compile(rb"eyJ[A-Za-z0-9_.-]*")
 
@@ -388,8 +392,50 @@ def _lane_of(session_id: str, partitions: int) -> int:
         raise Malformed(str(error), cause="invalid_session") from error
 
 
+class _Count(NamedTuple):
+    """
+    What the numbered ids of one publisher instance in one partition begin with.
+    """
+
+    instance: str
+    partition: int
+    publisher: str
+
+
+# Regular expressions take longer than the rest of an id's check together.
+@lru_cache(maxsize=16_384)
+def _count_of(mad: str, head: str) -> _Count | None:
+    """
+    The count of the ids `<head>.<n>` on the ingress of *mad*; None if they are free.
+    """
+    ordinal = ordinal_of(f"{head}.1")
+    if ordinal is None or _ID_HEAD.fullmatch(head) is None:
+        return None
+    return _Count(ordinal.instance, ordinal.partition, f"{mad}:{ordinal.instance}")
+
+
+def _number(delivery: Delivery, lane: int) -> bool:
+    """
+    Note the ordinal of a valid numbered id of this lane; False for any other id.
+    """
+    identifier = delivery.envelope.id
+    if len(identifier) > MAX_COMMAND_ID or not identifier.isascii():
+        return False
+    head, _, n = identifier.rpartition(".")
+    if not n.isdigit() or len(n) > MAX_DIGITS or n[0] == "0":
+        return False
+    count = _count_of(delivery.entry.mad, head)
+    if count is None or count.partition != lane:
+        return False
+    delivery.ordinal = Ordinal(count.instance, lane, int(n))
+    delivery.publisher = count.publisher
+    return True
+
+
 def _check_id(delivery: Delivery, lane: int) -> None:
     envelope = delivery.envelope
+    if not envelope.wake and _number(delivery, lane):
+        return
     try:
         check_command_id(envelope.id)
         if envelope.wake:

@@ -19,8 +19,10 @@ from everbus.bus.errors import (
     Unavailable,
 )
 from everbus.bus.messages import pack_envelope
+from everbus.bus.outgoing_command import INHERITED_EPOCH
 from everbus.gateway.identity.grants import Grants, derived_key
 from everbus.gateway.identity.policy import Policy
+from everbus.gateway.identity.principal import Principal
 from everbus.gateway.lane.commit import Batch, BatchLimits
 from everbus.gateway.lane.decision import Decider, Decision, in_time, moment
 from everbus.gateway.lane.delivery import (
@@ -302,3 +304,63 @@ def test_what_comes_too_late_is_refused_by_the_chain(decider, batch):
     assert decider.decide(late, batch) is Decision.SETTLED
     assert outcomes(batch) == {("session.update", "expired"): 1}
     assert not batch.changes
+
+
+class Ticking:
+    now = NOW.ms / 1000
+
+    def __call__(self):
+        return self.now
+
+
+def expiring(ttl_s, instance="i1"):
+    """
+    A grant of ada's that is over so many seconds after NOW.
+    """
+    grants = Grants(derived_key(SECRET))
+    principal = Principal("ada", "admin", NOW.ms / 1000 + ttl_s)
+
+    return grants.for_instance(principal, "ada", instance)
+
+
+def test_each_batch_verifies_a_grant_anew():
+    """
+    Within a batch once: a grant that ends is refused from the next batch on.
+    """
+    clock = Ticking()
+    decider = Decider(Grants(derived_key(SECRET), clock=clock), Policy(KINDS))
+    grant = expiring(60)
+    decider.who(an_update(n=1, grant=grant))
+    clock.now += 120
+
+    decider.cache.begin(NOW.datetime)
+
+    with pytest.raises(Unauthenticated):
+        decider.who(an_update(n=2, grant=grant))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"id": "i2.0.1"},
+        {"grant": expiring(60, "i2")},
+        {"grant": b"x" * 99},
+        {"grant": b""},
+    ],
+    ids=["another instance", "its grant", "no grant of ours", "none"],
+)
+def test_what_one_command_may_says_nothing_of_another_sender(decider, other):
+    decider.who(an_update())
+
+    with pytest.raises(Unauthenticated):
+        decider.who(an_update(**other))
+
+
+def test_an_inherited_epoch_opens_no_way_for_the_next_command(decider):
+    """
+    A spool goes out under the grant of the next instance; nothing else does.
+    """
+    decider.who(an_update(id="i0.0.1", epoch=INHERITED_EPOCH))
+
+    with pytest.raises(Unauthenticated):
+        decider.who(an_update(id="i0.0.2"))

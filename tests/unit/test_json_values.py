@@ -122,3 +122,35 @@ def test_a_value_that_cannot_even_be_shown_is_refused():
             raise RuntimeError("no")
 
     assert "a value of type Hostile" in refusal_of([Hostile()]).message
+
+
+def itself():
+    value = {"a": "x"}
+    value["b"] = value
+
+    return value
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        2**53 + 1,
+        -(2**53) - 1,
+        float("nan"),
+        "\ud800",
+        b"bytes",
+        {"a.b": 1},
+        {"$a": 1},
+        {1: "a"},
+        {"a": {"b": {"c": {"d": "\ud800"}}}},
+        itself(),
+    ],
+)
+def test_a_small_object_under_known_names_is_checked_like_any_other(bad):
+    """
+    Most values are small objects of short texts, and take a shorter way.
+    """
+    check_json({"a": "x", "b": {"c": 1, "d": None}}, "entry")
+
+    refusal_of({"a": "x", "b": bad})
+    refusal_of({"a": {"b": {"c": bad}}})
