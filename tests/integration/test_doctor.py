@@ -15,6 +15,7 @@ from everbus.bus.wire import Wire
 from everbus.compose.doctor_command import diagnose
 from everbus.compose.exit_codes import FINDING, UNREACHABLE
 from everbus.compose.settings import load_settings
+from everbus.compose.settings_checks import CHECKS
 from everbus.compose.stack_folder import free_port
 from everbus.gateway.health.indicators import INDICATORS
 from everbus.gateway.health.readings import read_bus
@@ -132,7 +133,7 @@ async def test_all_is_well_on_a_healthy_stack(whole):
     turned = {f["name"] for f in found["findings"] if f["verdict"] != "pass"}
     assert turned <= TIMED
     assert (code, talk) == (FINDING if turned else 0, "")
-    assert sum(found["verdicts"].values()) == len(INDICATORS) + 4
+    assert sum(found["verdicts"].values()) == len(INDICATORS) + len(CHECKS)
     values = {one["name"]: one["value"] for one in found["findings"]}
     assert values["managers"] == 2
     assert values["outbox_age"] == 0
@@ -146,7 +147,7 @@ async def test_people_read_it_at_eighty_columns_with_the_remedy(whole):
     assert max(map(len, told.splitlines())) <= 80
     assert "→ CONFIG SET maxmemory-policy noeviction" in told
     assert told.startswith("bus: 1 fail, ")
-    assert f" of {len(INDICATORS) + 4} need" in told.splitlines()[-1]
+    assert f" of {len(INDICATORS) + len(CHECKS)} need" in told.splitlines()[-1]
     assert " attention: eviction_policy" in told.splitlines()[-1]
 
 
@@ -158,7 +159,7 @@ async def test_ci_gets_what_people_read(whole, tmp_path):
     assert code == FINDING
     assert told.startswith("bus: 1 fail, ")
     report = file.read_text()
-    assert report.count("<testcase ") == len(INDICATORS) + 4
+    assert report.count("<testcase ") == len(INDICATORS) + len(CHECKS)
     assert "<failure " in report
     assert "→ CONFIG SET maxmemory-policy noeviction" in report
 
