@@ -187,8 +187,8 @@ class Session(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         notices: number of events that moved neither of these: broadcasts, checkpoints.
             version + last_seq + notices numbers the session's events.
         acl: principals, beside the owner, with access to the session: `user:ada`,
-            `mad:fiedler`, `participant:fiedler` (as long as it was added), or a plain
-            name, which admits a user and a MAD of that name.
+            `mad:fiedler`, `host:fiedler` (may add participants), `participant:fiedler`
+            (was added), or a plain name, which admits a user and a MAD of that name.
         participants: MAD name → `joined_at` and `role`.
         tags: search words, at most 32.
         fields: the application's own fields; typed by `EVERBUS_SESSION_FIELDS`.

@@ -5,7 +5,8 @@ Checks of the settings here: MongoDB, S3, the keys of tokens and of grants.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple, Protocol
+from contextlib import closing
+from typing import NamedTuple
 
 from everbus.bus.errors import EverbusError
 from everbus.compose.exit_codes import Failed, describe
@@ -39,20 +40,14 @@ class _PlainNames(NamedTuple):
     entries: int = 0
 
 
-class _Closes(Protocol):
-    def close(self) -> None: ...
-
-
 async def check_settings(settings: Settings) -> list[IndicatorResult]:
     """
     One verdict for each of MongoDB, S3, access lists, tokens, grants and TLS; "pass"
     for what is not set here.
     """
-    checks = await asyncio.gather(
-        _mongodb(settings), _s3(settings), _acl_names(settings)
-    )
+    mongodb, s3 = await asyncio.gather(_mongodb(settings), _s3(settings))
 
-    return [*checks, _tokens(settings), _grants(settings), _tls(settings)]
+    return [*mongodb, s3, _tokens(settings), _grants(settings), _tls(settings)]
 
 
 def _tls(settings: Settings) -> IndicatorResult:
@@ -68,36 +63,35 @@ def _tls(settings: Settings) -> IndicatorResult:
     return _result("tls", "pass", "verified, or on this machine")
 
 
-async def _mongodb(settings: Settings) -> IndicatorResult:
+async def _mongodb(settings: Settings) -> tuple[IndicatorResult, IndicatorResult]:
+    """
+    Whether MongoDB answers, and what its access lists hold.
+    """
+    unknown = _result("acl_names", "pass", "not known")
     try:
         warm = warm_tier(settings)
     except Failed as error:
-        return _result("mongodb", "fail", describe(error))
+        return _result("mongodb", "fail", describe(error)), unknown
     if warm is None:
-        return _result("mongodb", "pass", "not set here")
-    return await _check_tier("mongodb", warm, lambda: warm.sessions([NO_SESSION]))
+        return _result("mongodb", "pass", "not set here"), unknown
+    with closing(warm):
+        answers = await _check_tier("mongodb", lambda: warm.sessions([NO_SESSION]))
+        if answers.verdict != "pass":
+            return answers, unknown
+        return answers, await _acl_names(warm)
 
 
-async def _acl_names(settings: Settings) -> IndicatorResult:
+async def _acl_names(warm: WarmTier) -> IndicatorResult:
     """
     How many entries of access lists name no kind of principal, in the oldest sessions.
     """
-    try:
-        warm = warm_tier(settings)
-    except Failed as error:
-        return _result("acl_names", "fail", describe(error))
-    if warm is None:
-        return _result("acl_names", "pass", "not set here")
     try:
         async with asyncio.timeout(WITHIN_S):
             found = await _plain_names(warm)
     except TimeoutError:
         return _result("acl_names", "pass", f"not read within {WITHIN_S:g} s")
-    except EverbusError:
-        # Told of `mongodb`.
-        return _result("acl_names", "pass", "not known")
-    finally:
-        warm.close()
+    except EverbusError as error:
+        return _result("acl_names", "pass", f"not known: {describe(error)}")
     shown = (
         f"{found.entries:,} plain names in {found.sessions:,} of the oldest "
         f"{found.looked_at:,} sessions"
@@ -128,11 +122,12 @@ async def _s3(settings: Settings) -> IndicatorResult:
         return _result("s3", "fail", describe(error))
     if cold is None:
         return _result("s3", "pass", "not set here")
-    return await _check_tier("s3", cold, lambda: cold.size(NO_OBJECT))
+    with closing(cold):
+        return await _check_tier("s3", lambda: cold.size(NO_OBJECT))
 
 
 async def _check_tier(
-    name: str, tier: _Closes, ask: Callable[[], Awaitable[object]]
+    name: str, ask: Callable[[], Awaitable[object]]
 ) -> IndicatorResult:
     began = time.perf_counter()
     try:
@@ -142,8 +137,6 @@ async def _check_tier(
         return _result(name, "fail", f"no answer within {WITHIN_S:g} s")
     except EverbusError as error:
         return _result(name, "fail", describe(error))
-    finally:
-        tier.close()
     took_ms = (time.perf_counter() - began) * 1000
 
     return _result(name, "pass", f"answers in {took_ms:,.0f} ms")

@@ -5,6 +5,7 @@ Entries of a session's access list (ACL): whom each of them admits.
 |---|---|
 | `user:ada` | the principal ada of every role but `mad` |
 | `mad:fiedler` | the MAD fiedler |
+| `host:fiedler` | the MAD fiedler, which may also add participants |
 | `participant:fiedler` | the MAD fiedler, from its adding to its removal |
 | `ada` | whoever is called ada, a MAD or not: from older versions |
 
@@ -18,8 +19,10 @@ from everbus.bus.messages import check_name
 USER = "user:"
 MAD = "mad:"
 PARTICIPANT = "participant:"
-PREFIXES = (USER, MAD, PARTICIPANT)
-_OF_MADS = (MAD, PARTICIPANT)
+# A MAD that creates a session for another owner brings in the MADs that work on it.
+HOST = "host:"
+PREFIXES = (USER, MAD, PARTICIPANT, HOST)
+_OF_MADS = (MAD, PARTICIPANT, HOST)
 
 
 def entry_for(name: str, *, is_mad: bool) -> str:
@@ -27,6 +30,13 @@ def entry_for(name: str, *, is_mad: bool) -> str:
     The entry that admits the principal *name* and no other.
     """
     return f"{MAD if is_mad else USER}{name}"
+
+
+def creators_entry(name: str, *, is_mad: bool) -> str:
+    """
+    The entry of the principal that creates a session for another owner.
+    """
+    return f"{HOST}{name}" if is_mad else entry_for(name, is_mad=False)
 
 
 def entries_admitting(entry: str) -> tuple[str, ...]:

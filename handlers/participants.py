@@ -8,7 +8,7 @@ from typing import Any
 from everbus.bus.errors import Forbidden, Invalid
 from everbus.bus.messages import Session, check_json, check_mad
 from everbus.handlers import commands as body
-from everbus.handlers.access_list import PARTICIPANT, admits
+from everbus.handlers.access_list import HOST, PARTICIPANT, admits
 from everbus.handlers.commands import Command
 from everbus.handlers.outcomes import Outcome
 from everbus.handlers.patches import (
@@ -41,7 +41,8 @@ def add_participant(
     mad = check_mad(request.mad)
     part = current.participants.get(mad, {})
     admitted = mad == current.owner_id or admits(current.acl, mad, is_mad=True)
-    shares = not admitted and command.may_share
+    is_host = command.is_mad and f"{HOST}{command.principal}" in current.acl
+    shares = not admitted and (command.may_share or is_host)
     if part and part["role"] == request.role and not shares:
         return unchanged_outcome(current)
     # Who joins by itself works with its principal's rights, and gets none here.
@@ -143,8 +144,8 @@ def _owned(work: dict[str, Any], owners: set[str]) -> dict[str, dict[str, Any]]:
 
 def _may_not_share(mad: str) -> Forbidden:
     return Forbidden(
-        f"{mad} is not in the acl: only the owner or an operator may add it; ask them, "
-        "or have them put it there"
+        f"{mad} is not in the acl: only the owner, a host or an operator may add it; "
+        "ask them, or have them put it there"
     )
 
 

@@ -10,7 +10,7 @@ import msgspec
 
 from everbus.bus.errors import Invalid, TooLarge
 from everbus.bus.messages import Session, State, TimelineEntry, check_json
-from everbus.handlers.access_list import check_entry, entry_for
+from everbus.handlers.access_list import check_entry, creators_entry
 
 RECENT_ENTRIES = 20
 # Customer's bound for the hot tier: "<50KB active session data" (seed 000).
@@ -53,7 +53,7 @@ def new_session(
         owner_id=owner,
         created_at=now,
         last_active=now,
-        acl=() if creator == owner else (entry_for(creator, is_mad=is_mad),),
+        acl=() if creator == owner else (creators_entry(creator, is_mad=is_mad),),
     )
 
 

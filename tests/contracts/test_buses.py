@@ -778,6 +778,24 @@ class TestSharing:
         assert heard == ["session.created", "participant.added"]
         assert session.id in {one.id for one in listed}
 
+    async def test_a_mad_brings_others_into_the_session_that_it_made(self, bus, ada):
+        """
+        For its user, who owns it; and those whom it brings bring nobody.
+        """
+        made = await ada.create_session("user-7")
+        joined = await ada.add_participant(made.id, "bo")
+        async with bus.connect(mad="bo") as bo:
+            await bo.get_session(made.id)
+            with pytest.raises(sdk.Forbidden):
+                await bo.add_participant(made.id, "eve")
+        with pytest.raises(sdk.Forbidden, match="acl"):
+            await ada.update_session(made.id, {"acl": ["mad:eve"]})
+
+        assert (made.acl, joined.acl) == (
+            ("host:ada",),
+            ("host:ada", "participant:bo"),
+        )
+
     async def test_a_mad_and_a_user_of_one_name_have_entries_of_their_own(
         self, bus, ada, session
     ):

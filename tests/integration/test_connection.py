@@ -45,7 +45,7 @@ async def test_a_mad_finds_the_bus_and_its_token_in_the_environment(
         session = await mad.create_session("ada")
         clients = await bus.client.client_list()
 
-    assert session.acl == ("mad:rover",)
+    assert session.acl == ("host:rover",)
     assert "rover" in {client["name"].removeprefix("mad-") for client in clients}
 
 

@@ -21,6 +21,7 @@ USER, MAD = {"is_mad": False}, {"is_mad": True}
         ("user:ada", "ada", {"user"}),
         ("mad:ada", "ada", {"mad"}),
         ("participant:ada", "ada", {"mad"}),
+        ("host:ada", "ada", {"mad"}),
         ("user:ada", "user:ada", set()),
         ("mad:ada", "mad:ada", set()),
         ("participant:ada", "participant:ada", set()),
@@ -47,7 +48,7 @@ def test_an_entry_admits_a_name_in_its_space_alone(entry, name, admitted):
     assert shown == admitted
 
 
-@pytest.mark.parametrize("owner", ["user:bob", "mad:bob", "participant:bob"])
+@pytest.mark.parametrize("owner", ["user:bob", "mad:bob", "host:bob"])
 @pytest.mark.parametrize("how", [USER, MAD], ids=["user", "mad"])
 def test_an_owner_is_never_taken_for_an_entry(owner, how):
     session = a_session(owner_id=owner)
@@ -89,6 +90,33 @@ def test_a_member_joins_with_its_own_mad_and_gives_it_nothing():
     joined = after(there, msgspec.structs.replace(command, mad="worker"))
 
     assert (joined.acl, list(joined.participants)) == (("user:bo",), ["worker"])
+
+
+@pytest.mark.parametrize(
+    ("entry", "by", "added"),
+    [
+        ("host:bo", {"principal": "bo", "is_mad": True}, True),
+        ("host:bo", {"principal": "bo"}, False),
+        ("host:bo", {"principal": "cy", "is_mad": True}, False),
+        ("mad:bo", {"principal": "bo", "is_mad": True}, False),
+        ("participant:bo", {"principal": "bo", "is_mad": True}, False),
+        ("bo", {"principal": "bo", "is_mad": True}, False),
+    ],
+)
+def test_only_a_host_adds_others_beside_those_who_may_share(entry, by, added):
+    """
+    The MAD that creates a session for its user brings in the MADs that work on it; it
+    cannot change the list otherwise.
+    """
+    there, command = a_session(acl=(entry,)), add("eve", may_share=False, **by)
+
+    if added:
+        assert after(there, command).acl == (entry, "participant:eve")
+    else:
+        with pytest.raises(Forbidden):
+            handle(there, command)
+    with pytest.raises(Forbidden, match="acl"):
+        handle(there, update({"acl": [entry, "mad:eve"]}, **by))
 
 
 @pytest.mark.parametrize("entry", ["eve", "mad:eve", "participant:eve"])

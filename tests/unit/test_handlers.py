@@ -147,7 +147,7 @@ def test_a_session_begins_at_version_1_as_its_users():
 def test_who_creates_a_session_for_another_may_work_with_it():
     assert after(None, create("ada", principal="bo")).acl == ("user:bo",)
     a_mads = create("ada", principal="bo", is_mad=True)
-    assert after(None, a_mads).acl == ("mad:bo",)
+    assert after(None, a_mads).acl == ("host:bo",)
     assert after(None, create("ada", principal="ada")).acl == ()
 
 

@@ -22,7 +22,7 @@ from tests.unit.test_policy import KINDS, ROLES
 REQUESTS = 100_000
 THEN = datetime(2027, 1, 1, tzinfo=UTC)
 NAMES = ["ada", "bob", "fiedler", "gateway"]
-PREFIXED = ["user:ada", "mad:ada", "user:fiedler", "participant:fiedler"]
+PREFIXED = ["user:ada", "mad:ada", "user:fiedler", "participant:fiedler", "host:bob"]
 TENANTS = ["", "acme", "globex"]
 
 
@@ -128,7 +128,7 @@ def listed(asked: Asked, acl: tuple[str, ...]) -> bool:
     """
     Whether the ACL admits who asks: plainly, or in the name space of its role.
     """
-    spaces = ("mad:", "participant:") if asked.role == "mad" else ("user:",)
+    spaces = ("mad:", "participant:", "host:") if asked.role == "mad" else ("user:",)
     plain = [entry for entry in acl if ":" not in entry]
 
     return asked.name in plain or any(f"{one}{asked.name}" in acl for one in spaces)

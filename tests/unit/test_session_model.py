@@ -105,7 +105,7 @@ class Model:
         there = self._expected(expected)
         after = copy.deepcopy(there)
         after["roles"][mad] = role
-        admitting = {mad, f"mad:{mad}", f"participant:{mad}"}
+        admitting = {mad, *(f"{one}:{mad}" for one in ("mad", "host", "participant"))}
         if mad != there["owner"] and admitting.isdisjoint(there["acl"]):
             if may_share:
                 after["acl"].append(f"participant:{mad}")
