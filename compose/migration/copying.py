@@ -34,6 +34,7 @@ from everbus.compose.migration.reading import (
 )
 from everbus.compose.migration.source import OldConversation
 from everbus.compose.retried_calls import GIVE_UP_AFTER_S, RETRY_S, read_retrying
+from everbus.handlers.access_list import admits
 from everbus.handlers.patches import merge
 
 # Appends of one conversation that are under way at once.
@@ -113,9 +114,9 @@ class Copier:
             session = await self._read(plan.session_id)
         if session.owner_id != plan.owner:
             raise Diverged(session.id, "it belongs to another owner")
-        for name in plan.mads:
-            # The ACL keeps whoever has left since.
-            if name not in session.acl and name != plan.owner:
+        # Later, a MAD that is not there was removed by somebody.
+        for name in plan.mads if session.last_seq == 0 else ():
+            if name != plan.owner and not admits(session.acl, name, is_mad=True):
                 add = self._mad.add_participant
                 await read_retrying(_call(add, plan.session_id, name))
 

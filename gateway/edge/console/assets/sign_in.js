@@ -17,7 +17,7 @@ class SignIn extends HTMLElement {
     } },
     el("label", {}, "Token", input),
     el("p", { class: "small quiet" }, "It stays in this tab, and is sent to this edge only. ",
-      el("code", {}, "everbus token mint"), " makes one; ", el("code", {}, "everbus dev"),
+      el("code", {}, "everbus token"), " makes one; ", el("code", {}, "everbus dev"),
       " prints an address that brings its own."),
     el("div", {}, el("button", { class: "main" }, "Sign in")));
     const why = this.refusal && problemBox(this.refusal, "Sign in again: you come back to the page where you were.");
