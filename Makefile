@@ -10,7 +10,7 @@ JOBS ?= 3
 SUITE := $(PYTEST) -m "not campaign" -n $(JOBS) --dist loadfile --no-loadscope-reorder
 CODE := $(wildcard everbus/*.py) bus handlers gateway archiver compose tests docs/examples
 
-.PHONY: demo docs pictures test cover lint format bench chaos materials clean
+.PHONY: demo docs pictures test cover lint format bench chaos materials audit clean
 
 demo: $(READY)
 	$(BIN)/everbus demo
@@ -56,6 +56,12 @@ materials: $(READY)
 		--ignore-installed --report - ".[server,otel]" \
 		| $(BIN)/python compose/pinned_wheels.py > constraints.txt
 	$(BIN)/python -m everbus.compose.bill_of_materials server otel > sbom.json
+
+# Known vulnerabilities of those wheels; says so where pip-audit has no data. No part of
+# `.ci/run`: what is published meanwhile must not fail a change that has nothing to do
+# with it.
+audit: materials
+	$(BIN)/python .ci/audit.py constraints.txt
 
 clean:
 	rm -rf $(VENV) .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis
