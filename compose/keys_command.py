@@ -132,7 +132,7 @@ def rotate(
 def drop(tenant: _Tenant = None, yes: _Yes = False) -> None:
     """
     Forget all data keys of one tenant: what they sealed can never be read again, in
-    any tier, archive or backup.
+    any tier or archive. A backup with keys still has them: delete it as well.
 
     Example: everbus keys drop --tenant acme --yes
     """

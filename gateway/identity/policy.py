@@ -7,6 +7,7 @@ tenant does not exist for a caller: the answer is word for word that for a missi
 """
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Literal
 
 from everbus.bus.errors import Forbidden
@@ -19,6 +20,8 @@ from everbus.handlers.access_list import admits
 Relation = Literal["owner", "member", "stranger", "absent"]
 Relations = frozenset[Relation]
 
+# Asked for each command; most ask of the list and the principal of the one before.
+_admits = lru_cache(maxsize=64)(admits)
 _NOBODY: Relations = frozenset()
 # Absent is allowed wherever a role has any rule: the handler then answers
 # not_found, which reveals nothing, since nobody can guess a session's id.
@@ -212,7 +215,7 @@ def relation_of(principal: Principal, session: Session | None) -> Relation:
     if not session.acl:
         return "stranger"
     is_mad = principal.role == "mad"
-    shared = admits(session.acl, principal.name, is_mad=is_mad)
+    shared = _admits(session.acl, principal.name, is_mad=is_mad)
     return "member" if shared else "stranger"
 
 

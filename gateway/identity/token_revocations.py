@@ -88,6 +88,7 @@ class TokenRevocations:
 
     Attributes:
         on_change: called after each change of what is refused.
+        active: whether any token can be refused; plain data, since each command asks.
     """
 
     def __init__(
@@ -104,16 +105,13 @@ class TokenRevocations:
         self.on_change: list[Callable[[], None]] = []
         self._known: dict[str, TokenRevocation] = {}
         self._max_items = max_items
-        self._closes = unread == "closed"
+        self._closes = self.active = unread == "closed"
         self._clock = clock
         self._monotonic = monotonic
         self._read_at = -math.inf
 
     def __bool__(self) -> bool:
-        """
-        Whether any token can be refused.
-        """
-        return self._closes or bool(self._known)
+        return self.active
 
     def __len__(self) -> int:
         return len(self._known)
@@ -167,6 +165,7 @@ class TokenRevocations:
         merged = self._bounded(merged)
         changed = merged.keys() != self._known.keys() or merged != self._known
         self._known = merged
+        self.active = self._closes or bool(merged)
         if changed:
             log.info("revocations.changed", count=len(merged))
             self.notify()

@@ -495,7 +495,7 @@ class Decider:
         envelope = delivery.envelope
         if delivery.entry.mad != GATEWAY:
             sender = self._grants.principal_of(delivery.entry.mad, envelope)
-            if self._revoked_tokens and self.is_revoked(sender):
+            if self._revoked_tokens.active and self.is_revoked(sender):
                 raise Unauthenticated(BAD_GRANT)
             return sender
         behalf = envelope.on_behalf
@@ -526,7 +526,7 @@ class Decider:
         """
         Whether *principal* may still get pushes, whatever the session.
         """
-        if not self._revoked_tokens:
+        if not self._revoked_tokens.active:
             return True
         try:
             return not self._revoked_tokens.refuses(principal)

@@ -170,6 +170,20 @@ class Keyring:
             async with self._lock:
                 await self._load()
 
+    async def keep_in_warm(self, sealed: Iterable[bytes]) -> None:
+        """
+        Have MongoDB hold the keys of these values, whichever process made them: two
+        processes that seal a tenant's first values at once make a key each.
+
+        Raises:
+            Unavailable: MongoDB cannot keep one now.
+        """
+        values = list(sealed)
+        await self.learn(values)
+        for key_id in {key_id_of(value) for value in values} - self._in_warm:
+            if key_id in self._wrapped:
+                await self._keep_in_warm(self._wrapped[key_id])
+
     async def rotate(self, tenant: str) -> DataKey:
         """
         Make a new key that seals the tenant's values from now on; other processes

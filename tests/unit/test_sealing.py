@@ -218,6 +218,25 @@ class TestKeyring:
         await other.ready(["acme"])
         assert other.active("acme").id == keyring.active("acme").id
 
+    async def test_mongodb_gets_the_key_of_every_value_that_it_holds(
+        self, keyring, hot, warm
+    ):
+        """
+        Two processes made a key each, at once: both sealed what MongoDB is to hold.
+        """
+        first = await keyring.rotate("acme")
+        other = Keyring(LocalKeyEncryption(kek(b"a")), hot, warm)
+        await other.rotate("acme")
+        await other.ready(["acme"], warm=True)
+        assert first.id not in warm.keys
+
+        await other.keep_in_warm([first.seal(b"plain", PLACE)])
+
+        assert warm.keys == hot.keys
+        kept = warm.kept
+        await other.keep_in_warm([first.seal(b"again", PLACE)])
+        assert warm.kept == kept
+
     async def test_keys_come_back_from_mongodb_when_redis_lost_them(
         self, keyring, hot, warm
     ):

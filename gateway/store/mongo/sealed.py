@@ -5,7 +5,7 @@ All of the warm tier's code sees plain values; only timeline entries stay sealed
 between the hot tier, MongoDB and the archive, see `store.timeline`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -61,6 +61,7 @@ class SealedMongo(Mongo):
         tenants = {tenant for one in operations for tenant in self._tenant(one)}
         await self._sealing.keyring.ready(tenants, warm=True)
         sealed = [self._sealed(collection, one) for one in operations]
+        await self._sealing.keyring.keep_in_warm(self._values_in(collection, sealed))
 
         return await super().bulk(collection, sealed, own)
 
@@ -119,6 +120,22 @@ class SealedMongo(Mongo):
         written = _written(operation)
 
         return [] if written is None else [written.get("tenant", "")]
+
+    def _values_in(
+        self, collection: str, operations: Sequence[Operation]
+    ) -> Iterator[bytes]:
+        """
+        The sealed values that the operations write, also those of other processes.
+        """
+        for operation in operations:
+            written = _written(operation)
+            if written is None:
+                continue
+            placed = {**written, **_place_in(operation)}
+            for one in sealed_fields(collection, placed, self._sealing):
+                value = one.holder.get(one.name)
+                if isinstance(value, bytes) and is_sealed(value):
+                    yield value
 
     def _sealed(self, collection: str, operation: Operation) -> Operation:
         written = _written(operation)
