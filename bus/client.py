@@ -25,8 +25,8 @@ class Mad(SessionCalls, TimelineCalls, TurnCalls, HistoryCalls, LiveCalls):
     a number, so repeating one, here or on the bus, never applies it twice. When
     a call ends in ReplyTimeout its effect is unknown until `outcome` is asked.
 
-    Writes take `command_id`, an id of your own of at most 80 letters, digits, `_`, `.`
-    or `-`: a repetition of the same write under it, by any instance of this
+    Writes that wait take `command_id`, an id of your own of at most 80 letters, digits,
+    `_`, `.` or `-`: a repetition of the same write under it, by any instance of this
     MAD, gets the first reply and changes nothing, for ten minutes; another write under
     it is Invalid. Repeat it after an error that passes (ReplyTimeout, Unavailable,
     Overloaded, Expired), which may be about an earlier attempt.

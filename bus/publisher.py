@@ -32,7 +32,6 @@ from everbus.bus.messages import COMMAND_FIELD, Envelope, command_id
 from everbus.bus.outgoing_command import SURELY_FITS_BYTES, OutgoingCommand
 from everbus.bus.send_queue import Entries, SendQueue
 from everbus.bus.server_errors import as_passing, refusal
-from everbus.bus.settled_numbers import RefusedCommand
 from everbus.bus.spool import Spool
 from everbus.bus.unsettled import Unsettled
 from everbus.bus.wire import Command, Wire
@@ -230,26 +229,6 @@ class Publisher:
         none of them answers for *patience_s*.
         """
         return self._unsettled is None or await self._unsettled.settled(patience_s)
-
-    def note_refused(self, refused: RefusedCommand) -> None:
-        """
-        Report the refusal of an accepted command, once.
-        """
-        if self._unsettled is not None:
-            self._unsettled.refused(refused)
-
-    def was_refused(self, command_id: str) -> bool:
-        """
-        Whether the refusal of that accepted command was reported.
-        """
-        return self._unsettled is not None and self._unsettled.knows(command_id)
-
-    def begin_anew(self, command_id: str) -> None:
-        """
-        Forget the refusal of an earlier command under this freely chosen id.
-        """
-        if self._unsettled is not None:
-            self._unsettled.begin_anew(command_id)
 
     def check_refused(self) -> None:
         """

@@ -18,11 +18,8 @@ import msgspec
 from everbus.bus.arguments import check_choice, check_text, check_timeout, check_version
 from everbus.bus.errors import (
     EverbusError,
-    Expired,
     Invalid,
-    Overloaded,
     ReplyTimeout,
-    Unauthenticated,
     Unavailable,
     error_of,
 )
@@ -39,12 +36,11 @@ from everbus.bus.messages import (
     unpack,
 )
 from everbus.bus.outgoing_command import OutgoingCommand
-from everbus.bus.own_commands import OwnCommands
 from everbus.bus.publisher import Publisher, Sign
 from everbus.bus.reply_receiver import ReplyReceiver
-from everbus.bus.settled_numbers import SETTLED_KIND, RefusedCommand, SettledNumbers
+from everbus.bus.settled_numbers import SETTLED_KIND, SettledNumbers
 from everbus.bus.trace_context import current_traceparent, opentelemetry
-from everbus.bus.unsettled import ASKED_AT_ONCE, UNANSWERED_S
+from everbus.bus.unsettled import UNANSWERED_S
 from everbus.bus.watches import Watches
 
 CLOSED = "this connection is closed, since its block has ended; connect() anew"
@@ -169,8 +165,6 @@ class Requests:
         self._replies = replies
         self._acting = acting
         self._unanswered: OrderedDict[str, str] = OrderedDict()
-        self._own = OwnCommands()
-        self._settling = asyncio.Lock()
 
     def check(self) -> None:
         """
@@ -380,18 +374,13 @@ class Requests:
         body: dict[str, Any],
         *,
         expected_version: int | None = None,
-        command_id: str | None = None,
         durability: str = "hot",
     ) -> str:
         """
         Queue a command without reply and deadline; return its id.
 
-        Args:
-            command_id: a freely chosen id; the command is kept until it is settled.
-
         Raises:
             Invalid: an argument has a wrong type or value; nothing was queued.
-            Overloaded: too many under freely chosen ids may not be settled.
         """
         self.check()
         partition = partition_of(check_session_id(session_id), self._partitions)
@@ -402,15 +391,9 @@ class Requests:
             expected_version=check_version(expected_version),
             durability=_checked_durability(durability),
         )
-        if command_id is not None:
-            self._own.check(self._unused(command_id))
-            envelope = self._under(command_id, envelope)
+
         sign = self._acting.sign
-        identifier = self._publisher.publish(envelope, partition, sign=sign).envelope.id
-        if command_id is not None:
-            self._publisher.begin_anew(command_id)
-            self._own.keep(envelope, partition)
-        return identifier
+        return self._publisher.publish(envelope, partition, sign=sign).envelope.id
 
     async def flush(self, timeout: float, *, settled: bool = False) -> None:
         """
@@ -426,14 +409,11 @@ class Requests:
         await self.on_bus(timeout)
         left_s = max(0.0, deadline - time.monotonic())
         if settled and not await self.settled(left_s, patience_s=left_s):
-            count = self._publisher.unsettled + len(self._own)
             raise Unavailable(
-                f"{count} commands are on the bus, and no manager "
+                f"{self._publisher.unsettled} commands are on the bus, and no manager "
                 f"tells that they are settled within {timeout} s; flush again",
-                unsettled=count,
+                unsettled=self._publisher.unsettled,
             )
-        if not settled and self._own.crowded:
-            await self.settled(left_s)
         self._publisher.check_refused()
 
     async def on_bus(self, timeout: float) -> None:
@@ -463,37 +443,9 @@ class Requests:
         """
         try:
             async with asyncio.timeout(timeout):
-                own = not len(self._own) or await self._settle_own()
-                return await self._publisher.settled(patience_s) and own
+                return await self._publisher.settled(patience_s)
         except TimeoutError:
             return False
-
-    async def _settle_own(self) -> bool:
-        """
-        Send the commands under freely chosen ids once more, each with a reply; whether
-        all of them are settled.
-        """
-        async with self._settling:
-            while some := self._own.some(ASKED_AT_ONCE):
-                if not all(await asyncio.gather(*(self._repeat(*one) for one in some))):
-                    return False
-        return True
-
-    async def _repeat(self, envelope: Envelope, partition: int) -> bool:
-        if not self._publisher.was_refused(envelope.id):
-            if self._replies.expects(envelope.id):
-                return False
-            try:
-                await self._reply_to(envelope, partition, SETTLED_TIMEOUT_S)
-            except (Unavailable, Overloaded, Expired, Unauthenticated):
-                return False
-            except EverbusError as error:
-                # Else it was applied, and its first reply is no longer kept.
-                if not error.details.get("settled_before"):
-                    self._publisher.note_refused(_refused(envelope, error))
-        self._own.settled(envelope.id)
-
-        return True
 
     def _envelope(
         self, kind: str, session_id: str, body: dict[str, Any], **fields: Any
@@ -592,13 +544,6 @@ class Requests:
     def _reason(self) -> str:
         last_error = self._publisher.last_error
         return f" ({last_error.message})" if last_error is not None else ""
-
-
-def _refused(envelope: Envelope, error: EverbusError) -> RefusedCommand:
-    return RefusedCommand(
-        *(envelope.id, error.code, error.message),
-        *(envelope.kind, envelope.session, error.details),
-    )
 
 
 def _traceparent() -> str:

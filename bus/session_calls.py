@@ -164,7 +164,6 @@ class SessionCalls(MadCalls):
         patch: Mapping[str, Any],
         *,
         expected_version: int | None = None,
-        command_id: str | None = None,
         durability: Durability = "hot",
     ) -> str:
         """
@@ -183,7 +182,6 @@ class SessionCalls(MadCalls):
             session_id,
             {"patch": check_patch(patch)},
             expected_version=expected_version,
-            command_id=command_id,
             durability=durability,
         )
 

@@ -173,7 +173,6 @@ class SyncMad:
         entry: Any,
         *,
         expected_last_seq: int | None = None,
-        command_id: str | None = None,
         durability: Durability = "hot",
     ) -> str:
         """
@@ -187,7 +186,6 @@ class SyncMad:
                 session_id,
                 entry,
                 expected_last_seq=expected_last_seq,
-                command_id=command_id,
                 durability=durability,
             )
 
@@ -199,7 +197,6 @@ class SyncMad:
         patch: Mapping[str, Any],
         *,
         expected_version: int | None = None,
-        command_id: str | None = None,
         durability: Durability = "hot",
     ) -> str:
         """
@@ -213,7 +210,6 @@ class SyncMad:
                 session_id,
                 patch,
                 expected_version=expected_version,
-                command_id=command_id,
                 durability=durability,
             )
 

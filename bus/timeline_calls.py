@@ -27,7 +27,6 @@ class TimelineCalls(MadCalls):
         entry: Any,
         *,
         expected_last_seq: int | None = None,
-        command_id: str | None = None,
         durability: Durability = "hot",
     ) -> str:
         """
@@ -40,9 +39,6 @@ class TimelineCalls(MadCalls):
             entry: any JSON value of at most about 256 KiB.
             expected_last_seq: the entry is refused unless this is the session's last
                 seq then; 0: the timeline is empty.
-            command_id: an id of your own, which is returned; a repetition under it
-                changes nothing. Only `flush(settled=True)` and the end of the block
-                see to it that it is settled.
             durability: when the outcome of this id is available to `outcome`.
 
         Raises:
@@ -54,7 +50,6 @@ class TimelineCalls(MadCalls):
             "timeline.append",
             session_id,
             _appended(entry, expected_last_seq),
-            command_id=command_id,
             durability=durability,
         )
 

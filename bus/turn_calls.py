@@ -7,6 +7,8 @@ from itertools import islice
 from types import TracebackType
 from typing import Any
 
+import msgspec
+
 from everbus.bus.arguments import MAX_VALUE_BYTES, check_integer, check_patch, invalid
 from everbus.bus.errors import Invalid
 from everbus.bus.mad_calls import DEFAULT_TIMEOUT_S, MadCalls, without_none
@@ -15,12 +17,13 @@ from everbus.bus.messages import (
     Durability,
     check_json,
     check_turn,
+    pack,
     unpack,
 )
 from everbus.bus.quotation import quoted
 
 # Takes entries and, if there is one, a patch to the managers.
-Send = Callable[[list[Any], dict[str, Any] | None], Awaitable[CommittedTurn]]
+Send = Callable[[list[msgspec.Raw], msgspec.Raw | None], Awaitable[CommittedTurn]]
 
 
 class _Draft:
@@ -30,7 +33,7 @@ class _Draft:
 
     __slots__ = ("committed", "entries", "open", "patch")
 
-    def __init__(self, entries: list[Any], patch: dict[str, Any] | None) -> None:
+    def __init__(self, entries: list[msgspec.Raw], patch: msgspec.Raw | None) -> None:
         self.entries = entries
         self.patch = patch
         self.open = True
@@ -38,7 +41,7 @@ class _Draft:
 
     def check_open(self) -> None:
         if not self.open:
-            raise Invalid("this turn was sent; begin another one", field="turn")
+            raise Invalid("this turn was sent or given up; begin another", field="turn")
 
     async def sent(self, send: Send) -> CommittedTurn:
         self.check_open()
@@ -58,7 +61,7 @@ class Turn(Coroutine[Any, Any, CommittedTurn]):
     """
 
     def __init__(
-        self, entries: list[Any], patch: dict[str, Any] | None, send: Send
+        self, entries: list[msgspec.Raw], patch: msgspec.Raw | None, send: Send
     ) -> None:
         self._draft = _Draft(entries, patch)
         self._sending = self._draft.sent(send)
@@ -79,7 +82,7 @@ class Turn(Coroutine[Any, Any, CommittedTurn]):
         """
         self._draft.check_open()
         check_json(entry, "entry")
-        self._draft.entries.append(entry)
+        self._draft.entries.append(_as_it_is_now(entry))
 
     def update(self, patch: Mapping[str, Any]) -> None:
         """
@@ -93,7 +96,7 @@ class Turn(Coroutine[Any, Any, CommittedTurn]):
             raise Invalid(
                 "the turn has a patch already; make one of both", field="patch"
             )
-        self._draft.patch = check_patch(patch)
+        self._draft.patch = _as_it_is_now(check_patch(patch))
 
     async def __aenter__(self) -> "Turn":
         self._draft.check_open()
@@ -105,12 +108,13 @@ class Turn(Coroutine[Any, Any, CommittedTurn]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if kind is None:
+        if kind is not None:
+            self.close()
+        elif self._draft.open:
             await self._sending
-        else:
-            self._sending.close()
 
     def __await__(self) -> Generator[Any, Any, CommittedTurn]:
+        self._draft.check_open()
         return self._sending.__await__()
 
     def send(self, value: Any, /) -> Any:
@@ -185,7 +189,7 @@ class TurnCalls(MadCalls):
         )
 
         async def send(
-            appended: list[Any], merged: dict[str, Any] | None
+            appended: list[msgspec.Raw], merged: msgspec.Raw | None
         ) -> CommittedTurn:
             body: dict[str, Any] = {"entries": appended} if appended else {}
             if merged is not None:
@@ -202,12 +206,12 @@ class TurnCalls(MadCalls):
 
         return Turn(
             _checked_entries(entries),
-            None if patch is None else check_patch(patch),
+            None if patch is None else _as_it_is_now(check_patch(patch)),
             send,
         )
 
 
-def _checked_entries(entries: Iterable[Any]) -> list[Any]:
+def _checked_entries(entries: Iterable[Any]) -> list[msgspec.Raw]:
     # Text and objects are iterable as well, and are one entry each.
     if isinstance(entries, str | bytes | Mapping) or not isinstance(entries, Iterable):
         raise invalid("entries", f"is {quoted(entries)}; wanted a list of JSON values")
@@ -216,4 +220,11 @@ def _checked_entries(entries: Iterable[Any]) -> list[Any]:
     for n, entry in enumerate(listed):
         check_json(entry, f"entries[{n}]")
 
-    return listed
+    return [_as_it_is_now(entry) for entry in listed]
+
+
+def _as_it_is_now(value: Any) -> msgspec.Raw:
+    """
+    The checked value, encoded: the caller may use its object for the next entry.
+    """
+    return msgspec.Raw(pack(value))

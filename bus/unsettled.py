@@ -241,18 +241,6 @@ class Unsettled:
         except Exception:  # the MAD's own code must not break ours
             log.exception("on_refused.failed", mad=self._mad, command_id=refused.id)
 
-    def knows(self, command_id: str) -> bool:
-        """
-        Whether the refusal of that command was reported.
-        """
-        return command_id in self._known
-
-    def begin_anew(self, command_id: str) -> None:
-        """
-        Report a refusal under this id again, if there is another one.
-        """
-        self._known.pop(command_id, None)
-
     def check_refused(self) -> None:
         """
         Raise the refusals since the last check as one error, of the first one's code.

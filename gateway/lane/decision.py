@@ -426,9 +426,7 @@ class Decider:
             return Decision.WANTS
         envelope = delivery.envelope
         # Pack first: a reply that cannot be packed must fail before it has an effect.
-        # Of a free id the ledger keeps the reply: a repetition may wait for it.
-        told = envelope.reply or delivery.ordinal is None
-        packed = packed_reply(delivery, outcome.reply) if told else b""
+        packed = packed_reply(delivery, outcome.reply) if envelope.reply else b""
         if envelope.trace and is_recorded(envelope.trace):
             outcome = traced(outcome, envelope.trace)
         change = batch.changes.get(envelope.session)

@@ -289,7 +289,7 @@ class ReplyStager:
             self._reply(delivery, packed, batch, keep, durability)
         elif keep and delivery.ordinal is None:
             # No number tells a free id from a repeated one: the ledger must.
-            batch.reply(delivery, packed or packed_reply(delivery, None), TO_LEDGER)
+            batch.reply(delivery, packed_reply(delivery, None), TO_LEDGER)
         self._replied(delivery, batch, "ok", durability)
 
     def hold(self, delivery: Delivery, packed: bytes, batch: Batch) -> None:

@@ -497,60 +497,6 @@ class TestTurns:
         assert await told_in(ada, session.id) == ["a"]
 
 
-class TestIdsOfTheCallersOwn:
-    async def test_append_without_a_reply_once(self, bus, ada, session):
-        """
-        Also repeated by another instance, which gets the seq of the first one.
-        """
-        own = {"command_id": f"said-{session.id}"}
-        assert ada.append(session.id, "said", **own) == own["command_id"]
-        ada.append(session.id, "later")
-        await ada.flush(settled=True)
-        async with bus.connect(mad="ada") as twin:
-            seq = await twin.append_and_wait(session.id, "said", **own)
-            twin.append(session.id, "said", **own)
-            await twin.flush(settled=True)
-
-        assert seq == 1
-        assert await told_in(ada, session.id) == ["said", "later"]
-
-    async def test_update_without_a_reply_once(self, ada, session):
-        own = {"command_id": f"tag-{session.id}", "expected_version": 1}
-        patch = {"tags": ["a"]}
-        ada.update_later(session.id, patch, **own)
-        await ada.flush(settled=True)
-        again = await ada.update_session(session.id, patch, **own)
-        ada.update_later(session.id, patch, **own)
-        await ada.flush(settled=True)
-
-        assert (again.version, again.tags) == (2, ("a",))
-        assert (await ada.get_session(session.id)).version == 2
-
-    async def test_tell_a_refusal_with_the_next_flush(self, ada, session):
-        own = {"command_id": f"late-{session.id}"}
-        ada.append(session.id, "late", expected_last_seq=7, **own)
-
-        with pytest.raises(sdk.VersionConflict) as refused:
-            await ada.flush(settled=True)
-
-        [told] = refused.value.details["refused"]
-        assert (told["id"], told["code"]) == (own["command_id"], "version_conflict")
-        await ada.flush(settled=True)
-
-    async def test_are_for_one_command_at_a_time(self, ada, session):
-        own = {"command_id": f"one-{session.id}"}
-        ada.append(session.id, "one", **own)
-
-        with pytest.raises(sdk.Invalid, match=r"flush\(settled=True\)"):
-            ada.append(session.id, "one", **own)
-        await ada.flush(settled=True)
-        ada.append(session.id, "another", **own)
-        with pytest.raises(sdk.Invalid, match="used for another command"):
-            await ada.flush(settled=True)
-
-        assert await told_in(ada, session.id) == ["one"]
-
-
 class TestHistories:
     async def test_know_each_version_and_its_change(self, ada, session):
         await ada.update_session(session.id, {"tags": ["a"]})

@@ -75,19 +75,15 @@ class FakeMad:
     def waiting(self):
         return len(self.appended)
 
-    def append(self, session_id, entry, *, expected_last_seq, command_id, durability):
+    def append(self, session_id, entry, *, expected_last_seq, durability):
         assert asyncio.get_running_loop() is self.loop
-        how = (expected_last_seq, command_id, durability)
-        self.asked.append((session_id, entry, *how))
+        self.asked.append((session_id, entry, expected_last_seq, durability))
         self.appended.append(entry)
         return f"i.0.{len(self.appended)}"
 
-    def update_later(
-        self, session_id, patch, *, expected_version, command_id, durability
-    ):
+    def update_later(self, session_id, patch, *, expected_version, durability):
         assert asyncio.get_running_loop() is self.loop
-        how = (expected_version, command_id, durability)
-        self.asked.append((session_id, patch, *how))
+        self.asked.append((session_id, patch, expected_version, durability))
         return "i.0.9"
 
     def watch(self, session_id, *, after=None):
@@ -249,10 +245,9 @@ def test_appends_of_many_threads_all_arrive_with_ids_of_their_own(made):
 
 def test_an_append_hands_all_arguments_on(made):
     with sync.connect() as mad:
-        how = {"command_id": "order-7", "durability": "warm"}
-        mad.append("s", ENTRY, expected_last_seq=3, **how)
+        mad.append("s", ENTRY, expected_last_seq=3, durability="warm")
 
-    assert made[0].asked == [("s", ENTRY, 3, "order-7", "warm")]
+    assert made[0].asked == [("s", ENTRY, 3, "warm")]
 
 
 def test_a_turn_hands_all_arguments_on_and_its_result_back(made):
@@ -274,11 +269,10 @@ def test_a_turn_hands_all_arguments_on_and_its_result_back(made):
 def test_an_update_for_later_is_handed_on_with_its_id_back(made):
     with sync.connect() as mad:
         patch = {"tags": ["sea"]}
-        how = {"command_id": "order-7", "durability": "warm"}
-        told = mad.update_later("s", patch, expected_version=4, **how)
+        told = mad.update_later("s", patch, expected_version=4, durability="warm")
 
     assert told == "i.0.9"
-    assert made[0].asked == [("s", patch, 4, "order-7", "warm")]
+    assert made[0].asked == [("s", patch, 4, "warm")]
 
 
 def test_a_watch_is_a_loop_that_blocks(made):

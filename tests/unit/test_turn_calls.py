@@ -10,7 +10,7 @@ import pytest
 
 from everbus.bus.client import Mad
 from everbus.bus.errors import Invalid, TooLarge
-from everbus.bus.messages import CommittedTurn, Reply, pack
+from everbus.bus.messages import CommittedTurn, Reply, pack, unpack
 
 DONE = CommittedTurn(turn="i.0.1", version=2, seqs=(1, 2))
 TAGS = {"tags": ["a"]}
@@ -30,7 +30,9 @@ class FakeRequests:
         """
 
     async def ask(self, kind, session_id, body, timeout, version=None, **how):
-        self.asked.append((kind, session_id, body, version, how))
+        # As the bus carries it.
+        sent = unpack(pack(body), dict)
+        self.asked.append((kind, session_id, sent, version, how))
         return Reply(id="i.0.1", body=msgspec.Raw(pack(DONE)))
 
 
@@ -106,6 +108,40 @@ async def test_a_turn_is_sent_once(mad, requests):
         async with turn:
             pass
     assert len(requests.asked) == 1
+
+
+async def test_a_turn_keeps_values_as_they_were_given(mad, requests):
+    """
+    The caller fills one object again and again.
+    """
+    said, patch = {"n": 0}, {"fields": {"x": 1}}
+    async with mad.turn("s", [said]) as turn:
+        turn.update(patch)
+        for said["n"] in (1, 2):
+            turn.append(said)
+        patch["fields"]["x"] = object()
+
+    [(_, _, body, _, _)] = requests.asked
+    assert body["entries"] == [{"n": 0}, {"n": 1}, {"n": 2}]
+    assert body["patch"] == {"fields": {"x": 1}}
+
+
+async def test_a_turn_that_was_sent_within_its_block_is_not_sent_again(mad, requests):
+    async with mad.turn("s", ["a"]) as turn:
+        await turn
+        with pytest.raises(Invalid, match="was sent"):
+            await turn
+
+    assert len(requests.asked) == 1
+
+
+async def test_a_turn_of_a_failed_block_takes_nothing_more(mad):
+    with pytest.raises(ZeroDivisionError):
+        async with mad.turn("s", ["a"]) as turn:
+            raise ZeroDivisionError
+
+    with pytest.raises(Invalid, match="was sent"):
+        turn.append("b")
 
 
 async def test_a_turn_has_one_patch(mad):
