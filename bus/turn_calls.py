@@ -41,7 +41,9 @@ class _Draft:
 
     def check_open(self) -> None:
         if not self.open:
-            raise Invalid("this turn was sent or given up; begin another", field="turn")
+            raise Invalid(
+                "this turn was sent or given up; begin another one", field="turn"
+            )
 
     async def sent(self, send: Send) -> CommittedTurn:
         self.check_open()

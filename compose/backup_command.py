@@ -117,12 +117,15 @@ def backup_tiers(mongo_url: str, database: str) -> Iterator[BackupTiers]:
             USAGE,
         )
     with ExitStack() as closing:
-        mongo = Mongo(
-            settings.mongo_url,
-            settings.mongo_database,
-            settings.mongo_driver,
-            CALL_TIMEOUT_MS,
-        )
+        try:
+            mongo = Mongo(
+                settings.mongo_url,
+                settings.mongo_database,
+                settings.mongo_driver,
+                CALL_TIMEOUT_MS,
+            )
+        except ValueError as error:
+            raise Failed(f"the URL of MongoDB: {error}", USAGE) from error
         closing.callback(mongo.close)
         cold = cold_tier(settings)
         if cold is not None:

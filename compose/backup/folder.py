@@ -124,7 +124,10 @@ class BackupFolder:
             AlreadyExists: it holds a finished backup, or something else.
             Unavailable: another process writes there.
         """
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise AlreadyExists(f"{self.path} is a file; name a new folder") from error
         if any(not _OURS.fullmatch(one.name) for one in self.path.iterdir()):
             raise AlreadyExists(f"{self.path} is not empty; name a new folder")
         self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o600)

@@ -7,7 +7,7 @@ backfill, dual write and comparison, or these would disagree.
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,6 +87,25 @@ class MigrationMapping:
         Whether sessions get a full context.
         """
         return bool(self._state["full_context"])
+
+    @property
+    def session_columns(self) -> set[str]:
+        """
+        The fields of a conversation that the mapping reads; `a.b` is `b` within `a`.
+        """
+        parts = [rule for part in self._state.values() for rule in part.values()]
+
+        return _columns([self._id, self._owner, self._tenant, self._tags, *parts])
+
+    @property
+    def entry_columns(self) -> set[str]:
+        """
+        As `session_columns`, of a message.
+        """
+        whole = self._entry.whole
+        named = [] if isinstance(whole, bool) else [as_rule(whole, required=True)]
+
+        return _columns([*self._fields.values(), *named])
 
     def key(self, row: Mapping[str, Any]) -> str:
         """
@@ -197,6 +216,10 @@ def session_id_of(key: str, prefix: str = "") -> str:
 
 def _rules(given: Mapping[str, Rule]) -> dict[str, FieldRule]:
     return {key: as_rule(rule) for key, rule in given.items()}
+
+
+def _columns(rules: Iterable[FieldRule | None]) -> set[str]:
+    return {rule.field for rule in rules if rule and rule.field}
 
 
 def _read_all(rules: Mapping[str, FieldRule], row: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,4 +24,6 @@ def open_store(mapping: MigrationMapping) -> OldStore:
         from everbus.compose.migration.documents import Documents
 
         return Documents(source)
-    return Tables(path, source)
+    columns = mapping.session_columns, mapping.entry_columns
+
+    return Tables(path, source, *columns)

@@ -4,7 +4,7 @@ SQLite tables as an old store, opened read-only beside their living owner.
 
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,20 @@ class Tables:
     Pages by the conversations' ids, so each row is found once whatever is added.
     """
 
-    def __init__(self, path: Path, rules: SourceRules) -> None:
+    def __init__(
+        self,
+        path: Path,
+        rules: SourceRules,
+        of_conversations: Iterable[str] = (),
+        of_messages: Iterable[str] = (),
+    ) -> None:
+        """
+        Open *path*; both tables must have the columns that the mapping reads. A wrong
+        name would else read as a column without values.
+
+        Raises:
+            MappingError: the file, a table or a column is not there.
+        """
         self._path, self._rules = path, rules
         self._lock = threading.Lock()
         try:
@@ -36,8 +49,9 @@ class Tables:
             # Text that is not UTF-8 becomes bytes, which the mapping refuses.
             self._db.text_factory = _text_or_bytes
             self._db.row_factory = sqlite3.Row
-            self._check(rules.conversations, [rules.id])
-            self._check(rules.messages, [rules.conversation, *rules.ordering])
+            self._check(rules.conversations, [rules.id, *sorted(of_conversations)])
+            read = [rules.conversation, *rules.ordering, *sorted(of_messages)]
+            self._check(rules.messages, read)
             self._check_unique()
         except sqlite3.Error as error:
             raise MappingError(f"{path}: {error}; wanted a SQLite file") from error
@@ -125,7 +139,7 @@ class Tables:
         if not there:
             raise MappingError(f"the old store has no table {table!r}")
         for column in columns:
-            if column not in there:
+            if there.isdisjoint({column, column.partition(".")[0]}):
                 known = ", ".join(sorted(there))
                 raise MappingError(
                     f"table {table!r} has no column {column!r}; it has {known}"

@@ -300,3 +300,10 @@ def test_two_backups_never_write_into_one_folder(tmp_path):
 def test_what_is_no_backup_says_so(tmp_path):
     with pytest.raises(Invalid, match="holds no backup"):
         BackupFolder(tmp_path).manifest()
+
+
+def test_a_backup_goes_into_no_file(tmp_path):
+    (tmp_path / "b").write_text("mine")
+
+    with pytest.raises(AlreadyExists, match="is a file"):
+        BackupFolder(tmp_path / "b").open_for_writing()

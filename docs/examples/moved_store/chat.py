@@ -8,7 +8,7 @@ It shows how to
 
 Run it: start `everbus dev`. Then, in another terminal:
 
-    set -a; . .everbus/mad.env; set +a
+    set -a; . .everbus/env; set +a
     python chat.py ada tides "How high is the water?"
 """
 

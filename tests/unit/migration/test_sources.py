@@ -82,6 +82,8 @@ def test_the_old_store_is_opened_read_only(old, tmp_path):
         ('path = "old.db"', 'path = "old.db"\nmessages = "m"', "no table 'm'"),
         ('path = "old.db"', 'path = "old.db"\norder = "n"', "no column 'n'; it has"),
         ('path = "old.db"', 'path = "old.db"\nid = "title"', "a different text"),
+        ('tags = "labels"', 'tags = "lables"', "no column 'lables'; it has"),
+        ('content = "body"', 'content = "bdoy.text"', "no column 'bdoy.text'"),
     ],
 )
 def test_a_store_that_does_not_fit_is_refused(old, tmp_path, old_text, new_text, told):
