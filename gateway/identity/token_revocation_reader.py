@@ -127,7 +127,7 @@ async def read_list(wire: Wire) -> dict[str, TokenRevocation]:
             continue
         try:
             found[field.decode()] = _revocation.decode(value)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             log.exception("revocations.undecodable", field=ascii(field)[:80])
     return found
 

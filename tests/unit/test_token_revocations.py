@@ -3,6 +3,7 @@ Revoked tokens: whom an entry refuses, what a copy of the list keeps, and what a
 that cannot be read means.
 """
 
+import msgspec
 import pytest
 from structlog.testing import capture_logs
 
@@ -10,6 +11,7 @@ from everbus.bus.errors import Overloaded, Unauthenticated, Unavailable
 from everbus.compose.exit_codes import Failed
 from everbus.compose.revocation_command import LEEWAY_S, of_token
 from everbus.gateway.identity.grants import BAD_GRANT
+from everbus.gateway.identity.token_revocation_reader import read_list
 from everbus.gateway.identity.token_revocations import (
     UNREAD_S,
     TokenRevocation,
@@ -272,3 +274,14 @@ class TestInALane:
 
 def test_a_minted_token_has_a_name_for_its_revocation():
     assert Tried().identity.principal_of(minted("HS256")).token_id.startswith("token:")
+
+
+async def test_an_entry_nested_without_end_hides_no_other():
+    deep = b'{"z":' + b"[" * 200_000
+    fine = a_jti()
+
+    class Wire:
+        async def call(self, *_command, **_options):
+            return [b"bad", deep, fine.field.encode(), msgspec.json.encode(fine)]
+
+    assert list(await read_list(Wire())) == [fine.field]
