@@ -113,7 +113,8 @@ async def test_what_was_applied_before_is_not_applied_again(server, client):
             await settled(client)
 
             assert await timeline(bob, session) == ["once"]
-    assert await causes(client) == {"undecodable_record"}
+    # None if the lane still knows the number, and has not read the record.
+    assert await causes(client) <= {"undecodable_record"}
     assert "lane.failed" not in names(logs)
 
 
