@@ -400,7 +400,9 @@ async def test_a_look_reads_no_more_than_it_says(whole):
         )
 
     assert [calls(name) for name in ("keys", "scan", "sort")] == [0, 0, 0]
-    assert calls("xlen") == 10 * (PARTITIONS + 1)
+    looked = 10 * (PARTITIONS + 1)
+    # Managers and the archiver ask now and then, too.
+    assert looked <= calls("xlen") < 2 * looked
 
 
 async def test_processes_tell_of_themselves(whole):

@@ -39,13 +39,15 @@ async def test_head_is_get_without_a_body(edge: Edge, path: str):
     async with edge.client(name) as client:
         got = await client.get(at)
         head = await client.head(at)
+        # The list may hear of the session between the two.
+        again = await client.get(at)
 
     def headers(answer) -> dict[str, str]:
         return {k: v for k, v in answer.headers.items() if k not in OWN}
 
     assert (head.status_code, head.content) == (got.status_code, b"")
     if got.status_code == 200:
-        assert headers(head) == headers(got)
+        assert headers(head) in (headers(got), headers(again))
 
 
 async def test_head_has_the_etag_and_its_condition(edge: Edge):
