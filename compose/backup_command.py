@@ -86,14 +86,14 @@ def backup(
 
     Example: everbus backup /backups/2026-11-29 --with-archives
     """
-    wanted = _Wanted(folder, with_archives, not without_keys)
+    wanted = _WantedBackup(folder, with_archives, not without_keys)
     manifest = asyncio.run(_backup(wanted, mongo_url, database))
     _print(manifest, folder, output)
     if manifest.unsettled:
         raise typer.Exit(FINDING)
 
 
-class _Wanted(NamedTuple):
+class _WantedBackup(NamedTuple):
     folder: Path
     with_archives: bool
     with_keys: bool
@@ -134,7 +134,9 @@ def backup_tiers(mongo_url: str, database: str) -> Iterator[BackupTiers]:
         yield BackupTiers(settings, mongo, cold, fail)
 
 
-async def _backup(wanted: _Wanted, mongo_url: str, database: str) -> BackupManifest:
+async def _backup(
+    wanted: _WantedBackup, mongo_url: str, database: str
+) -> BackupManifest:
     with backup_tiers(mongo_url, database) as tiers:
         if wanted.with_archives and tiers.cold is None:
             raise Failed(
@@ -151,7 +153,7 @@ async def _backup(wanted: _Wanted, mongo_url: str, database: str) -> BackupManif
 
 
 async def _taken(
-    wanted: _Wanted,
+    wanted: _WantedBackup,
     tiers: BackupTiers,
     folder: BackupFolder,
     progress: BackupManifest | None,
@@ -176,7 +178,7 @@ async def _taken(
         return await BackupRun(export, archives, folder, tiers.fail, advance).run(begun)
 
 
-def _check_same(begun: BackupManifest, wanted: _Wanted, database: str) -> None:
+def _check_same(begun: BackupManifest, wanted: _WantedBackup, database: str) -> None:
     """
     Accept a killed backup that was to be the same.
 

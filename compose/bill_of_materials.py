@@ -25,7 +25,7 @@ _EXTRA = re.compile(r"""\bextra\s*==\s*["']([^"']+)["']""")
 _LICENCE_FILE = re.compile(r"(?i)(^|/)(licen[cs]e|copying|notice)[^/]*$")
 
 
-class _Wanted(NamedTuple):
+class _Required(NamedTuple):
     name: str
     extras: frozenset[str]
 
@@ -52,8 +52,8 @@ def closure_of(name: str, extras: Iterable[str]) -> Closure:
     """
     installed = {normalised(name): distribution(name)}
     needs: dict[str, set[str]] = {}
-    done: set[_Wanted] = set()
-    waiting = [_Wanted(normalised(name), frozenset(map(normalised, extras)))]
+    done: set[_Required] = set()
+    waiting = [_Required(normalised(name), frozenset(map(normalised, extras)))]
     while waiting:
         wanted = waiting.pop()
         if wanted in done:
@@ -124,7 +124,7 @@ def document_of(closure: Closure, root: str = OURS) -> dict[str, Any]:
     }
 
 
-def _requirements(dist: Distribution, extras: frozenset[str]) -> Iterator[_Wanted]:
+def _requirements(dist: Distribution, extras: frozenset[str]) -> Iterator[_Required]:
     for text in dist.requires or ():
         requirement, _, marker = text.partition(";")
         only_with = {normalised(extra) for extra in _EXTRA.findall(marker)}
@@ -132,7 +132,7 @@ def _requirements(dist: Distribution, extras: frozenset[str]) -> Iterator[_Wante
         if found is None or (only_with and only_with.isdisjoint(extras)):
             continue
         also = map(normalised, filter(None, re.split(r"[\s,]+", found[2] or "")))
-        yield _Wanted(normalised(found[1]), frozenset(also))
+        yield _Required(normalised(found[1]), frozenset(also))
 
 
 def _first_line_of_file(dist: Distribution) -> str:

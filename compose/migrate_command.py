@@ -154,7 +154,7 @@ def cutover(
     output: OutputOption = Output.table,
 ) -> None:
     """
-    Say which store leads for whom; without --user and --percent show it.
+    Set which store leads for which users; without --user and --percent show it.
 
     Users by name win over the percentage. The way back is the same command.
 

@@ -7,7 +7,7 @@ Entries of a session's access list (ACL): whom each of them admits.
 | `mad:fiedler` | the MAD fiedler |
 | `host:fiedler` | the MAD fiedler, which may also add participants |
 | `participant:fiedler` | the MAD fiedler, from its adding to its removal |
-| `ada` | whoever is called ada, a MAD or not: from older versions |
+| `ada` | every principal called ada, a MAD or not: from older versions |
 
 A name that itself begins with a prefix is admitted by a prefixed entry alone.
 """

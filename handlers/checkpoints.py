@@ -123,8 +123,8 @@ def restore_checkpoint(
 
 def _checkpoint_id(current: Session, command: Command) -> str:
     """
-    The id of the checkpoint that *command* makes: the command's number; of a freely
-    chosen id one that follows from it, from its MAD and from the session's notices.
+    The id of the checkpoint that *command* makes: the command's number; for a freely
+    chosen id, a digest of it and its MAD behind the session's notices.
 
     Two MADs may choose the same id, and one MAD may use it again when the ledger has
     forgotten it: each is a checkpoint of its own.

@@ -29,7 +29,7 @@ def add_participant(
     session: Session | None, command: Command, now: datetime
 ) -> Outcome:
     """
-    Make a MAD a participant; idempotent. One that the ACL does not admit gets an entry
+    Make a MAD a participant; idempotent. If the ACL does not admit it, it gets an entry
     there, which removing it takes back.
 
     Raises:

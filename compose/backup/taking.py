@@ -214,7 +214,7 @@ class _SessionsPart:
 
     async def _side_by_side(self, rows: Sequence[StoredRow]) -> None:
         """
-        Read sessions into memory; those that are large, or moved, again and alone.
+        Read sessions into memory; large and moved ones again, each alone.
         """
         copies = [_Copy(row) for row in rows]
         async with asyncio.TaskGroup() as reading:

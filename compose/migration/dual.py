@@ -3,8 +3,8 @@ Dual write: what a MAD's author puts around the old store until it is switched o
 
 While the old store leads, everbus follows it: each write marks its conversation, and a
 task brings the session up to what the old store then holds. So order and content are
-the old store's own, whatever failed meanwhile, and whoever else writes to it. Once
-everbus leads, the old store gets each message after everbus has it.
+the old store's own, despite failures and other writers. Once everbus leads, the old
+store gets each message after everbus has it.
 """
 
 import asyncio

@@ -50,7 +50,7 @@ class SourceRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         messages: table or collection; with *embedded* the field that holds the list.
         id: unique column of a conversation.
         conversation: column of a message that holds the conversation's id.
-        order: columns that order the messages of a conversation; one that grows.
+        order: columns that order the messages of a conversation, ascending.
     """
 
     kind: Literal["jsonl", "sqlite", "mongodb", "openai"]
@@ -78,7 +78,7 @@ class SessionRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         prefix: begin of every session's id.
-        mads: MADs that may use every session, beside the one that copies.
+        mads: MADs that may use every session, beside the copying MAD.
         title: becomes `context_summary.title`.
     """
 

@@ -254,8 +254,8 @@ async def add_participant(
     write_request: Write,
 ) -> Response:
     """
-    Make a MAD a participant; idempotent. One that is not on the ACL gets an entry
-    there, for which you need the right to share.
+    Make a MAD a participant; idempotent. If the ACL does not admit it, it gets an
+    entry there, for which you need the right to share.
     """
     return await write_request.run(
         lambda mad, options: mad.add_participant(

@@ -195,7 +195,7 @@ class TokenRevocations:
         self, entries: dict[str, TokenRevocation]
     ) -> dict[str, TokenRevocation]:
         """
-        At most so many as this process may keep: those that last longest.
+        At most so many as this process may keep: the longest-lasting ones.
         """
         if len(entries) <= self._max_items:
             return entries

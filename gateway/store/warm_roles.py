@@ -220,10 +220,9 @@ class WarmCatalogue(Protocol):
         Sessions that fit, latest activity first; see `ListSessions`. *bound*: the page
         has the first one, and the following ones that fit.
 
-        *visible_to*: only those of which this principal (`user:ada`, `mad:fiedler`; a
-        plain name: whoever has it) is owner or in the ACL; see
-        `handlers.access_list`. Empty: all. *tenant*: only those of this tenant; empty:
-        those of none.
+        *visible_to*: only those of which this principal (`user:ada`, `mad:fiedler`, or
+        a plain name) is owner or in the ACL; see `handlers.access_list`. Empty: all.
+        *tenant*: only those of this tenant; empty: those of none.
         """
         ...
 

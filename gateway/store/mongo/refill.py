@@ -70,7 +70,7 @@ class RestoreJournal(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         id: of the backup.
         lineages: each run has one, which claims what it restores; ascending.
-        parts: names of those that are finished.
+        parts: names of the finished parts.
     """
 
     id: str
