@@ -27,8 +27,8 @@ from everbus.compose.logs import configure_logs
 from everbus.compose.replay_command import Output
 from everbus.compose.sealing_settings import sealing_of
 from everbus.compose.settings import Settings, load_settings
-from everbus.compose.tier_settings import cold_tier, warm_tier
-from everbus.gateway.failpoints import FailPoint, armed, disarmed
+from everbus.compose.tier_settings import cold_tier, fail_point_of, warm_tier
+from everbus.gateway.failpoints import FailPoint
 from everbus.gateway.sealing.sealing import Sealing
 from everbus.gateway.store.cold.archives import Archives
 from everbus.gateway.store.hot_copy import RedisHot
@@ -140,7 +140,7 @@ def _tiers(settings: Settings, sealing: Sealing | None) -> _Tiers:
     Raises:
         Failed: a tier is not configured.
     """
-    fail = armed(settings.fail_point) if settings.fail_point else disarmed
+    fail = fail_point_of(settings)
     warm, cold = warm_tier(settings, sealing), cold_tier(settings)
     if warm is None:
         raise Failed(

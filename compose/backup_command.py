@@ -30,8 +30,8 @@ from everbus.compose.logs import configure_logs
 from everbus.compose.progress import counting_bar
 from everbus.compose.replay_command import Output
 from everbus.compose.settings import Settings, load_settings
-from everbus.compose.tier_settings import cold_tier
-from everbus.gateway.failpoints import FailPoint, armed, disarmed
+from everbus.compose.tier_settings import cold_tier, fail_point_of
+from everbus.gateway.failpoints import FailPoint
 from everbus.gateway.store.mongo.driver import Mongo
 from everbus.gateway.store.mongo.export import Export
 from everbus.gateway.store.tiers import ColdTier
@@ -130,8 +130,7 @@ def backup_tiers(mongo_url: str, database: str) -> Iterator[BackupTiers]:
         cold = cold_tier(settings)
         if cold is not None:
             closing.callback(cold.close)
-        fail = armed(settings.fail_point) if settings.fail_point else disarmed
-        yield BackupTiers(settings, mongo, cold, fail)
+        yield BackupTiers(settings, mongo, cold, fail_point_of(settings))
 
 
 async def _backup(

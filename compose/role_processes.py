@@ -43,11 +43,12 @@ from everbus.compose.startup_checks import check_servers
 from everbus.compose.telemetry import send_spans
 from everbus.compose.tier_settings import (
     archives_of,
+    fail_point_of,
     fields_type,
     lower_tiers,
     warm_tier,
 )
-from everbus.gateway.failpoints import FailPoint, armed, disarmed
+from everbus.gateway.failpoints import FailPoint, disarmed
 from everbus.gateway.health.indicators import INDICATORS
 from everbus.gateway.health.process import ProcessHealth
 from everbus.gateway.health.status import StatusReporter, reporting
@@ -130,7 +131,7 @@ async def run_manager(settings: Settings, stop: asyncio.Event) -> None:
         Failed: the settings contradict each other or the bus.
     """
     check_plaintext(settings)
-    fail = _fail_point(settings)
+    fail = fail_point_of(settings)
     async with (
         serve_health("manager", settings, stop) as health,
         sealing_of(settings) as sealing,
@@ -199,7 +200,7 @@ async def _archive(
     health: ProcessHealth,
     sealing: Sealing | None,
 ) -> None:
-    fail = _fail_point(settings)
+    fail = fail_point_of(settings)
     warm = warm_tier(settings, sealing)
     archives = archives_of(settings, fail, sealing)
     if warm is None:
@@ -346,10 +347,6 @@ def _hot_ttl_ms(settings: Settings) -> int:
 
 def _lease_ttl_ms(settings: Settings) -> int:
     return round(settings.lease_ttl_s * 1000)
-
-
-def _fail_point(settings: Settings) -> FailPoint:
-    return armed(settings.fail_point) if settings.fail_point else disarmed
 
 
 async def _partitions(settings: Settings, *, checked: bool = False) -> int:

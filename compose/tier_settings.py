@@ -15,7 +15,7 @@ from everbus.bus.cluster_wire import wire_to
 from everbus.compose.exit_codes import USAGE, Failed
 from everbus.compose.settings import Settings
 from everbus.gateway.edge.warm_reads import WarmReads
-from everbus.gateway.failpoints import FailPoint, disarmed
+from everbus.gateway.failpoints import FailPoint, armed, disarmed
 from everbus.gateway.sealing.sealing import Sealing
 from everbus.gateway.store.breaker import TierBreaker, guarded
 from everbus.gateway.store.cold.archives import Archives
@@ -55,6 +55,13 @@ def warm_tier(settings: Settings, sealing: Sealing | None = None) -> WarmTier | 
         return None
     # The driver's own deadline comes first, since its error has more details.
     return guarded(tier, TierBreaker("warm"), settings.warm_timeout_s + 2)
+
+
+def fail_point_of(settings: Settings) -> FailPoint:
+    """
+    The fail point of EVERBUS_FAIL_POINT.
+    """
+    return armed(settings.fail_point) if settings.fail_point else disarmed
 
 
 def cold_tier(settings: Settings) -> ColdTier | None:
