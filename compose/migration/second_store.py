@@ -53,7 +53,7 @@ class DualStatus(msgspec.Struct):
 
 class Remembered(Generic[T]):
     """
-    The newest MAX_PLACES values by key.
+    The newest MAX_PLACES values by key. A MAD's own install has no cachetools.
     """
 
     def __init__(self) -> None:

@@ -26,6 +26,9 @@ from everbus.gateway.sealing.key_encryption import LocalKeyEncryption
 from everbus.gateway.sealing.keyring import Keyring, WrappedKey
 from everbus.gateway.sealing.sealing import Sealing
 from everbus.gateway.store.cold.sealed_document import opened, with_sealed
+from everbus.gateway.store.mongo.driver import Mongo
+from everbus.gateway.store.mongo.operations import Insert
+from everbus.gateway.store.mongo.sealed import SealedMongo
 
 NOW = datetime(2026, 11, 28, tzinfo=UTC)
 PLACE = ValuePlace("s1", 1000, "context_summary")
@@ -236,6 +239,30 @@ class TestKeyring:
         kept = warm.kept
         await other.keep_in_warm([first.seal(b"again", PLACE)])
         assert warm.kept == kept
+
+    async def test_mongodb_has_the_key_before_the_value(
+        self, keyring, hot, warm, monkeypatch
+    ):
+        """
+        An entry that a manager has sealed goes through the archiver as it is.
+        """
+        sealed = (await keyring.rotate("acme")).seal(b"plain", PLACE)
+        other = Keyring(LocalKeyEncryption(kek(b"a")), hot, warm)
+        await other.rotate("acme")
+        held = []
+
+        async def written(_self, _collection, _operations, _own):
+            held.append(set(warm.keys))
+
+        monkeypatch.setattr(Mongo, "bulk", written)
+        place = ("mongodb://127.0.0.1:9", "d", "motor", 100)
+        mongo = SealedMongo(*place, Sealing(other))
+        entry = {"session": "s1", "life": NOW, "seq": 1, "entry": sealed}
+
+        await mongo.bulk("timeline", [Insert(entry)])
+
+        mongo.close()
+        assert held == [{keyring.active("acme").id}]
 
     async def test_keys_come_back_from_mongodb_when_redis_lost_them(
         self, keyring, hot, warm

@@ -5,7 +5,7 @@ All of the warm tier's code sees plain values; only timeline entries stay sealed
 between the hot tier, MongoDB and the archive, see `store.timeline`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -59,9 +59,10 @@ class SealedMongo(Mongo):
         As `Mongo.bulk`, with sensitive fields sealed.
         """
         tenants = {tenant for one in operations for tenant in self._tenant(one)}
-        await self._sealing.keyring.ready(tenants, warm=True)
-        sealed = [self._sealed(collection, one) for one in operations]
-        await self._sealing.keyring.keep_in_warm(self._values_in(collection, sealed))
+        await self._sealing.keyring.ready(tenants)
+        values: list[bytes] = []
+        sealed = [self._sealed(collection, one, values) for one in operations]
+        await self._sealing.keyring.keep_in_warm(values)
 
         return await super().bulk(collection, sealed, own)
 
@@ -121,23 +122,13 @@ class SealedMongo(Mongo):
 
         return [] if written is None else [written.get("tenant", "")]
 
-    def _values_in(
-        self, collection: str, operations: Sequence[Operation]
-    ) -> Iterator[bytes]:
+    def _sealed(
+        self, collection: str, operation: Operation, values: list[bytes]
+    ) -> Operation:
         """
-        The sealed values that the operations write, also those of other processes.
+        The operation with its sensitive fields sealed; *values* gets what it then
+        writes, also what other processes have sealed.
         """
-        for operation in operations:
-            written = _written(operation)
-            if written is None:
-                continue
-            placed = {**written, **_place_in(operation)}
-            for one in sealed_fields(collection, placed, self._sealing):
-                value = one.holder.get(one.name)
-                if isinstance(value, bytes) and is_sealed(value):
-                    yield value
-
-    def _sealed(self, collection: str, operation: Operation) -> Operation:
         written = _written(operation)
         if written is None:
             return operation
@@ -150,7 +141,11 @@ class SealedMongo(Mongo):
         if key is None:
             raise AssertionError("bulk() has made the keys ready")
         for one in found:
-            self._seal(key, one, document if one.holder is placed else one.holder)
+            holder = document if one.holder is placed else one.holder
+            self._seal(key, one, holder)
+            value: Any = holder.get(one.name)
+            if is_sealed(value):
+                values.append(value)
         if "words" in document and "owner_id" in document:
             document["words"] = self._words(written)
         return _with(operation, document)
