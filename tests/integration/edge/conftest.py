@@ -20,9 +20,11 @@ from fastapi import FastAPI
 
 from everbus.bus import Mad, keys
 from everbus.bus.connection import connected_as
+from everbus.compose.edge_role import run_edge
 from everbus.compose.keyring import grants_of, identity_of
 from everbus.compose.role_processes import run_archiver, run_manager
 from everbus.compose.settings import Settings, load_settings
+from everbus.compose.stack_folder import free_port
 from everbus.gateway.edge.app import edge_app
 from everbus.gateway.edge.context import EdgeContext, EdgeLimits
 from everbus.gateway.edge.fallback import ReadFallback
@@ -82,6 +84,25 @@ class House(NamedTuple):
         """
         async with self.parts(limits) as parts:
             yield Edge(edge_app(parts), parts)
+
+    @asynccontextmanager
+    async def served(self, **chosen: Any) -> AsyncIterator[str]:
+        """
+        The URL of an edge as it is deployed, on a port of its own; *chosen*: settings.
+        """
+        given = {"edge_port": free_port(), "edge_drain_s": 1.0, **chosen}
+        settings = self.settings.model_copy(update=given)
+        url = f"http://127.0.0.1:{given['edge_port']}"
+        async with running(run_edge, settings), httpx.AsyncClient() as client:
+
+            async def ready() -> bool:
+                try:
+                    return (await client.get(f"{url}/readyz")).status_code == 200
+                except httpx.TransportError:
+                    return False
+
+            await until(ready, WITHIN_S, "the edge serves")
+            yield url
 
 
 class Edge(NamedTuple):

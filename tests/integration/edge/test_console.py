@@ -12,11 +12,9 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from everbus.compose.edge_role import run_edge
-from everbus.compose.stack_folder import free_port
 from everbus.gateway.identity.principal import Claimed
 from tests.browser import WHY_NONE, WITHIN_MS, Watched, a_browser, a_page
-from tests.integration.edge.conftest import WITHIN_S, House, a_token, fresh, running
+from tests.integration.edge.conftest import WITHIN_S, House, a_token, fresh
 from tests.replicas import a_mad, until
 
 if TYPE_CHECKING:
@@ -73,31 +71,11 @@ async def signed_in(page: "Page", token: str) -> None:
     await page.add_init_script(f"sessionStorage.setItem('everbus.token', '{token}')")
 
 
-@asynccontextmanager
-async def serving(house: House, **chosen: Any) -> AsyncIterator[str]:
-    """
-    The URL of an edge on a port of its own.
-    """
-    given = {"edge_port": free_port(), "edge_drain_s": 1.0, **chosen}
-    settings = house.settings.model_copy(update=given)
-    url = f"http://127.0.0.1:{given['edge_port']}"
-    async with running(run_edge, settings), httpx.AsyncClient() as client:
-
-        async def ready() -> bool:
-            try:
-                return (await client.get(f"{url}/readyz")).status_code == 200
-            except httpx.TransportError:
-                return False
-
-        await until(ready, WITHIN_S, "the edge serves")
-        yield url
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def site(house: House) -> AsyncIterator[Site]:
     if WHY_NONE:
         pytest.skip(WHY_NONE)
-    async with serving(house) as url, a_browser() as browser:
+    async with house.served() as url, a_browser() as browser:
         yield Site(url, browser)
 
 
@@ -131,7 +109,7 @@ async def until_listed(client: httpx.AsyncClient, owner: str, count: int) -> Non
 
 async def test_the_setting_switches_the_console_of_an_edge_off(house: House):
     async with (
-        serving(house, edge_console=False) as url,
+        house.served(edge_console=False) as url,
         httpx.AsyncClient(base_url=url) as client,
     ):
         answers = [await client.get(path) for path in ("/console", "/docs")]

@@ -9,17 +9,15 @@ import re
 import shutil
 import subprocess
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from everbus.compose.edge_role import run_edge
 from everbus.compose.stack_folder import free_port
-from tests.integration.edge.conftest import WITHIN_S, House, a_token, fresh, running
-from tests.replicas import until
+from tests.integration.edge.conftest import WITHIN_S, House, a_token, fresh
 
 EXAMPLE = Path(__file__).parents[3] / "docs" / "examples" / "dashboard"
 ORIGIN = "http://localhost:8001"
@@ -39,24 +37,11 @@ pytestmark = pytest.mark.timeout(120)
 needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="no node here")
 
 
-@asynccontextmanager
-async def serving(house: House, port: int) -> AsyncIterator[str]:
+def serving(house: House, port: int) -> AbstractAsyncContextManager[str]:
     """
     An edge that serves pages of ORIGIN.
     """
-    given = {"edge_port": port, "edge_cors_origins": ORIGIN, "edge_drain_s": 1.0}
-    settings = house.settings.model_copy(update=given)
-    url = f"http://127.0.0.1:{port}"
-    async with running(run_edge, settings), httpx.AsyncClient() as client:
-
-        async def ready() -> bool:
-            try:
-                return (await client.get(f"{url}/readyz")).status_code == 200
-            except httpx.TransportError:
-                return False
-
-        await until(ready, WITHIN_S, "the edge serves")
-        yield url
+    return house.served(edge_port=port, edge_cors_origins=ORIGIN)
 
 
 @asynccontextmanager

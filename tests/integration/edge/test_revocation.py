@@ -5,7 +5,6 @@ the command, and a list that cannot be read.
 
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
 import httpx
@@ -15,9 +14,6 @@ import redis.asyncio
 from structlog.testing import capture_logs
 
 from everbus.bus import Unauthenticated, connect
-from everbus.compose.edge_role import bound_socket, run_edge
-from everbus.compose.settings import Settings, load_settings
-from everbus.gateway.edge.server import url_of
 from everbus.gateway.identity import token_revocation_reader, token_revocations
 from everbus.gateway.identity.token_revocation_reader import (
     TokenRevocationReader,
@@ -26,10 +22,10 @@ from everbus.gateway.identity.token_revocation_reader import (
 from everbus.gateway.identity.token_revocations import LIST, UNREAD_S, TokenRevocations
 from everbus.gateway.telemetry.metrics import REVOKED, REVOKED_UNREAD
 from tests.commandline import CommandLine, own_logs  # noqa: F401 - a fixture
-from tests.integration.edge.conftest import House, a_token, fresh, running
+from tests.integration.edge.conftest import House, a_token, fresh
 from tests.integration.edge.followers import a_socket, a_source, closed, received
 from tests.proxy import Proxy
-from tests.replicas import a_mad, settings_of, until
+from tests.replicas import a_mad, until
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -44,34 +40,9 @@ def port_of(house: House) -> int:
     return port
 
 
-@asynccontextmanager
-async def an_edge(house: House, **chosen: str) -> AsyncIterator[str]:
-    """
-    The URL of an edge as it is deployed.
-    """
-    given = settings_of(house.url, edge_port=0, health_port=0, **chosen)
-    free = bound_socket(load_settings(given))
-    url = url_of(free)
-    free.close()
-    settings: Settings = load_settings(
-        given | {"EVERBUS_EDGE_PORT": url.rpartition(":")[2]}
-    )
-    async with running(run_edge, settings):
-
-        async def serves() -> bool:
-            try:
-                async with httpx.AsyncClient() as client:
-                    return (await client.get(f"{url}/readyz")).status_code == 200
-            except httpx.TransportError:
-                return False
-
-        await until(serves, 15, "a ready edge")
-        yield url
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def edge_url(house: House) -> AsyncIterator[str]:
-    async with an_edge(house) as url:
+    async with house.served() as url:
         yield url
 
 
@@ -164,7 +135,7 @@ async def test_a_closed_edge_ends_its_streams_without_the_list(house, monkeypatc
         monkeypatch.setattr(module, "UNREAD_S", 2.5)
     async with (
         Proxy("127.0.0.1", port_of(house)) as proxy,
-        an_edge(house, revoked_unread="closed", redis_url=proxy.url()) as url,
+        house.served(revoked_unread="closed", redis_url=proxy.url()) as url,
     ):
         name = fresh("ada")
         session, token = await a_session_of(house, name), a_token(name)
