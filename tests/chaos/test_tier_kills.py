@@ -44,7 +44,7 @@ SESSIONS = 4
 ROUND_ENTRIES = 20
 # Then a conversation is left alone, and another one begun.
 MOST_ENTRIES = 200
-WITHIN_S = 90.0
+WITHIN_S = 60.0
 # How long a replica lives at most before it may be struck again.
 LIFE_S = 2.0
 TIMES = pytest.mark.parametrize(

@@ -176,6 +176,19 @@ async def until_served(url: str) -> None:
         await until(owned, WITHIN_S, "every lane owned")
 
 
+async def until_listed(client: httpx.AsyncClient, count: int, **filters: str) -> None:
+    """
+    Return when MongoDB lists *count* sessions that fit *filters*.
+    """
+    asked: dict[str, str | int] = {**filters, "limit": 1000}
+
+    async def listed() -> bool:
+        page = await client.get("/sessions", params=asked)
+        return len(page.json()["sessions"]) == count
+
+    await until(listed, WITHIN_S, f"{count} sessions of {filters}")
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
     """

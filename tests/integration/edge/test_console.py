@@ -14,8 +14,14 @@ import pytest_asyncio
 
 from everbus.gateway.identity.principal import Claimed
 from tests.browser import WHY_NONE, WITHIN_MS, Watched, a_browser, a_page
-from tests.integration.edge.conftest import WITHIN_S, House, a_token, fresh
-from tests.replicas import a_mad, until
+from tests.integration.edge.conftest import (
+    WITHIN_S,
+    House,
+    a_token,
+    fresh,
+    until_listed,
+)
+from tests.replicas import a_mad
 
 if TYPE_CHECKING:
     from playwright.async_api import Browser, Page
@@ -95,18 +101,6 @@ async def begun(client: httpx.AsyncClient, owner: str, *entries: Any) -> str:
     return str(made.json()["id"])
 
 
-async def until_listed(client: httpx.AsyncClient, owner: str, count: int) -> None:
-    """
-    Return when MongoDB has *count* sessions of *owner*.
-    """
-
-    async def listed() -> bool:
-        page = await client.get("/sessions", params={"owner": owner, "limit": 1000})
-        return len(page.json()["sessions"]) == count
-
-    await until(listed, WITHIN_S, f"{count} sessions of {owner}")
-
-
 async def test_the_setting_switches_the_console_of_an_edge_off(house: House):
     async with (
         house.served(edge_console=False) as url,
@@ -121,7 +115,7 @@ async def test_the_list_finds_pages_and_opens(site: Site):
     name = fresh()
     async with site.client(name) as client:
         ids = {*await asyncio.gather(*(begun(client, name) for _ in range(26)))}
-        await until_listed(client, name, 26)
+        await until_listed(client, 26, owner=name)
 
     async with site.opened(f"sessions?owner={name}", a_token(name)) as (page, *_):
         rows = page.locator("tbody tr")
@@ -298,7 +292,7 @@ async def test_text_of_others_stays_text(site: Site):
         at = f"/sessions/{session}"
         await client.patch(at, json={"patch": {"tags": [HACK], "fields": {HACK: HACK}}})
         await client.post(f"{at}/checkpoints", json={"name": HACK})
-        await until_listed(client, name, 1)
+        await until_listed(client, 1, owner=name)
         token = a_token("root", "admin")
         async with site.opened(f"sessions/{session}", token) as (page, *_):
             await page.locator("a.tag", has_text=HACK).wait_for()
