@@ -26,11 +26,10 @@ from everbus.gateway.identity.token_revocations import (
     TokenRevocation,
     id_of_token,
 )
+from everbus.gateway.identity.tokens import MAX_LEEWAY_S
 from everbus.gateway.store.scripts import write_at_all_times
 
 DAY_S = 86_400
-# A token may be accepted so long after its `exp`: the most that a leeway can be.
-LEEWAY_S = 30
 MAX_KEEP_S = 366 * DAY_S
 
 _Token = Annotated[
@@ -109,12 +108,12 @@ def of_token(token: str, now: float) -> TokenRevocation:
     Its signature is not checked: an entry for a token that nobody accepts is harmless.
 
     Raises:
-        Failed: it is no JWT, or has expired.
+        Failed: it is no JWT, or has expired, by the longest leeway of a deployment.
     """
     token = token.strip()
     claims = _claims_in(token)
     ends = claims.get("exp")
-    if not isinstance(ends, int | float) or ends + LEEWAY_S <= now:
+    if not isinstance(ends, int | float) or ends + MAX_LEEWAY_S <= now:
         raise Failed("the token has no exp, or has expired: nobody accepts it", USAGE)
     jti, tenant = claims.get("jti"), claims.get("tenant", "")
     named = isinstance(jti, str) and bool(jti)
@@ -123,7 +122,7 @@ def of_token(token: str, now: float) -> TokenRevocation:
         kind="jti" if named else "token",
         name=str(jti) if named else id_of_token(token),
         tenant=tenant if isinstance(tenant, str) else "",
-        expires_at=ends + LEEWAY_S,
+        expires_at=ends + MAX_LEEWAY_S,
         made_at=now,
     )
 

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from everbus.bus.backoff import Backoff
 from everbus.compose.backup.archive_copies import ArchiveCopies, ArchiveTrouble
 from everbus.compose.backup.folder import (
     MOST_NAMED,
@@ -243,7 +244,7 @@ class _SessionsPart:
         """
         Stream one session into the part; read it again if it moved, or lacks rows.
         """
-        pause_s = PAUSE_S
+        pause = Backoff(PAUSE_S)
         for left in reversed(range(TRIES)):
             if row is None:
                 return  # deleted, and its tombstone is gone, too
@@ -257,8 +258,7 @@ class _SessionsPart:
                 return
             self._writer.roll_back(mark)
             if left:
-                await asyncio.sleep(pause_s)
-                pause_s *= 2
+                await asyncio.sleep(pause.next_s())
                 row = await self._export.session(session_id)
         reason = f"it moved between the tiers in each of {TRIES} reads: not in here"
         self._name_it(session_id, reason)

@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 
 from everbus.bus.errors import Overloaded, Unauthenticated, Unavailable
 from everbus.compose.exit_codes import Failed
-from everbus.compose.revocation_command import LEEWAY_S, of_token
+from everbus.compose.revocation_command import of_token
 from everbus.gateway.identity.grants import BAD_GRANT
 from everbus.gateway.identity.token_revocation_reader import read_list
 from everbus.gateway.identity.token_revocations import (
@@ -17,7 +17,7 @@ from everbus.gateway.identity.token_revocations import (
     TokenRevocation,
     TokenRevocations,
 )
-from everbus.gateway.identity.tokens import BAD_TOKEN, Identity
+from everbus.gateway.identity.tokens import BAD_TOKEN, MAX_LEEWAY_S, Identity
 from everbus.gateway.lane.decision import Decision
 from tests.unit.forging import (
     AUDIENCE,
@@ -119,7 +119,7 @@ def test_a_token_is_known_by_what_is_signed():
 
 
 @pytest.mark.parametrize(
-    "token", ["", "eyJ", "a.b.c", "e30.e30.x", with_claims(exp=NOW - LEEWAY_S)]
+    "token", ["", "eyJ", "a.b.c", "e30.e30.x", with_claims(exp=NOW - MAX_LEEWAY_S)]
 )
 def test_only_a_token_that_somebody_may_accept_is_revoked(token):
     with pytest.raises(Failed) as refused:
